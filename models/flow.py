@@ -1,0 +1,168 @@
+"""A deep invertible network trained by exact maximum likelihood.
+
+``z_0 = x``, ``y_k = W_k z_{k-1} + b_k``, ``z_k = σ(y_k)`` for k < L, and the last layer is affine (Gresele et al. 2020,
+"Relative gradient optimization of the Jacobian term in unsupervised deep learning", arXiv 2006.15090).
+
+log p(x) = log p_base(y_L) + Σ_{k<L} Σ_i log σ′(y_k,i) + Σ_k log|det W_k|: a part that costs O(L B d²) and a part,
+kept apart from it in every method here, that costs O(L d³).
+
+Tensors are row batches, ``[batch, dim]``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.models.protocol import LayerIO
+
+BASES = ("normal", "logistic")
+QR_LIMIT = 1024  # widest layer whose initial weights come from a QR, which is cubic
+REFLECTIONS = 32
+NEWTON_STEPS = 10
+
+
+class Flow(nn.Module):
+    """Invertible multilayer perceptron with square layers.
+
+    Args:
+        dim: width d of the data and of every layer.
+        depth: number L of affine layers.
+        alpha: slope of σ at minus infinity, σ(y) = α y + (1 − α) log(1 + eʸ); in (0, 1].
+        base: density of the noise, ``"normal"`` or ``"logistic"``, both standard.
+        bias: whether the affine layers have one.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self, dim: int, depth: int = 2, *, alpha: float = 0.3, base: str = "normal", bias: bool = True
+    ) -> None:
+        super().__init__()
+        if dim < 1 or depth < 1:
+            raise ValueError(f"dim and depth must be at least 1, got dim={dim}, depth={depth}")
+        if not 0 < alpha <= 1:
+            raise ValueError(f"alpha must lie in (0, 1], got {alpha}")
+        if base not in BASES:
+            raise ValueError(f"base must be one of {', '.join(BASES)}, got {base!r}")
+        self.alpha, self.base = alpha, base
+        self.layers = nn.ModuleList(nn.Linear(dim, dim, bias=bias) for _ in range(depth))
+        for layer in self.layers:
+            initialise(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """O(L B d²): the noise of each row of ``x``."""
+        return self.layers[-1](self._hidden(x)[0])
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """O(L (B d² + d³)): the row of which ``z`` is the noise; one LU a layer, Newton's method for σ⁻¹."""
+        for k, layer in reversed(list(enumerate(self.layers))):
+            y = z if k == len(self.layers) - 1 else self._activation_inverse(z)
+            shifted = y if layer.bias is None else y - layer.bias
+            lu, pivots = torch.linalg.lu_factor(layer.weight)
+            z = torch.linalg.lu_solve(lu, pivots, shifted, left=False, adjoint=True)
+        return z
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """O(L (n d² + d³)): ``[n, dim]`` drawn from the model."""
+        weight = self.layers[0].weight
+        noise = torch.randn(n, weight.shape[1], device=weight.device, dtype=weight.dtype)
+        if self.base == "logistic":
+            noise = torch.logit(torch.rand_like(noise).clamp_(min=torch.finfo(noise.dtype).tiny))
+        return self.inverse(noise)
+
+    def base_log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of the noise, summed over units: ``[batch, dim]`` to ``[batch]``."""
+        if self.base == "normal":
+            return -0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi)
+        return -2 * torch.logaddexp(z / 2, -z / 2).sum(1)
+
+    def log_prob_without_det(self, x: Tensor) -> Tensor:
+        """O(L B d²): log p(x) less Σ log|det W_k|, ``[batch]``."""
+        z, slopes = self._hidden(x)
+        return self.base_log_prob(self.layers[-1](z)) + slopes
+
+    def log_abs_det(self) -> Tensor:
+        """O(L d³): Σ_k log|det W_k|, one ``slogdet`` a layer, so that no batched LU is called."""
+        return torch.stack([torch.linalg.slogdet(layer.weight).logabsdet for layer in self.layers]).sum()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """O(L (B d² + d³)): log-likelihood of each row in nats, ``[batch]``."""
+        return self.log_prob_without_det(x) + self.log_abs_det()
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """O(L (B d² + d³)): mean negative log-likelihood in nats."""
+        return -self.log_prob(batch).mean()
+
+    @torch.no_grad()
+    def capture(self, batch: Tensor) -> list[LayerIO]:
+        """O(L B d²): 2L − 1 products and no determinant.
+
+        The backward pass is written out, δ_k = (δ_{k+1} W_{k+1}) σ′(y_k) − ∂ log σ′(y_k): the loss's value, which
+        autograd would compute, is nowhere needed.
+        """
+        inputs, outputs, slopes, z = [], [], [], batch
+        for layer in self.layers:
+            y = layer(z)
+            inputs.append(z)
+            outputs.append(y)
+            if layer is not self.layers[-1]:
+                slopes.append(torch.sigmoid(y))
+                z = self._activation(y)
+        delta = outputs[-1] if self.base == "normal" else torch.tanh(outputs[-1] / 2)
+        deltas = [delta]
+        for k in range(len(self.layers) - 2, -1, -1):
+            s = slopes[k]
+            slope = torch.mul(s, 1 - self.alpha).add_(self.alpha)
+            curvature = torch.addcmul(s, s, s, value=-1).div_(slope)
+            delta = (delta @ self.layers[k + 1].weight).mul_(slope).sub_(curvature, alpha=1 - self.alpha)
+            deltas.append(delta)
+        return [LayerIO(*io) for io in zip(self.layers, inputs, outputs, reversed(deltas), strict=True)]
+
+    def products(self, batch: int) -> list[tuple[int, int, int]]:
+        """List the 4L − 1 products of a relative step: 3L − 1 of ``[B, d] × [d, d]``, L of ``[d, B] × [B, d]``."""
+        dim, depth = self.layers[0].in_features, len(self.layers)
+        return [(batch, dim, dim)] * (3 * depth - 1) + [(dim, batch, dim)] * depth
+
+    def _hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden layer ``[batch, dim]`` and Σ_{k<L} Σ_i log σ′(y_k,i) ``[batch]``."""
+        slopes = x.new_zeros(x.shape[0]) if x.ndim == 2 else x.new_zeros(())
+        for layer in self.layers[:-1]:
+            y = layer(x)
+            slopes = slopes + torch.log(self.alpha + (1 - self.alpha) * torch.sigmoid(y)).sum(-1)
+            x = self._activation(y)
+        return x, slopes
+
+    def _activation(self, y: Tensor) -> Tensor:
+        # not F.softplus: it switches to the identity above 20, and σ⁻¹ then stalls at 7e-11
+        return torch.lerp(torch.logaddexp(y, y.new_zeros(())), y, self.alpha)
+
+    def _activation_inverse(self, z: Tensor) -> Tensor:
+        """σ⁻¹ by Newton's method: σ is convex, increasing and onto, so it converges from either start."""
+        y = torch.where(z > 0, z - 0.3, z / self.alpha)
+        for _ in range(NEWTON_STEPS):
+            slope = self.alpha + (1 - self.alpha) * torch.sigmoid(y)
+            y = y - (self._activation(y) - z) / slope
+        return y
+
+
+def initialise(layer: nn.Linear) -> None:
+    """Set an orthogonal weight and a zero bias.
+
+    O(d³) by QR up to ``QR_LIMIT``; beyond, O(d²) as a product of random Householder reflections, which is exactly
+    orthogonal too, though not uniformly distributed.
+    """
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    if layer.weight.shape[0] <= QR_LIMIT:
+        nn.init.orthogonal_(layer.weight)
+        return
+    with torch.no_grad():
+        nn.init.eye_(layer.weight)
+        for _ in range(REFLECTIONS):
+            v = nn.functional.normalize(torch.randn_like(layer.weight[0]), dim=0)
+            layer.weight.addr_(v, v @ layer.weight, alpha=-2)

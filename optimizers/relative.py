@@ -1,0 +1,66 @@
+"""The relative gradient: the natural direction of the affine group, at the cost of backpropagation.
+
+Gresele, Fissore, Javaloy, Schölkopf, Hyvärinen 2020, "Relative gradient optimization of the Jacobian term in
+unsupervised deep learning", NeurIPS, arXiv 2006.15090. With θ = [[W, b], [0, 1]] it is ∇θ · θᵀθ, in which the
+log-determinant's −W⁻ᵀ becomes −W: no inverse and no determinant.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.models import Batch, LayerIO
+from stepscale.optimizers.step import Mark, Stateless, no_mark, require
+
+BIASES = ("plain", "affine", "official")
+
+
+class Relative(Stateless):
+    """O(L B d²): writes the relative gradient of an invertible model into ``.grad``.
+
+    Args:
+        model: offers ``capture``; every layer square with a log|det W| in the loss.
+        bias: the group whose relative gradient it is. ``"plain"``: W alone, dW = ∇W WᵀW and db = ∇b;
+            ``"affine"``: W and b, the exact relative gradient in θ; ``"official"``: the authors' released code,
+            whose db lacks affine's −b and so acts as a decay on b.
+
+    Raises:
+        ValueError: unknown ``bias``.
+        TypeError: the model has no ``capture``.
+    """
+
+    def __init__(self, model: nn.Module, bias: str = "plain") -> None:
+        require(model, "capture", "relative")
+        if bias not in BIASES:
+            raise ValueError(f"bias must be one of {', '.join(BIASES)}, got {bias!r}")
+        self.model, self.bias = model, bias
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        for io in self.model.capture(batch):
+            io.layer.weight.grad = weight_gradient(io, self.bias)
+            if io.layer.bias is not None:
+                io.layer.bias.grad = bias_gradient(io, self.bias)
+        mark("gradient")
+
+
+def weight_gradient(io: LayerIO, bias: str) -> Tensor:
+    """O(B d²): dW = δᵀ(v W)/B − W, ``[dim, dim]``; v = y − b for ``plain`` and y otherwise.
+
+    Associated from the right: (δᵀ v) W would be cubic. A product and a subtraction, not one ``addmm``, which copies W
+    and then reads the copy: 15 % slower at dim 1024 on CPU.
+    """
+    W, b = io.layer.weight, io.layer.bias
+    v = io.y - b if b is not None and bias == "plain" else io.y
+    return (io.delta.T @ (v @ W).div_(len(v))).sub_(W)
+
+
+def bias_gradient(io: LayerIO, bias: str) -> Tensor:
+    """O(B d): ``plain`` mean δ; ``affine`` δᵀ(y b)/B − b + mean δ; ``official`` the same without −b; ``[dim]``."""
+    mean = io.delta.mean(0)
+    if bias == "plain":
+        return mean
+    b = io.layer.bias
+    affine = torch.addmv(mean, io.delta.T, io.y @ b, alpha=1 / len(io.y))
+    return affine - b if bias == "affine" else affine
