@@ -1,6 +1,8 @@
-PY    ?= .venv/bin/python
-TORCH ?= torch==2.13.0
+PY          ?= .venv/bin/python
 BASE_PYTHON ?= python3
+TORCH       ?= torch==2.13.0
+SWEEP       ?= default
+RUN         ?= results/local/latest
 
 .DEFAULT_GOAL := help
 .PHONY: setup bench bench-quick report publish test lint clean help
@@ -8,9 +10,40 @@ BASE_PYTHON ?= python3
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
 
-.venv/ready: .venv/bin/python pyproject.toml
+.venv/ready: pyproject.toml | .venv/bin/python
 	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install -q $(TORCH)
 	$(PY) -m pip install -q -e ".[dev]"
 	touch $@
 
-setup: .venv/ready  ## Build .venv: torch only where none is importable, the package in editable mode, the tools
+setup: .venv/ready  ## Build .venv: torch only where none is importable, this package, the tools
+
+bench: .venv/ready  ## Time every optimizer across dims, write the report; goes on where it was interrupted (SWEEP=full)
+	$(PY) -m stepscale.bench.sweep $(SWEEP) $(OVERRIDES)
+
+bench-quick: .venv/ready  ## The same in a minute, with too few sizes for a verdict
+	$(PY) -m stepscale.bench.sweep quick $(OVERRIDES)
+
+report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)
+	$(PY) -m stepscale.bench.report $(RUN)
+
+publish: .venv/ready  ## Copy a finished run to results/NAME (NAME=…, RUN=…)
+	$(PY) -m stepscale.bench.publish $(RUN) "$(NAME)"
+
+test: lint  ## Lint, types, unit tests, the deterministic cost gate
+	$(PY) -m pytest -q
+
+# mypy cannot follow an editable mapping, so it is shown the layout through links
+lint: .venv/ready  ## Format, lint and type checks
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	mkdir -p build/typed/stepscale
+	ln -sfn ../../../bench ../../../models ../../../optimizers build/typed/stepscale/
+	MYPYPATH=build/typed $(PY) -m mypy -p stepscale
+
+clean:  ## Remove the environment and every build product; results stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find bench models optimizers tests -name __pycache__ -exec rm -rf {} +
+
+help:  ## Show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	printf '  %-12s %s\n' "$$name" "$$text"; done

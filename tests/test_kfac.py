@@ -135,7 +135,7 @@ def test_undamped_direction_does_not_depend_on_the_frame() -> None:
         KFAC(model, damping=0.0, frame=frame, statistics="data")(x)
         found.append(gradients(model))
     for one, other in zip(*found, strict=True):
-        assert (one - other).abs().max() < 1e-8
+        assert (one - other).abs().max() < 1e-10 * one.abs().max()
 
 
 def test_one_sample_is_exactly_kronecker() -> None:

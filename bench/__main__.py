@@ -1,0 +1,97 @@
+"""The Hydra entry: one job is one cell is one record. ``python -m stepscale.bench`` or ``stepscale``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from stepscale.bench import environment, folder, records, report
+from stepscale.bench.run import Job
+
+DTYPES = ("float32", "float64")
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
+def job(cfg: DictConfig) -> None:
+    """Measure the cell of a configuration, unless its folder already holds it."""
+    chosen = HydraConfig.get()
+    run = folder.open_run(Path(chosen.runtime.output_dir).resolve())
+    try:
+        record = run.measure(describe(cfg, run.path))
+    except OSError as error:
+        sys.exit(f"{error}")
+    if chosen.mode == RunMode.RUN:
+        print(folder.details(record), f"record in {run.path}", sep="\n")
+        if record["status"] != "ok":
+            sys.exit(1)
+
+
+def describe(cfg: DictConfig, path: Path) -> Job:
+    """Turn a configuration into a job, checking what Hydra does not.
+
+    Raises:
+        SystemExit: a value is out of range; the message names it and what was expected.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    for name in ("dim", "batch", "depth"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            sys.exit(f"{name} must be a whole number of at least 1, got {config[name]!r}")
+    if config["dtype"] not in DTYPES:
+        sys.exit(f"dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
+    cell = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
+    cell["device"] = _device(str(config["device"]))
+    cell["threads"] = config["threads"] or len(os.sched_getaffinity(0))
+    cell |= {group: _label(group) for group in ("optimizer", "model", "data")}
+    cell["optimizer"] = config["label"] or cell["optimizer"]
+    code = environment.code_hash()
+    return Job(
+        identity=records.identity(cell, config, code, torch.__version__),
+        cell=cell,
+        config=config,
+        command=shlex.join(["stepscale", *sys.argv[1:]]),
+        folder=path,
+    )
+
+
+def _device(asked: str) -> str:
+    there = torch.cuda.is_available()
+    if asked == "auto":
+        return "cuda" if there else "cpu"
+    if asked.startswith("cuda") and not there:
+        sys.exit(f"device={asked}, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
+    if asked not in {"cpu", "cuda"}:
+        sys.exit(f"device must be one of auto, cpu, cuda, got {asked!r}")
+    return asked
+
+
+def _label(group: str) -> str:
+    """Return the file chosen for a group, with what the command line changed in it."""
+    chosen = HydraConfig.get()
+    changes = [o.lstrip("+~") for o in chosen.overrides.task if o.lstrip("+~").startswith(f"{group}.")]
+    changes = [change.removeprefix(f"{group}.") for change in changes]
+    return str(chosen.runtime.choices[group]) + (f"[{','.join(sorted(changes))}]" if changes else "")
+
+
+def main() -> None:
+    """Run the command line; after a sweep, write its report."""
+    sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
+    try:
+        job()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; every finished cell is recorded")
+    if {"-m", "--multirun"} & set(sys.argv):
+        for run in folder.opened():
+            print(report.write(run.path))
+
+
+if __name__ == "__main__":
+    main()

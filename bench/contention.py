@@ -1,0 +1,40 @@
+"""How much of the machine other processes used: what spoils a measurement on a shared machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+STAT = Path("/proc/stat")
+TICK = os.sysconf("SC_CLK_TCK")
+WINDOW_S = 0.25  # the kernel's ticks are 10 ms: over a shorter time they tell nothing
+CONTENDED = 0.15  # cores
+
+
+class OtherCpu:
+    """Watches the CPU that other processes use; its answer is None where the system does not tell (not Linux)."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def cores(self) -> float | None:
+        """Return how many cores others kept busy since the last answer; None if that is less than ``WINDOW_S`` ago."""
+        wall = time.perf_counter() - self._wall
+        if self._busy is None or wall < WINDOW_S:
+            return None
+        before = self._busy
+        self._start()
+        return max(0.0, (self._busy or before) - before) / wall
+
+    def _start(self) -> None:
+        self._wall, self._busy = time.perf_counter(), busy_elsewhere()
+
+
+def busy_elsewhere() -> float | None:
+    """Seconds of CPU the machine has spent since its start, less those of this process."""
+    try:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, STAT.read_text().split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq + steal) / TICK - time.process_time()

@@ -1,0 +1,125 @@
+"""What the numbers depend on: hardware, versions, threads, allocator, code."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGE = Path(__file__).parent.parent
+PARTS = ("bench", "models", "optimizers")
+LIBRARIES = ("torch", "numpy", "scipy", "pandas", "hydra-core", "stepscale")
+# without these glibc maps and unmaps every gradient of 1 MB or more, which makes strawmen of the baselines
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Describe machine, versions and settings, as found in this process."""
+    environment = {
+        "cpu": _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "blas": "mkl" if torch.backends.mkl.is_available() else "other",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
+        "load_1min": os.getloadavg()[0],
+        **{name.replace("-", "_"): _version(name) for name in LIBRARIES},
+        "code": code_hash(),
+        "commit": commit(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        environment |= {
+            "gpu": properties.name,
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return environment
+
+
+@cache
+def code_hash() -> str:
+    """Hash the package's own source and configuration: what makes two measurements the same code's."""
+    digest = hashlib.sha256()
+    for part in PARTS:
+        folder = PACKAGE / part
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in {".py", ".yaml"}):
+            digest.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def commit() -> str | None:
+    """Return the commit of the checkout the package runs from, ``+changes`` if it has any; None outside of one."""
+    git = ["git", "-C", str(PACKAGE)]
+    try:
+        top = subprocess.run(
+            [*git, "rev-parse", "--show-toplevel", "--short=12", "HEAD"], capture_output=True, text=True
+        )
+        if top.returncode or Path(top.stdout.split("\n")[0]) != PACKAGE.resolve():
+            return None
+        changes = subprocess.run([*git, "status", "--porcelain", "--", *PARTS], capture_output=True, text=True).stdout
+    except OSError:
+        return None
+    return top.stdout.split("\n")[1] + ("+changes" if changes else "")
+
+
+def start_peak_memory(device: torch.device) -> Any:
+    """Start watching this process's peak memory; the result, called, gives ``peak_mib`` since now and how it was read.
+
+    On CUDA the allocator's own peak (and what it reserved); on CPU the resident set's high-water mark less its value
+    now, which includes buffers of the libraries.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: {
+            "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20,
+            "reserved_mib": torch.cuda.max_memory_reserved(device) / 2**20,
+            "read_from": "allocator",
+        }
+    try:
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # else the step would reuse what loading the data has freed, and show no growth
+        CLEAR_REFS.write_text("5")  # resets VmHWM to VmRSS
+    except (OSError, AttributeError):
+        return lambda: {"peak_mib": None, "read_from": "unknown"}
+    start = _status_mib("VmRSS")
+    return lambda: {"peak_mib": _status_mib("VmHWM") - start, "read_from": "RSS"}
+
+
+def _status_mib(name: str) -> float:
+    field = _field(STATUS, name) or "0"
+    return int(field.split()[0]) / 1024
+
+
+def _field(path: Path, name: str) -> str | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), None)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

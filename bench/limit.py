@@ -1,0 +1,60 @@
+"""The limit: the model's matrix products that no exact step can avoid, run alone.
+
+It is timed in the same loop as the step, and is the denominator of every ratio.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.bench.counts import Counts, product_flops
+from stepscale.models import Batch
+
+Shape = tuple[int, int, int]
+
+
+class Limit:
+    """Runs ``[m, k] × [k, n]`` products into preallocated outputs.
+
+    Of each operand and output shape there are as many as the model has weights of that shape, and at least one: a step
+    reads each weight several times, so a limit with an operand of its own for every product would move more memory than
+    the step and flatter it.
+    """
+
+    def __init__(self, model: nn.Module, products: list[Shape], device: torch.device, dtype: torch.dtype) -> None:
+        self.flops = product_flops(products)
+        weights = [tuple(p.shape) for p in model.parameters() if p.ndim == 2]
+        buffers: dict[tuple[str, tuple[int, int]], cycle[Tensor]] = {}
+
+        def buffer(role: str, shape: tuple[int, int]) -> Tensor:
+            if (role, shape) not in buffers:
+                count = max(1, weights.count(shape), weights.count(shape[::-1]))
+                fresh = [torch.randn(shape, device=device, dtype=dtype) for _ in range(count)]
+                buffers[role, shape] = cycle(fresh)
+            return next(buffers[role, shape])
+
+        self.calls = [(buffer("a", (m, k)), buffer("b", (k, n)), buffer("out", (m, n))) for m, k, n in products]
+
+    def run(self, times: int) -> None:
+        """Run all products ``times`` times."""
+        for _ in range(times):
+            for a, b, out in self.calls:
+                torch.mm(a, b, out=out)
+
+
+def products_of(model: nn.Module, batch: Batch, dim: int) -> list[Shape]:
+    """List the model's own products, or else as many FLOPs as its loss's forward and backward pass has, in dim × dim.
+
+    Call it before timing: without ``model.products`` it runs that pass once.
+    """
+    rows = len(batch[0] if isinstance(batch, tuple) else batch)
+    if callable(getattr(model, "products", None)):
+        return list(model.products(rows))
+    with Counts() as counts:
+        model.loss(batch).backward()
+    model.zero_grad()
+    whole, rest = divmod(round(counts.flops / (2 * dim * dim)), dim)
+    return [(dim, dim, dim)] * whole + [(rest, dim, dim)] * (rest > 0)

@@ -1,0 +1,231 @@
+"""How step time grows with the dimension: pure functions of a table of cells (``records.load``).
+
+All times compared here are divided by the limit measured in the same loop, so that clocks and caches cancel, and
+multiplied by the limit's FLOPs where growth is asked for. Seeds are processes, and intervals speak of processes: logs
+of figures are averaged over seeds, with one process-to-process variance pooled over a run's cells.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+from stepscale.bench.records import GROUP
+
+GROUPING = list(GROUP)
+MIN_SIZES, MIN_SPAN = 5, 10.0  # fewer sizes, or less than a decade, bear no verdict
+CUBIC_ABOVE, NO_CUBIC_BELOW = 0.25, 0.10  # share of the step at the largest dim
+SHARES = np.linspace(0, 1, 401)
+CONFIDENCE = 0.95
+
+
+class Pooled(NamedTuple):
+    """Standard deviation of a figure's log from process to process, and its degrees of freedom."""
+
+    sd: float
+    dof: int
+
+    def half_width(self, *counts: float) -> float:
+        """Half the interval of a sum or difference of means over that many processes each; infinite without repeats."""
+        if self.dof < 1:
+            return math.inf
+        t = stats.t.ppf(0.5 + CONFIDENCE / 2, self.dof)
+        return float(t * self.sd * math.sqrt(sum(1 / n for n in counts)))
+
+
+def usable(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells whose figures speak of the method: measured, and not of a device that waits for its host."""
+    measured = cells[cells["status"] == "ok"]
+    return measured[~measured["launch_bound"].astype(bool)]
+
+
+def pooled(cells: pd.DataFrame, column: str) -> Pooled:
+    """Pool the variance of log ``column`` over seeds of otherwise equal cells."""
+    measured = cells[cells["status"] == "ok"]
+    logs = np.log(measured[column].astype(float)).groupby([measured[c] for c in [*GROUPING, "optimizer", "dim"]])
+    counts, variances = logs.count(), logs.var()
+    dof = int((counts - 1).sum())
+    if dof < 1:
+        return Pooled(math.nan, 0)
+    return Pooled(math.sqrt(float((variances.fillna(0) * (counts - 1)).sum()) / dof), dof)
+
+
+def times(cells: pd.DataFrame) -> pd.DataFrame:
+    """One row a (group, optimizer, dim): geometric means over seeds with intervals, and what became of each seed."""
+    spread = {column: pooled(cells, column) for column in ("step_ms", "ratio")}
+    return pd.DataFrame(
+        [
+            dict(zip([*GROUPING, "optimizer", "dim"], key, strict=True)) | _time_row(part, spread)
+            for key, part in cells.groupby([*GROUPING, "optimizer", "dim"])
+        ]
+    )
+
+
+def _time_row(part: pd.DataFrame, spread: dict[str, Pooled]) -> dict[str, Any]:
+    ok = part[part["status"] == "ok"]
+    row: dict[str, Any] = {"seeds": len(part), "ok": len(ok), "status": ", ".join(sorted(set(part["status"])))}
+    for column in ("step_ms", "ratio"):
+        mean = _geometric_mean(ok[column])
+        half = spread[column].half_width(len(ok)) if len(ok) else math.nan
+        row |= {column: mean, f"{column}_low": mean * math.exp(-half), f"{column}_high": mean * math.exp(half)}
+    for column in ("limit_ms", "cheap_ms", "peak_ms", "first_step_ms", "peak_mib", "flops", "operations"):
+        row[column] = _geometric_mean(ok[column])
+    row["period"] = ok["period"].iloc[0] if len(ok) else None
+    row["composed"] = bool(ok["composed"].astype(bool).any())
+    row["contended"] = int(ok["contended"].astype(bool).sum())
+    row["launch_bound"] = bool(ok["launch_bound"].astype(bool).any())
+    row["reason"] = "; ".join(sorted(set(part["reason"].dropna())))
+    return row
+
+
+def _geometric_mean(values: pd.Series) -> float:
+    found = pd.to_numeric(values, errors="coerce").dropna()
+    return float(np.exp(np.log(found).mean())) if len(found) and (found > 0).all() else math.nan
+
+
+def local_slopes(cells: pd.DataFrame, column: str = "step_ms") -> pd.DataFrame:
+    """Δ log time / Δ log dim between neighbouring dims, with its interval; ``dim`` is the pair's geometric middle."""
+    spread, rows = pooled(cells, column), []
+    for key, part in usable(cells).groupby([*GROUPING, "optimizer"]):
+        logs = np.log(part[column].astype(float)).groupby(part["dim"])
+        means, counts = logs.mean(), logs.count()
+        for a, b in itertools.pairwise(means.index):
+            run = math.log(b / a)
+            half = spread.half_width(counts[a], counts[b]) / run
+            slope = (means[b] - means[a]) / run
+            rows.append([*key, a, b, math.sqrt(a * b), slope, slope - half, slope + half])
+    return pd.DataFrame(rows, columns=[*GROUPING, "optimizer", "from", "to", "dim", "slope", "low", "high"])
+
+
+def growth(cells: pd.DataFrame) -> pd.DataFrame:
+    """One row a (group, optimizer): cubic share of the step at the largest dim, verdict, exponent of the FLOPs."""
+    spread = pooled(cells, "ratio")
+    rows = []
+    for key, part in usable(cells).groupby([*GROUPING, "optimizer"]):
+        rows.append(dict(zip([*GROUPING, "optimizer"], key, strict=True)) | _growth_row(part, spread))
+    return pd.DataFrame(rows)
+
+
+def _growth_row(part: pd.DataFrame, spread: Pooled) -> dict[str, Any]:
+    by_dim = part.groupby("dim")
+    dims = np.array(sorted(by_dim.groups), dtype=float)
+    counts = by_dim.size().to_numpy(dtype=float)
+    flops = by_dim["flops"].mean().to_numpy(dtype=float)
+    normalised = np.exp(np.log(part["ratio"].astype(float)).groupby(part["dim"]).mean().to_numpy())
+    normalised = normalised * by_dim["limit_flops"].mean().to_numpy(dtype=float)
+    share, low, high = cubic_share(dims, normalised, counts, spread)
+    exponent = math.log(flops[-1] / flops[-2]) / math.log(dims[-1] / dims[-2]) if len(dims) > 1 else math.nan
+    return {
+        "sizes": len(dims),
+        "dim_min": int(dims[0]),
+        "dim_max": int(dims[-1]),
+        "cubic_share": share,
+        "cubic_low": low,
+        "cubic_high": high,
+        "verdict": verdict(dims, low, high),
+        "flop_exponent": exponent,
+        "ratio_at_max": float(normalised[-1] / by_dim["limit_flops"].mean().iloc[-1]),
+    }
+
+
+def verdict(dims: np.ndarray, low: float, high: float) -> str:
+    """Judge by size, not by significance: a machine is no polynomial, and a tiny cubic term is always found."""
+    if len(dims) < MIN_SIZES or dims[-1] / dims[0] < MIN_SPAN:
+        return "too few sizes"
+    if low > CUBIC_ABOVE:
+        return "cubic"
+    return "no cubic term" if high < NO_CUBIC_BELOW else "undecided"
+
+
+def cubic_share(dims: np.ndarray, time: np.ndarray, counts: np.ndarray, spread: Pooled) -> tuple[float, float, float]:
+    """Share of a d³ term in the step at the largest dim, with its 95 % interval; NaN with too few sizes.
+
+    A non-negative fit of {1, d, d², d³} with relative weights. The interval is the profile of that fit: all shares for
+    which the best fit with the share held fixed is not worse than t² allows. Residuals larger than the processes'
+    spread explains, the machine being no polynomial, widen it by their ratio.
+
+    Args:
+        dims: ``[n]``, ascending.
+        time: ``[n]``, limit-normalised.
+        counts: ``[n]`` processes behind each time.
+        spread: of log time from process to process.
+    """
+    if len(dims) < MIN_SIZES:
+        return math.nan, math.nan, math.nan
+    powers = (dims[:, None] / dims[-1]) ** np.arange(4)
+    sd = spread.sd / np.sqrt(counts) if spread.dof else np.ones(len(dims))
+    weighted, target = powers / (time * sd)[:, None], 1 / sd
+    terms, best = optimize.nnls(weighted, target)
+    residual_dof = max(1, len(dims) - int((terms > 0).sum()))
+    inflation, dof = best**2 / residual_dof, residual_dof
+    if spread.dof and inflation <= 1:
+        inflation, dof = 1.0, spread.dof
+    allowed = best**2 + inflation * stats.t.ppf(0.5 + CONFIDENCE / 2, dof) ** 2
+    inside = [share for share in SHARES if _misfit(weighted, target, share) <= allowed]
+    share = float(terms[3] / terms.sum())
+    return share, min([share, *inside]), max([share, *inside])
+
+
+def _misfit(weighted: np.ndarray, target: np.ndarray, share: float) -> float:
+    """Sum of squares of the best fit in which d³ holds this share at the largest dim."""
+    held = weighted[:, :3] * (1 - share) + weighted[:, 3:] * share
+    return float(optimize.nnls(held, target)[1]) ** 2
+
+
+def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
+    """Where one optimizer overtakes another, for each pair over the dims both have; nothing is extrapolated.
+
+    ``kind`` is ``crossover`` (``faster`` is so above, ``slower`` below; ``at`` interpolated, undecided from ``low`` to
+    ``high``), ``none`` (``faster`` at every decided dim) or ``undecided`` (no dim decided).
+    """
+    spread, rows = pooled(cells, "ratio"), []
+    for key, part in usable(cells).groupby(GROUPING):
+        logs = np.log(part["ratio"].astype(float)).groupby([part["optimizer"], part["dim"]])
+        means, counts = logs.mean().unstack(), logs.count().unstack()
+        for one, other in itertools.combinations(means.index, 2):
+            gap = (means.loc[one] - means.loc[other]).dropna()
+            half = np.array([spread.half_width(counts.loc[one, d], counts.loc[other, d]) for d in gap.index])
+            for found in _pair_rows(one, other, gap, half) if len(gap) else []:
+                rows.append(dict(zip(GROUPING, key, strict=True)) | found)
+    return pd.DataFrame(
+        rows, columns=[*GROUPING, "faster", "slower", "kind", "at", "low", "high", "dim_min", "dim_max"]
+    )
+
+
+def _pair_rows(one: str, other: str, gap: pd.Series, half: np.ndarray) -> list[dict[str, Any]]:
+    """Judge a pair from ``gap`` = log time of ``one`` less ``other``'s by dim, and the half-width of each."""
+    dims, gaps = gap.index.to_numpy(dtype=float), gap.to_numpy(dtype=float)
+    span = {"dim_min": int(dims[0]), "dim_max": int(dims[-1])}
+    decided = [k for k in range(len(dims)) if abs(gaps[k]) > half[k]]
+    nothing = {"at": math.nan, "low": math.nan, "high": math.nan}
+    if not decided:
+        return [{"faster": one, "slower": other, "kind": "undecided", **nothing, **span}]
+    rows = []
+    for a, b in itertools.pairwise(decided):
+        if gaps[a] * gaps[b] < 0:
+            names = {"faster": one, "slower": other} if gaps[b] < 0 else {"faster": other, "slower": one}
+            at = _zero(dims[a : b + 1], gaps[a : b + 1])
+            rows.append({**names, "kind": "crossover", "at": at, "low": dims[a], "high": dims[b], **span})
+    if rows:
+        return rows
+    names = {"faster": one, "slower": other} if gaps[decided[0]] < 0 else {"faster": other, "slower": one}
+    return [{**names, "kind": "none", **nothing, **span}]
+
+
+def _zero(dims: np.ndarray, gaps: np.ndarray) -> float:
+    """Return the dim at which the gap first changes its sign, interpolated in log dim."""
+    k = int(np.flatnonzero(np.sign(gaps[:-1]) != np.sign(gaps[1:]))[0])
+    logs = np.log(dims[k : k + 2])
+    return float(np.exp(logs[0] + (logs[1] - logs[0]) * gaps[k] / (gaps[k] - gaps[k + 1])))
+
+
+def within_budget(cells: pd.DataFrame, column: str, budget: float) -> pd.Series:
+    """Largest measured dim whose ``column`` (step_ms, peak_mib) is at most ``budget``, by group and optimizer."""
+    measured = cells[cells["status"] == "ok"]
+    inside = measured[measured[column].astype(float) <= budget]
+    return inside.groupby([*GROUPING, "optimizer"])["dim"].max()

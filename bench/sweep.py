@@ -1,0 +1,134 @@
+"""The main job: several Hydra multiruns into one folder, resumed where an earlier one stopped.
+
+``python -m stepscale.bench.sweep NAME`` runs ``conf/sweep/NAME.yaml``: each of its grids is one multirun for each seed,
+so that optimizers are shuffled anew within the dims, which ascend. Further arguments go to Hydra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from stepscale.bench import environment, folder, report
+from stepscale.bench.__main__ import job
+
+SWEEPS = Path(__file__).parent / "conf" / "sweep"
+LOCAL = Path("results/local")
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run a sweep, or what is left of it, and write its report."""
+    parser = argparse.ArgumentParser(prog="stepscale.bench.sweep", description="Run a sweep and write its report.")
+    parser.add_argument("name", help=f"one of {', '.join(names())}")
+    parser.add_argument("overrides", nargs="*", help="further Hydra overrides, for every cell")
+    arguments = parser.parse_args()
+    sys.path.insert(0, os.getcwd())
+    plan = read_sweep(arguments.name, arguments.overrides)
+    path = unfinished(plan) or new_folder()
+    save_plan(path, plan)
+    run = folder.open_run(path)
+    run.planned = plan["cells"]
+    print(f"{plan['cells']} cells, {len(run.rows)} of them there already, into {path}", flush=True)
+    try:
+        failed = run_multiruns(path, plan)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ninterrupted; {len(run.rows)} cells are recorded, the same command goes on from there\n")
+        sys.exit(INTERRUPTED)
+    if not failed:
+        save_plan(path, plan | {"finished": True})
+    if not run.rows:
+        sys.exit("no cell was recorded")
+    print(f"\n{report.write(path)}")
+    if failed or all(row["status"] != "ok" for row in run.rows.values()):
+        sys.exit(1)
+
+
+def names() -> list[str]:
+    """Return the sweeps there are."""
+    return sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+
+
+def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
+    """Return what a sweep is to do on this machine: its multiruns, their cells, the code's hash.
+
+    Raises:
+        SystemExit: there is no sweep of that name.
+    """
+    if name not in names():
+        sys.exit(f"no sweep {name!r}; there are {', '.join(names())}")
+    config: Any = OmegaConf.to_container(OmegaConf.load(SWEEPS / f"{name}.yaml"))
+    grids = config["grids"]["cuda" if torch.cuda.is_available() else "cpu"]
+    multiruns = [
+        [*shlex.split(grid), f"seed={seed}", f"timing={config['timing']}", *overrides]
+        for seed in range(config["seeds"])
+        for grid in grids
+    ]
+    cells = sum(count_cells(multirun) for multirun in multiruns)
+    return {
+        "sweep": name,
+        "multiruns": multiruns,
+        "cells": cells,
+        "code": environment.code_hash(),
+        "torch": torch.__version__,
+        "finished": False,
+    }
+
+
+def count_cells(overrides: list[str]) -> int:
+    """How many jobs a multirun of these overrides has."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return math.prod(len(list(o.sweep_iterator())) for o in parsed if o.is_sweep_override())
+
+
+def unfinished(plan: dict[str, Any]) -> Path | None:
+    """Return the latest run's folder if it is an unfinished one of the very same plan."""
+    try:
+        found = json.loads((LOCAL / "latest" / "run.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return (LOCAL / "latest").resolve() if found == plan else None
+
+
+def new_folder() -> Path:
+    """Make a folder named by the time, and point ``results/local/latest`` at it."""
+    path = (LOCAL / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).resolve()
+    path.mkdir(parents=True)
+    link = LOCAL / "latest"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    return path
+
+
+def save_plan(path: Path, plan: dict[str, Any]) -> None:
+    """Write ``run.json``, whole or not at all."""
+    partial = path / "run.partial"
+    partial.write_text(json.dumps(plan, indent=1) + "\n")
+    os.replace(partial, path / "run.json")
+
+
+def run_multiruns(path: Path, plan: dict[str, Any]) -> bool:
+    """Run all multiruns in this process; return whether any of them ended with an error."""
+    failed = False
+    for overrides in plan["multiruns"]:
+        sys.argv = ["stepscale", "-m", *overrides, f"hydra.sweep.dir={path}"]
+        try:
+            job()
+        except SystemExit as end:
+            failed |= bool(end.code)
+    return failed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Timing of one cell: warm-up, interleaved blocks of step and limit, a stopping rule, traced phases."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepscale.bench.clock import Clock
+from stepscale.bench.contention import CONTENDED, OtherCpu
+from stepscale.bench.counts import Counts
+from stepscale.bench.estimate import MIN_BLOCKS, estimate
+from stepscale.bench.limit import Limit
+from stepscale.bench.workload import Snapshot, Workload
+
+STEADY = 0.02  # warm when the medians of two successive triples of blocks differ by less
+MIN_PERIODS = 3  # of warm-up
+TRACED = 10  # steps traced at the least, where a period is shorter
+FEWEST = 3  # blocks, however long they take
+
+Block = dict[str, Any]
+Phases = dict[str, float]
+
+
+class DivergedError(ArithmeticError):
+    """A parameter is no finite number."""
+
+
+class TooSlowError(RuntimeError):
+    """A step takes longer than the settings allow."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how closely to measure; the files in ``conf/timing/``."""
+
+    precision: float  # stop when the 95 % interval of step / limit lies within ± this share of it
+    time_limit_s: float  # or when the blocks have taken this long
+    warmup_s: float
+    block_s: float  # least length of a block of steps
+    max_step_s: float  # a longer step makes the cell too_slow
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"timing.{name} must be positive, got {value}")
+
+
+def measure(
+    workload: Workload,
+    limit_of: Callable[[], Limit],
+    clock: Clock,
+    settings: Settings,
+    peak_memory: Callable[[], dict[str, float]],
+) -> dict[str, Any]:
+    """Measure one cell: the record's ``timing``, ``counts`` and ``memory``.
+
+    ``limit_of`` is called, and with it the limit's buffers exist, only once the peak memory has been taken.
+
+    Raises:
+        TooSlowError: the first step took longer than ``settings.max_step_s``.
+        DivergedError: the parameters were not finite after warm-up or after the last block.
+    """
+    began = time.perf_counter()
+    first_step_s = _seconds(workload, 1, clock)
+    if first_step_s > settings.max_step_s:
+        raise TooSlowError(f"the first step took {first_step_s:.3g} s; timing.max_step_s is {settings.max_step_s:g}")
+    workload.run(workload.period - 1)
+    memory = peak_memory()
+    boundary = workload.snapshot()
+    counts, classes = count_period(workload)
+    limit = limit_of()
+    counts["limit_flops"] = limit.flops
+    step_s = _warm_up(workload, boundary, clock, settings, began)
+    require_finite(workload, "warm-up")
+    cell = _Cell(workload, limit, clock, settings, boundary, classes)
+    timing = {"first_step_s": first_step_s, "warmup_s": time.perf_counter() - began, **cell.measure(step_s)}
+    return {"timing": timing, "counts": counts, "memory": memory}
+
+
+@dataclass
+class _Cell:
+    """A warm workload and its limit, measured in turns."""
+
+    workload: Workload
+    limit: Limit
+    clock: Clock
+    settings: Settings
+    boundary: Snapshot  # at the start of a period
+    classes: list[list[int]]  # positions of the period whose steps do the same work
+
+    def measure(self, step_s: float) -> dict[str, Any]:
+        """Take headline blocks, unmarked wherever a period is short enough, then a trace of the phases."""
+        period_s = self.workload.period * step_s
+        composed = self.workload.period > 1 and period_s > self.settings.time_limit_s / 4
+        traced: list[tuple[int, Phases]] = []
+        if composed:
+            blocks, stopped_by = self._interleave(lambda: self._walk(traced))
+        else:
+            steps = self.workload.period * math.ceil(self.settings.block_s / period_s)
+            blocks, stopped_by = self._interleave(lambda: self._block(steps))
+        require_finite(self.workload, "the last block")
+        if not composed:
+            self.workload.restore(self.boundary)
+            traced = self._trace(self.workload.period * math.ceil(TRACED / self.workload.period))
+        result = {"composed": composed, "stopped_by": stopped_by, "blocks": blocks, "trace": self._by_class(traced)}
+        if self.workload.device.type == "cuda":
+            self.workload.restore(self.boundary)
+            result["busy_s"] = busy_seconds(self.workload)
+        return result
+
+    def _interleave(self, block: Callable[[], Block]) -> tuple[list[Block], str]:
+        """Blocks of the step, each followed by one of the limit, until the ratio is precise or the time is up."""
+        limit_runs, blocks, unjudged = self._calibrate_limit(), list[Block](), list[Block]()
+        others, began = OtherCpu(), time.perf_counter()
+        while True:
+            fresh = block()
+            fresh["limit_s"] = self._limit_seconds(limit_runs)
+            fresh["other_cores"] = None
+            blocks.append(fresh)
+            unjudged.append(fresh)
+            if (cores := others.cores()) is not None:
+                for judged in unjudged:
+                    judged["other_cores"] = cores
+                unjudged.clear()
+            now = estimate(blocks, CONTENDED)
+            if len(blocks) >= MIN_BLOCKS and not now.contended and now.precision <= self.settings.precision:
+                return blocks, "precision"
+            if len(blocks) >= FEWEST and time.perf_counter() - began > self.settings.time_limit_s:
+                return blocks, "time_limit"
+
+    def _block(self, steps: int) -> Block:
+        self.workload.restore(self.boundary)
+        self.clock.synchronize()
+        began = time.perf_counter()
+        seconds = _seconds(self.workload, steps, self.clock)
+        return {"steps": steps, "step_s": seconds / steps, "wall_s": (time.perf_counter() - began) / steps}
+
+    def _walk(self, traced: list[tuple[int, Phases]]) -> Block:
+        """From the period's start as far as every class has been met once; each class weighted by its share."""
+        self.workload.restore(self.boundary)
+        self.clock.synchronize()
+        began = time.perf_counter()
+        steps = self._trace(1 + max(positions[0] for positions in self.classes))
+        wall_s = time.perf_counter() - began
+        traced += steps
+        seconds = sum(sum(entry["phases_s"].values()) * entry["share"] for entry in self._by_class(steps))
+        return {"steps": len(steps), "step_s": seconds, "wall_s": wall_s / len(steps)}
+
+    def _trace(self, steps: int) -> list[tuple[int, Phases]]:
+        """Position in the period and seconds of each phase, for successive steps."""
+        stamps: list[tuple[int, str, Any]] = []
+        for k in range(steps):
+            position = k % self.workload.period
+            stamps.append((position, "", self.clock.stamp()))
+            self.workload.run(1, lambda phase, at=position: stamps.append((at, phase, self.clock.stamp())))
+        self.clock.synchronize()
+        found: list[tuple[int, Phases]] = []
+        for (_, _, start), (position, phase, stop) in zip([stamps[0], *stamps], stamps, strict=False):
+            if phase:
+                phases = found[-1][1]
+                phases[phase] = phases.get(phase, 0.0) + self.clock.seconds(start, stop)
+            else:
+                found.append((position, {}))
+        return found
+
+    def _by_class(self, traced: list[tuple[int, Phases]]) -> list[dict[str, Any]]:
+        """Median seconds of each phase over the traced steps of each class, and the class's share of a period."""
+        entries = []
+        for positions in self.classes:
+            members = [phases for position, phases in traced if position in positions]
+            seconds = defaultdict(list)
+            for phases in members:
+                for name, value in phases.items():
+                    seconds[name].append(value)
+            phases_s = {name: float(np.median(values)) for name, values in seconds.items()}
+            share = len(positions) / self.workload.period
+            entries.append({"positions": positions, "share": share, "traced": len(members), "phases_s": phases_s})
+        return entries
+
+    def _calibrate_limit(self) -> int:
+        """Runs of the limit that fill half a block."""
+        self._limit_seconds(3)
+        return max(1, math.ceil(self.settings.block_s / 2 / max(self._limit_seconds(3), 1e-9)))
+
+    def _limit_seconds(self, runs: int) -> float:
+        self.clock.synchronize()
+        start = self.clock.stamp()
+        self.limit.run(runs)
+        stop = self.clock.stamp()
+        self.clock.synchronize()
+        return self.clock.seconds(start, stop) / runs
+
+
+def count_period(workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
+    """Run one period under ``Counts``: means a step, and the positions grouped by their FLOPs."""
+    total, positions = Counts(), defaultdict(list)
+    for position in range(workload.period):
+        before = total.flops
+        with total:
+            workload.run(1)
+        positions[total.flops - before].append(position)
+    counts = {
+        "flops": total.flops / workload.period,
+        "operations": total.operations / workload.period,
+        "synchronisations": total.synchronisations / workload.period,
+        "uncounted": sorted(total.uncounted),
+    }
+    return counts, list(positions.values())
+
+
+def busy_seconds(workload: Workload) -> float:
+    """Seconds a step for which the CUDA device ran kernels; the rest of a step's time it waited for the host."""
+    steps = workload.period * math.ceil(TRACED / workload.period)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        workload.run(steps)
+        torch.cuda.synchronize(workload.device)
+    return sum(event.self_device_time_total for event in profile.key_averages()) * 1e-6 / steps
+
+
+def require_finite(workload: Workload, after: str) -> None:
+    """Raise ``DivergedError`` where a parameter is not finite."""
+    if not workload.finite():
+        raise DivergedError(f"a parameter is not finite after {after}; lower the learning rate (optimizer.update.lr)")
+
+
+def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Settings, began: float) -> float:
+    """Run until the medians of the last blocks stand still; return seconds a step."""
+    periods, times, per_block = 2, list[float](), 1  # the first period and the counted one have been run
+    while True:
+        workload.restore(boundary)
+        clock.synchronize()
+        times.append(_seconds(workload, per_block * workload.period, clock) / (per_block * workload.period))
+        periods += per_block
+        per_block = max(1, math.ceil(settings.block_s / 4 / (workload.period * max(times[-1], 1e-9))))
+        spent = time.perf_counter() - began
+        steady = len(times) >= 6 and abs(np.median(times[-3:]) / np.median(times[-6:-3]) - 1) < STEADY
+        if periods >= MIN_PERIODS and spent >= settings.warmup_s and (steady or spent >= 3 * settings.warmup_s):
+            return float(np.median(times[-3:]))
+
+
+def _seconds(workload: Workload, steps: int, clock: Clock) -> float:
+    start = clock.stamp()
+    workload.run(steps)
+    stop = clock.stamp()
+    clock.synchronize()
+    return clock.seconds(start, stop)

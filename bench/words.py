@@ -1,0 +1,80 @@
+"""A run's findings in sentences: what a reader wants before any table."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from stepscale.bench import scaling
+from stepscale.bench.records import GROUP
+
+HONEST, NAIVE = "layerwise", "naive"
+BASELINES = (
+    f"`{HONEST}` (one log-determinant a layer) is the honest baseline, `{NAIVE}` (the full Jacobian of every sample) "
+    "the naive one; a factor over `naive` says little about a method."
+)
+
+
+def findings(cells: pd.DataFrame, growth: pd.DataFrame, crossovers: pd.DataFrame, times: pd.DataFrame) -> list[str]:
+    """Say who overtakes whom, what is cubic, and what of the run failed or was disturbed."""
+    varying = [column for column in GROUP if cells[column].nunique() > 1]
+    found = [_overtaking(row, times, varying) for row in _notable(crossovers).to_dict("records")]
+    found += [_growth(row, varying) for row in growth.to_dict("records")]
+    return found + _caveats(cells)
+
+
+def _notable(crossovers: pd.DataFrame) -> pd.DataFrame:
+    """Pairs with a baseline; the others are in the table."""
+    with_baseline = crossovers["faster"].isin([HONEST, NAIVE]) | crossovers["slower"].isin([HONEST, NAIVE])
+    return crossovers[with_baseline]
+
+
+def _where(row: dict, varying: list[str]) -> str:
+    return "".join(f", {column} {row[column]}" for column in varying)
+
+
+def _overtaking(row: dict, times: pd.DataFrame, varying: list[str]) -> str:
+    faster, slower, where = f"`{row['faster']}`", f"`{row['slower']}`", _where(row, varying)
+    if row["kind"] == "crossover":
+        return f"{faster} overtakes {slower} at dim {row['low']:g}–{row['high']:g}{where}."
+    span = f"dim {row['dim_min']}–{row['dim_max']}{where}"
+    if row["kind"] == "undecided":
+        return f"{faster} and {slower}: undecided at {span}."
+    factors = []
+    for dim in dict.fromkeys([row["dim_min"], row["dim_max"]]):
+        factor = _ratio(times, row, row["slower"], dim) / _ratio(times, row, row["faster"], dim)
+        factors.append(f"{factor:.3g}× at {dim}")
+    return f"{faster} is faster than {slower} throughout {span}: {', '.join(factors)}."
+
+
+def _ratio(times: pd.DataFrame, row: dict, optimizer: str, dim: int) -> float:
+    same = (times["optimizer"] == optimizer) & (times["dim"] == dim)
+    for column in GROUP:
+        same &= times[column] == row[column]
+    return float(times.loc[same, "ratio"].iloc[0])
+
+
+def _growth(row: dict, varying: list[str]) -> str:
+    where = _where(row, varying)
+    name, span = f"`{row['optimizer']}`{where}", f"dims {row['dim_min']}–{row['dim_max']}"
+    flops = f"FLOPs grow as d^{row['flop_exponent']:.2f} at the end"
+    if row["verdict"] == "too few sizes":
+        return f"{name}: too few sizes for a verdict ({row['sizes']} in {span}); {flops}."
+    share = f"{100 * row['cubic_low']:.0f}–{100 * row['cubic_high']:.0f} % of a step at dim {row['dim_max']} is cubic"
+    return f"{name}: **{row['verdict']}**; {share} ({row['sizes']} {span}); {flops}."
+
+
+def _caveats(cells: pd.DataFrame) -> list[str]:
+    found = []
+    ok = cells[cells["status"] == "ok"]
+    for status, part in cells[cells["status"] != "ok"].groupby("status"):
+        found.append(f"{len(part)} of {len(cells)} cells: {status}.")
+    if contended := int(ok["contended"].astype(bool).sum()):
+        found.append(f"{contended} of {len(ok)} cells were measured while other processes used the machine.")
+    if hollow := int(ok["launch_bound"].astype(bool).sum()):
+        found.append(f"{hollow} of {len(ok)} cells wait for the host: drawn hollow, and in no fit.")
+    spread = scaling.pooled(cells, "ratio")
+    if spread.dof:
+        found.append(f"Step / limit varies by {100 * spread.sd:.1f} % (sd) between processes of the same cell.")
+    else:
+        found.append("One process a cell: no interval over processes can be given; run more seeds.")
+    return found

@@ -1,0 +1,68 @@
+"""What is timed: a step on a few batches, which can be put back to an earlier state in place."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.models import Batch
+from stepscale.optimizers import Mark, Step, no_mark
+
+
+class Snapshot(NamedTuple):
+    """All that a step changes."""
+
+    tensors: list[Tensor]
+    step: dict[str, Any]
+    position: int
+    rng: Tensor
+    cuda_rng: Tensor | None
+
+
+class Workload:
+    """A step with the model it trains and the batches it rotates through, all on one device."""
+
+    def __init__(self, model: nn.Module, step: Step, batches: list[Batch]) -> None:
+        self.model, self.step, self.batches = model, step, batches
+        self.period, self.position = step.period, 0
+        self.device = next(model.parameters()).device
+
+    def run(self, steps: int, mark: Mark = no_mark) -> None:
+        """Run that many steps, going on where the last call stopped."""
+        step, batches, first = self.step, self.batches, self.position
+        for position in range(first, first + steps):
+            step(batches[position % len(batches)], mark)
+        self.position = first + steps
+
+    def snapshot(self) -> Snapshot:
+        """Copy parameters, buffers, the step's state and the generators."""
+        cuda = self.device.type == "cuda"
+        return Snapshot(
+            [tensor.detach().clone() for tensor in self._tensors()],
+            deepcopy(self.step.state_dict()),
+            self.position,
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(self.device) if cuda else None,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put it all back, parameters and buffers in place."""
+        with torch.no_grad():
+            for tensor, saved in zip(self._tensors(), snapshot.tensors, strict=True):
+                tensor.copy_(saved)
+        # a torch optimizer keeps the very tensors it is given, and would write into the snapshot
+        self.step.load_state_dict(deepcopy(snapshot.step))
+        self.position = snapshot.position
+        torch.set_rng_state(snapshot.rng)
+        if snapshot.cuda_rng is not None:
+            torch.cuda.set_rng_state(snapshot.cuda_rng, self.device)
+
+    def finite(self) -> bool:
+        """Whether every parameter is a finite number."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]
