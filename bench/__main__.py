@@ -13,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from stepscale.bench import environment, folder, records, report
 from stepscale.bench.run import Job
@@ -41,7 +42,10 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     Raises:
         SystemExit: a value is out of range; the message names it and what was expected.
     """
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    try:
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        sys.exit(str(error).splitlines()[0])
     for name in ("dim", "batch", "depth"):
         if not isinstance(config[name], int) or config[name] < 1:
             sys.exit(f"{name} must be a whole number of at least 1, got {config[name]!r}")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,7 @@ RULES: dict[Any, Callable[..., float]] = {
     aten._linalg_solve_ex: lambda A, B, *rest: _cubic(2 / 3)(A) + _solve(A, B, 2),
 }
 SYNCHRONISING = {aten._local_scalar_dense, aten.nonzero}
-UNKNOWN = ("linalg", "cholesky", "mm", "svd", "qr", "eig", "conv", "lstsq", "geqrf", "orgqr", "ormqr")
+UNKNOWN = re.compile(r"linalg|cholesky|mm|mv|svd|qr$|qrf$|eig|convolution|lstsq|triangular_solve|lu_")
 FREE = {aten.linalg_vector_norm, aten._linalg_check_errors, aten.linalg_diagonal}  # at most linear in the elements
 
 
@@ -74,7 +75,7 @@ class Counts(TorchDispatchMode):
         self.synchronisations += operation in SYNCHRONISING
         if operation in RULES:
             self.flops += RULES[operation](*args)
-        elif operation not in FREE and any(part in operation.__name__ for part in UNKNOWN):
+        elif operation not in FREE and UNKNOWN.search(operation.__name__):
             self.uncounted.add(operation.__name__)
         return func(*args, **(kwargs or {}))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binom
@@ -28,23 +28,23 @@ class Estimate(NamedTuple):
         return (self.ratio_high - self.ratio_low) / (2 * self.ratio)
 
 
-def estimate(blocks: Sequence[dict[str, Any]], contended_above: float) -> Estimate:
+def estimate(blocks: Mapping[str, Sequence[float | None]], contended_above: float) -> Estimate:
     """Judge the blocks taken while the machine was ours; all of them, and flagged, where those are too few.
 
     Args:
-        blocks: each with ``step_s``, ``limit_s`` and ``other_cores`` (None where unknown).
+        blocks: ``step_s``, ``limit_s`` and ``other_cores`` (None where unknown) of each, in the order they were taken.
         contended_above: cores used by others above which a block is contended.
 
     Raises:
         ValueError: no blocks.
     """
-    if not blocks:
+    step, limit = np.array(blocks["step_s"], dtype=float), np.array(blocks["limit_s"], dtype=float)
+    if not len(step):
         raise ValueError("no blocks to judge")
-    quiet = [block for block in blocks if (block["other_cores"] or 0.0) <= contended_above]
-    contended = len(quiet) < min(MIN_BLOCKS, len(blocks))
-    used = blocks if contended else quiet
-    step = np.array([block["step_s"] for block in used])
-    limit = np.array([block["limit_s"] for block in used])
+    quiet = np.array([(cores or 0.0) <= contended_above for cores in blocks["other_cores"]])
+    contended = bool(quiet.sum() < min(MIN_BLOCKS, len(step)))
+    if not contended:
+        step, limit = step[quiet], limit[quiet]
     low, middle, high = median_interval(step / limit)
     return Estimate(float(np.median(step)), float(np.median(limit)), middle, low, high, contended)
 

@@ -96,7 +96,10 @@ def _child(job: Job) -> None:
     if torch.get_num_threads() != job.cell["threads"]:
         sys.exit(f"torch has {torch.get_num_threads()} threads where {job.cell['threads']} were asked for")
     limit_memory(job.config["memory_gib"], torch.device(job.cell["device"]))
-    records.save(measure_cell(job), job.folder / "records")
+    try:
+        records.save(measure_cell(job), job.folder / "records")
+    except OSError as error:
+        sys.exit(str(error))
 
 
 def _die_with_parent() -> None:

@@ -39,12 +39,21 @@ def save(record: Record, folder: Path) -> Path:
     path = folder / f"{record['identity']}.json"
     partial = path.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(record, indent=None, separators=(",", ":")) + "\n")
+        partial.write_text(json.dumps(_rounded(record), separators=(",", ":")) + "\n")
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"the record {path} cannot be written: {error}; records already there are whole") from error
     return path
+
+
+def _rounded(value: Any) -> Any:
+    """Keep seven digits: more than any clock here resolves, and half the size."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def read(path: Path) -> Record:
@@ -124,7 +133,7 @@ def _figures(record: Record) -> dict[str, Any]:
         "first_step_ms": 1e3 * timing["first_step_s"],
         "period": sum(len(entry["positions"]) for entry in timing["trace"]),
         "composed": timing["composed"],
-        "blocks": len(timing["blocks"]),
+        "blocks": len(timing["blocks"]["step_s"]),
         "stopped_by": timing["stopped_by"],
         "waiting": None if busy_s is None else max(0.0, 1 - busy_s / judged.step_s),
         "launch_bound": busy_s is not None and 1 - busy_s / judged.step_s > LAUNCH_BOUND,

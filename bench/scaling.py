@@ -1,8 +1,8 @@
 """How step time grows with the dimension: pure functions of a table of cells (``records.load``).
 
-All times compared here are divided by the limit measured in the same loop, so that clocks and caches cancel, and
-multiplied by the limit's FLOPs where growth is asked for. Seeds are processes, and intervals speak of processes: logs
-of figures are averaged over seeds, with one process-to-process variance pooled over a run's cells.
+Times are compared as ratios to the limit measured in the same loop, so that clocks and caches cancel. Seeds are
+processes, and intervals speak of processes: logs of figures are averaged over seeds, with one process-to-process
+variance pooled over a run's cells.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from stepscale.bench.records import GROUP
 GROUPING = list(GROUP)
 MIN_SIZES, MIN_SPAN = 5, 10.0  # fewer sizes, or less than a decade, bear no verdict
 CUBIC_ABOVE, NO_CUBIC_BELOW = 0.25, 0.10  # share of the step at the largest dim
+SPAN = ["dim_min", "dim_max", "dims", "decided"]
 SHARES = np.linspace(0, 1, 401)
 CONFIDENCE = 0.95
 
@@ -30,11 +31,14 @@ class Pooled(NamedTuple):
     sd: float
     dof: int
 
-    def half_width(self, *counts: float) -> float:
-        """Half the interval of a sum or difference of means over that many processes each; infinite without repeats."""
+    def half_width(self, *counts: float, comparisons: int = 1) -> float:
+        """Half the interval of a sum or difference of means over that many processes each; infinite without repeats.
+
+        Of that many ``comparisons`` (Bonferroni), so that all of them hold together with 95 %.
+        """
         if self.dof < 1:
             return math.inf
-        t = stats.t.ppf(0.5 + CONFIDENCE / 2, self.dof)
+        t = stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, self.dof)
         return float(t * self.sd * math.sqrt(sum(1 / n for n in counts)))
 
 
@@ -108,17 +112,21 @@ def growth(cells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in usable(cells).groupby([*GROUPING, "optimizer"]):
         rows.append(dict(zip([*GROUPING, "optimizer"], key, strict=True)) | _growth_row(part, spread))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else [*GROUPING, "optimizer"])
 
 
 def _growth_row(part: pd.DataFrame, spread: Pooled) -> dict[str, Any]:
     by_dim = part.groupby("dim")
     dims = np.array(sorted(by_dim.groups), dtype=float)
-    counts = by_dim.size().to_numpy(dtype=float)
     flops = by_dim["flops"].mean().to_numpy(dtype=float)
-    normalised = np.exp(np.log(part["ratio"].astype(float)).groupby(part["dim"]).mean().to_numpy())
-    normalised = normalised * by_dim["limit_flops"].mean().to_numpy(dtype=float)
-    share, low, high = cubic_share(dims, normalised, counts, spread)
+    curve = Curve(
+        dims,
+        ratio=by_dim["ratio"].agg(_geometric_mean).to_numpy(dtype=float),
+        limit_s=by_dim["limit_ms"].agg(_geometric_mean).to_numpy(dtype=float) * 1e-3,
+        limit_flops=by_dim["limit_flops"].mean().to_numpy(dtype=float),
+        processes=by_dim.size().to_numpy(dtype=float),
+    )
+    share, low, high = cubic_share(curve, spread)
     exponent = math.log(flops[-1] / flops[-2]) / math.log(dims[-1] / dims[-2]) if len(dims) > 1 else math.nan
     return {
         "sizes": len(dims),
@@ -129,7 +137,7 @@ def _growth_row(part: pd.DataFrame, spread: Pooled) -> dict[str, Any]:
         "cubic_high": high,
         "verdict": verdict(dims, low, high),
         "flop_exponent": exponent,
-        "ratio_at_max": float(normalised[-1] / by_dim["limit_flops"].mean().iloc[-1]),
+        "ratio_at_max": float(curve.ratio[-1]),
     }
 
 
@@ -142,26 +150,36 @@ def verdict(dims: np.ndarray, low: float, high: float) -> str:
     return "no cubic term" if high < NO_CUBIC_BELOW else "undecided"
 
 
-def cubic_share(dims: np.ndarray, time: np.ndarray, counts: np.ndarray, spread: Pooled) -> tuple[float, float, float]:
+class Curve(NamedTuple):
+    """An optimizer's ratios to the limit, and the limit, by ascending dim; each ``[n]``."""
+
+    dims: np.ndarray
+    ratio: np.ndarray
+    limit_s: np.ndarray
+    limit_flops: np.ndarray
+    processes: np.ndarray  # how many are behind each ratio
+
+
+def cubic_share(curve: Curve, spread: Pooled) -> tuple[float, float, float]:
     """Share of a d³ term in the step at the largest dim, with its 95 % interval; NaN with too few sizes.
 
-    A non-negative fit of {1, d, d², d³} with relative weights. The interval is the profile of that fit: all shares for
-    which the best fit with the share held fixed is not worse than t² allows. Residuals larger than the processes'
-    spread explains, the machine being no polynomial, widen it by their ratio.
+    A non-negative fit with relative weights of step time = c0 + c1 d + (c2 d² + c3 d³) g(d), where g(d) is the limit's
+    seconds a FLOP at that dim: matrix work is slowed and sped up by caches and clocks as the limit is, the overheads of
+    launches and of vectors are not. In units of the limit, with its FLOPs as d², that is c0/ℓ + c1 d/ℓ + c2 + c3 d.
 
-    Args:
-        dims: ``[n]``, ascending.
-        time: ``[n]``, limit-normalised.
-        counts: ``[n]`` processes behind each time.
-        spread: of log time from process to process.
+    The interval is the profile of that fit: all shares for which the best fit with the share held fixed is not worse
+    than t² allows. Residuals larger than the processes' spread explains, no machine being that simple, widen it by
+    their ratio.
     """
-    if len(dims) < MIN_SIZES:
+    if len(curve.dims) < MIN_SIZES:
         return math.nan, math.nan, math.nan
-    powers = (dims[:, None] / dims[-1]) ** np.arange(4)
-    sd = spread.sd / np.sqrt(counts) if spread.dof else np.ones(len(dims))
-    weighted, target = powers / (time * sd)[:, None], 1 / sd
+    x = curve.dims / curve.dims[-1]
+    launches, work = curve.limit_s[-1] / curve.limit_s, curve.limit_flops[-1] / curve.limit_flops
+    terms_at = np.stack([launches, x * launches, x**2 * work, x**3 * work], axis=1)  # each 1 at the largest dim
+    sd = spread.sd / np.sqrt(curve.processes) if spread.dof else np.ones(len(x))
+    weighted, target = terms_at / (curve.ratio * sd)[:, None], 1 / sd
     terms, best = optimize.nnls(weighted, target)
-    residual_dof = max(1, len(dims) - int((terms > 0).sum()))
+    residual_dof = max(1, len(x) - int((terms > 0).sum()))
     inflation, dof = best**2 / residual_dof, residual_dof
     if spread.dof and inflation <= 1:
         inflation, dof = 1.0, spread.dof
@@ -181,7 +199,8 @@ def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
     """Where one optimizer overtakes another, for each pair over the dims both have; nothing is extrapolated.
 
     ``kind`` is ``crossover`` (``faster`` is so above, ``slower`` below; ``at`` interpolated, undecided from ``low`` to
-    ``high``), ``none`` (``faster`` at every decided dim) or ``undecided`` (no dim decided).
+    ``high``), ``none`` (``faster`` at every decided dim) or ``undecided`` (no dim decided). Of ``dims`` both have,
+    ``decided`` are those where the interval of the difference, at 95 % over all of a pair's dims, leaves out zero.
     """
     spread, rows = pooled(cells, "ratio"), []
     for key, part in usable(cells).groupby(GROUPING):
@@ -189,19 +208,20 @@ def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
         means, counts = logs.mean().unstack(), logs.count().unstack()
         for one, other in itertools.combinations(means.index, 2):
             gap = (means.loc[one] - means.loc[other]).dropna()
-            half = np.array([spread.half_width(counts.loc[one, d], counts.loc[other, d]) for d in gap.index])
+            tries = len(gap)
+            half = np.array(
+                [spread.half_width(counts.loc[one, d], counts.loc[other, d], comparisons=tries) for d in gap.index]
+            )
             for found in _pair_rows(one, other, gap, half) if len(gap) else []:
                 rows.append(dict(zip(GROUPING, key, strict=True)) | found)
-    return pd.DataFrame(
-        rows, columns=[*GROUPING, "faster", "slower", "kind", "at", "low", "high", "dim_min", "dim_max"]
-    )
+    return pd.DataFrame(rows, columns=[*GROUPING, "faster", "slower", "kind", "at", "low", "high", *SPAN])
 
 
 def _pair_rows(one: str, other: str, gap: pd.Series, half: np.ndarray) -> list[dict[str, Any]]:
     """Judge a pair from ``gap`` = log time of ``one`` less ``other``'s by dim, and the half-width of each."""
     dims, gaps = gap.index.to_numpy(dtype=float), gap.to_numpy(dtype=float)
-    span = {"dim_min": int(dims[0]), "dim_max": int(dims[-1])}
     decided = [k for k in range(len(dims)) if abs(gaps[k]) > half[k]]
+    span = {"dim_min": int(dims[0]), "dim_max": int(dims[-1]), "dims": len(dims), "decided": len(decided)}
     nothing = {"at": math.nan, "low": math.nan, "high": math.nan}
     if not decided:
         return [{"faster": one, "slower": other, "kind": "undecided", **nothing, **span}]

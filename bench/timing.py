@@ -115,24 +115,21 @@ class _Cell:
             result["busy_s"] = busy_seconds(self.workload)
         return result
 
-    def _interleave(self, block: Callable[[], Block]) -> tuple[list[Block], str]:
+    def _interleave(self, block: Callable[[], Block]) -> tuple[dict[str, list[Any]], str]:
         """Blocks of the step, each followed by one of the limit, until the ratio is precise or the time is up."""
-        limit_runs, blocks, unjudged = self._calibrate_limit(), list[Block](), list[Block]()
+        limit_runs, taken, judged = self._calibrate_limit(), list[Block](), 0
         others, began = OtherCpu(), time.perf_counter()
         while True:
-            fresh = block()
-            fresh["limit_s"] = self._limit_seconds(limit_runs)
-            fresh["other_cores"] = None
-            blocks.append(fresh)
-            unjudged.append(fresh)
+            taken.append(block() | {"limit_s": self._limit_seconds(limit_runs), "other_cores": None})
             if (cores := others.cores()) is not None:
-                for judged in unjudged:
-                    judged["other_cores"] = cores
-                unjudged.clear()
+                for waiting in taken[judged:]:
+                    waiting["other_cores"] = cores
+                judged = len(taken)
+            blocks = {name: [one[name] for one in taken] for name in taken[0]}
             now = estimate(blocks, CONTENDED)
-            if len(blocks) >= MIN_BLOCKS and not now.contended and now.precision <= self.settings.precision:
+            if len(taken) >= MIN_BLOCKS and not now.contended and now.precision <= self.settings.precision:
                 return blocks, "precision"
-            if len(blocks) >= FEWEST and time.perf_counter() - began > self.settings.time_limit_s:
+            if len(taken) >= FEWEST and time.perf_counter() - began > self.settings.time_limit_s:
                 return blocks, "time_limit"
 
     def _block(self, steps: int) -> Block:

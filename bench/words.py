@@ -23,9 +23,8 @@ def findings(cells: pd.DataFrame, growth: pd.DataFrame, crossovers: pd.DataFrame
 
 
 def _notable(crossovers: pd.DataFrame) -> pd.DataFrame:
-    """Pairs with a baseline; the others are in the table."""
-    with_baseline = crossovers["faster"].isin([HONEST, NAIVE]) | crossovers["slower"].isin([HONEST, NAIVE])
-    return crossovers[with_baseline]
+    """Pairs with the honest baseline; the others are in the table."""
+    return crossovers[(crossovers["faster"] == HONEST) | (crossovers["slower"] == HONEST)]
 
 
 def _where(row: dict, varying: list[str]) -> str:
@@ -43,7 +42,8 @@ def _overtaking(row: dict, times: pd.DataFrame, varying: list[str]) -> str:
     for dim in dict.fromkeys([row["dim_min"], row["dim_max"]]):
         factor = _ratio(times, row, row["slower"], dim) / _ratio(times, row, row["faster"], dim)
         factors.append(f"{factor:.3g}× at {dim}")
-    return f"{faster} is faster than {slower} throughout {span}: {', '.join(factors)}."
+    extent = "throughout" if row["decided"] == row["dims"] else f"at {row['decided']} of {row['dims']} dims in"
+    return f"{faster} is faster than {slower} {extent} {span}: {', '.join(factors)}."
 
 
 def _ratio(times: pd.DataFrame, row: dict, optimizer: str, dim: int) -> float:

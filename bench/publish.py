@@ -1,0 +1,55 @@
+"""Copy a finished run into ``results/``, to be committed: ``python -m stepscale.bench.publish RUN NAME``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from stepscale.bench import records
+
+RESULTS = Path("results")
+
+
+def publish(run: Path, name: str) -> Path:
+    """Copy a run's folder, records and report together, to ``results/NAME``.
+
+    Raises:
+        ValueError: no usable name, the run is unfinished, a record is damaged, or the name is taken.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name) or name == "local":
+        raise ValueError(f"NAME must be of letters, digits, '.', '_' and '-', and not local; got {name!r}")
+    target = RESULTS / name
+    if target.exists():
+        raise ValueError(f"{target} is there already; choose another NAME, or remove it first")
+    try:
+        plan = json.loads((run / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run} holds no sweep's run ({error})") from error
+    there, complaints = records.read_all(run)
+    if complaints or len(there) < plan["cells"] or not plan["finished"]:
+        missing = f"{len(there)} of its {plan['cells']} cells are whole"
+        raise ValueError(
+            f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
+        )
+    shutil.copytree(run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml"))
+    return target
+
+
+def main() -> None:
+    """Publish, or say why not."""
+    parser = argparse.ArgumentParser(prog="stepscale.bench.publish", description="Copy a finished run to results/NAME.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    arguments = parser.parse_args()
+    try:
+        print(publish(arguments.run, arguments.name))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

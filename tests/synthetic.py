@@ -1,0 +1,158 @@
+"""Steps of known cost on a simulated clock, and the records they leave: the truth the analysis is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stepscale.bench import records, timing
+from stepscale.bench.timing import Settings
+from stepscale.bench.workload import Workload
+from stepscale.optimizers import Mark, no_mark
+
+SETTINGS = Settings(precision=0.01, time_limit_s=0.5, warmup_s=0.1, block_s=0.01, max_step_s=10)
+RATE = 1e11  # FLOP/s of the simulated machine
+Cost = Callable[[int], float]
+
+
+class SimulatedClock:
+    """A clock that only moves when a simulated step or limit says so; with relative noise of every move."""
+
+    def __init__(self, noise: float = 0.0, seed: int = 0) -> None:
+        self.now, self.noise, self.rng = 0.0, noise, np.random.default_rng(seed)
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds * (1 + self.noise * self.rng.standard_normal())
+
+    def stamp(self) -> float:
+        return self.now
+
+    def seconds(self, start: float, stop: float) -> float:
+        return stop - start
+
+    def synchronize(self) -> None:
+        pass
+
+
+class SimulatedStep:
+    """Takes ``seconds[position]``; where that is more than the least, it also does other work (a matrix product)."""
+
+    def __init__(self, clock: SimulatedClock, seconds: list[float]) -> None:
+        self.clock, self.all_seconds, self.period, self.count = clock, seconds, len(seconds), 0
+
+    def __call__(self, batch: Any, mark: Mark = no_mark) -> None:
+        seconds, cheapest = self.all_seconds[self.count % self.period], min(self.all_seconds)
+        self.clock.move(cheapest)
+        mark("gradient")
+        if seconds > cheapest:
+            torch.mm(torch.ones(2, 2), torch.ones(2, 2))
+            self.clock.move(seconds - cheapest)
+            mark("inverse")
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+class SimulatedLimit:
+    def __init__(self, clock: SimulatedClock, seconds: float) -> None:
+        self.clock, self.limit_s, self.flops = clock, seconds, seconds * RATE
+
+    def run(self, times: int) -> None:
+        self.clock.move(times * self.limit_s)
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: list[float],
+    limit_s: float = 1e-3,
+    clock: SimulatedClock | None = None,
+    settings: Settings = SETTINGS,
+) -> dict[str, Any]:
+    """Measure a simulated step with the real timing code; the host's time is the simulated one too."""
+    clock = clock or SimulatedClock()
+    monkeypatch.setattr(timing.time, "perf_counter", clock.stamp)
+    workload = Workload(nn.Linear(1, 1), SimulatedStep(clock, seconds), [torch.zeros(1, 1)])
+    return timing.measure(
+        workload,
+        lambda: SimulatedLimit(clock, limit_s),  # type: ignore[arg-type, return-value]
+        clock,
+        settings,
+        lambda: {"peak_mib": 1.0, "read_from": "nothing"},
+    )
+
+
+def cell(optimizer: str, dim: int, seed: int, **axes: Any) -> dict[str, Any]:
+    base = {"model": "flow", "data": "photos", "batch": 100, "depth": 2, "dtype": "float32", "device": "cpu"}
+    return {**base, "threads": 2, "optimizer": optimizer, "dim": dim, "seed": seed, **axes}
+
+
+def limit_seconds(dim: int) -> float:
+    return 2 * 7 * 100 * dim**2 / RATE
+
+
+def record(optimizer: str, dim: int, seed: int, step_s: float, **axes: Any) -> records.Record:
+    """Make a whole record of a cell whose step took ``step_s``, without measuring anything."""
+    limit_s = limit_seconds(dim)
+    axes = cell(optimizer, dim, seed, **axes)
+    blocks = {"steps": [1] * 6, "step_s": [step_s] * 6, "wall_s": [step_s] * 6, "limit_s": [limit_s] * 6}
+    phases = {"gradient": step_s * 0.9, "update": step_s * 0.1}
+    trace = [{"positions": [0], "share": 1.0, "traced": 10, "phases_s": phases}]
+    made = {
+        "schema": records.SCHEMA,
+        "identity": records.identity(axes, {}, "code", "torch"),
+        "status": "ok",
+        "reason": None,
+        "cell": axes,
+        "config": {},
+        "command": "made",
+        "finished": "2026-01-01T00:00:00+00:00",
+        "environment": {
+            "cpu": "simulated", "cores": 2, "threads": 2, "torch": "0", "python": "0", "stepscale": "0",
+            "commit": None, "code": "made",
+        },
+        "timing": {
+            "first_step_s": step_s, "warmup_s": 0.1, "composed": False, "stopped_by": "precision",
+            "blocks": blocks | {"other_cores": [0.0] * 6}, "trace": trace,
+        },
+        "counts": {
+            "flops": step_s * RATE, "operations": 10, "synchronisations": 0, "uncounted": [],
+            "limit_flops": limit_s * RATE,
+        },
+        "memory": {"peak_mib": dim / 10, "read_from": "made"},
+    }  # fmt: skip
+    return made
+
+
+def failed(optimizer: str, dim: int, seed: int, status: str, **axes: Any) -> records.Record:
+    made = record(optimizer, dim, seed, 1.0, **axes)
+    for part in ("timing", "counts", "memory"):
+        del made[part]
+    return made | {"status": status, "reason": f"simulated {status}"}
+
+
+def run_of(
+    folder: Path, costs: dict[str, Cost], dims: list[int], seeds: int = 2, noise: float = 0.005, **axes: Any
+) -> Path:
+    """Write a run's records: each process's step time off by a relative ``noise``."""
+    rng = np.random.default_rng(7)
+    for name, cost in costs.items():
+        for dim in dims:
+            for seed in range(seeds):
+                step_s = cost(dim) * float(np.exp(noise * rng.standard_normal()))
+                records.save(record(name, dim, seed, step_s, **axes), folder / "records")
+    return folder
+
+
+def polynomial(*coefficients: float) -> Cost:
+    """Seconds at a dim: Σ c_k dᵏ in microseconds."""
+    return lambda dim: 1e-6 * sum(c * dim**k for k, c in enumerate(coefficients))

@@ -1,0 +1,125 @@
+"""The command line as a user meets it: in a folder of their own, with their own files, and with mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
+
+
+def stepscale(cwd: Path, *arguments: str, module: str = "stepscale.bench") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
+    """All three beside each other, in a folder that holds modules named like ours."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "optimizer").mkdir()
+    (tmp_path / "mine" / "optimizer" / "my_own.yaml").write_text(
+        "_target_: stepscale.optimizers.pair\n_partial_: true\n"
+        "direction: {_target_: optimizers.Mine, _partial_: true}\n"
+        "update: {_target_: torch.optim.SGD, _partial_: true, lr: 1e-3}\n"
+    )
+    (tmp_path / "optimizers.py").write_text("from stepscale.optimizers import Layerwise\nclass Mine(Layerwise): pass\n")
+    (tmp_path / "models.py").write_text(
+        "import torch\nclass Theirs(torch.nn.Linear):\n"
+        "    def __init__(self, dim, depth):\n        super().__init__(dim, dim)\n"
+        "    def loss(self, x):\n        return self(x).square().mean()\n"
+    )
+    (tmp_path / "data.csv").write_text("\n".join(f"{k},{k * k % 7},{k % 3}" for k in range(60)))
+    own = ["--config-dir", "mine", "optimizer=my_own", "model._target_=models.Theirs", "dim=3", "batch=10"]
+    done = stepscale(tmp_path, "-m", *own, "data=file", "data.path=data.csv", "seed=0,1", *BRIEF)
+    assert done.returncode == 0, done.stderr
+    assert "report in" in done.stdout
+    (run,) = (tmp_path / "results" / "local").iterdir()
+    found = [json.loads(path.read_text()) for path in (run / "records").glob("*.json")]
+    assert sorted(record["cell"]["seed"] for record in found) == [0, 1]
+    assert {record["status"] for record in found} == {"ok"}
+    assert {record["cell"]["model"] for record in found} == {"flow[_target_=models.Theirs]"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimizer=relativ"], "Could not find 'optimizer/relativ'"),
+        (["dim=many"], "dim must be a whole number of at least 1, got 'many'"),
+        (["batch=0"], "batch must be a whole number of at least 1, got 0"),
+        (["dtype=half"], "dtype must be one of float32, float64, got 'half'"),
+        (["device=tpu"], "device must be one of auto, cpu, cuda, got 'tpu'"),
+        (["data=file", "data.path=nowhere.npy"], "no data file at nowhere.npy; set data.path"),
+        (["data=file"], "data.path"),
+        (["optimizer.update.lr=fast"], "lr"),
+        (["optimizer.direction.bias=none", "+x=1"], "bias"),
+        (["optimizer.update._target_=torch.optim.LBFGS"], "LBFGS.step needs a closure"),
+        (["timing.block_s=0"], "timing.block_s must be positive, got 0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_named(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = stepscale(tmp_path, *arguments, "dim=8" if arguments[0][:3] != "dim" else "depth=2")
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_unknown_sweep_and_a_missing_run_are_named(tmp_path: Path) -> None:
+    done = stepscale(tmp_path, "weekly", module="stepscale.bench.sweep")
+    assert done.returncode != 0
+    assert "no sweep 'weekly'; there are default, full, quick" in done.stderr
+    done = stepscale(tmp_path, "nowhere", module="stepscale.bench.report")
+    assert done.returncode != 0
+    assert "no records in nowhere" in done.stderr
+
+
+def started(cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "stepscale.bench.sweep", "quick", *BRIEF]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def recorded(cwd: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (cwd / "results/local").glob("2*/records/*.json")}
+
+
+def wait_for(cwd: Path, cells: int, sweep: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while len(recorded(cwd)) < cells:
+        assert sweep.poll() is None and time.monotonic() < deadline, "the sweep came to no records"
+        time.sleep(0.05)
+
+
+def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    wait_for(tmp_path, 4, sweep)
+    os.kill(sweep.pid, signal.SIGKILL)
+    sweep.communicate()
+    killed = recorded(tmp_path)
+
+    sweep = started(tmp_path)
+    wait_for(tmp_path, len(killed) + 4, sweep)
+    os.killpg(sweep.pid, signal.SIGINT)  # as Ctrl-C does
+    _, errors = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert "goes on from there" in errors
+    interrupted = recorded(tmp_path)
+
+    sweep = started(tmp_path)
+    output, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, errors
+    whole = recorded(tmp_path)
+    assert f"22 cells, {len(interrupted)} of them there already" in output
+    assert len(whole) == 22
+    assert killed.items() <= interrupted.items() <= whole.items(), "no cell was measured twice"
+    assert len(list((tmp_path / "results/local").glob("2*"))) == 1
+    assert "too few sizes for a verdict" in output
+    run = tmp_path / "results/local/latest"
+    assert json.loads((run / "run.json").read_text())["finished"]
+    assert not list(run.glob("records/*.partial"))

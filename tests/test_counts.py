@@ -1,0 +1,149 @@
+"""Counted FLOPs against closed forms; growth of every optimizer's FLOPs, the gate that needs no clock."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor
+
+from stepscale.bench.counts import Counts, product_flops
+from stepscale.bench.limit import Limit, products_of
+from stepscale.bench.timing import count_period
+from stepscale.bench.workload import Workload
+from stepscale.models import Flow
+from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, relative
+
+CONF = Path(__file__).parent.parent / "bench" / "conf"
+B, L = 100, 2
+# the least and the greatest exponent of the FLOPs between the two dims
+ORDERS = {
+    "naive": (2.8, 3.01),
+    "layerwise": (2.7, 3.0),
+    "sgd_momentum": (2.7, 3.0),
+    "adam": (2.7, 3.0),
+    "relative": (1.99, 2.05),
+    "relative_momentum": (1.99, 2.05),
+    "relative_adam": (1.99, 2.05),
+    "kfac": (2.5, 3.0),
+}
+
+
+def counted(direction: object, x: Tensor) -> Counts:
+    with Counts() as counts:
+        direction(x)  # type: ignore[operator]
+    assert not counts.uncounted
+    return counts
+
+
+def test_relative_step_has_the_flops_of_the_limit() -> None:
+    model, x = Flow(64, L), torch.randn(B, 64)
+    assert counted(Relative(model), x).flops == product_flops(model.products(B)) == 2 * (4 * L - 1) * B * 64**2
+
+
+def test_layerwise_adds_a_factorisation_and_a_solve_a_layer() -> None:
+    """Backprop's 3L − 1 products, and per layer 2/3 d³ for LU and 2 d³ for W⁻ᵀ."""
+    d = 64
+    backprop = 2 * (3 * L - 1) * B * d**2
+    assert counted(Layerwise(Flow(d, L)), torch.randn(B, d)).flops == pytest.approx(backprop + L * (2 / 3 + 2) * d**3)
+
+
+def test_jacobian_pays_a_factorisation_a_sample() -> None:
+    d, b = 32, 10
+    assert counted(Jacobian(Flow(d, L)), torch.randn(b, d)).flops > b * (2 / 3 + 2) * d**3
+
+
+def test_kfac_refresh_and_cheap_step() -> None:
+    """Relative frame, no bias, per layer: rank-B part 4 products, and one of d³ for the log-determinant."""
+    d = 64
+    model = Flow(d, L, bias=False)
+    step = KFAC(model, statistics="data")
+    refresh, cheap = (counted(step, torch.randn(B, d)).flops for _ in range(2))
+    capture, precondition = 2 * (2 * L - 1) * B * d**2, L * (4 * 2 * B * d**2 + 2 * d**3)
+    assert cheap == capture + precondition
+    factors, inverses = L * 2 * 2 * B * d**2, L * (2 * (1 / 3 + 2 / 3) * d**3 + 2 * d**3)
+    assert refresh == pytest.approx(cheap + factors + inverses)
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        (lambda A: torch.linalg.slogdet(A), 2 / 3 * 512),
+        (lambda A: torch.linalg.slogdet(A.expand(5, 8, 8)), 5 * 2 / 3 * 512),
+        (lambda A: torch.linalg.inv(A), 2 * 512),
+        (lambda A: torch.linalg.cholesky(A @ A.T + torch.eye(8)), (2 + 1 / 3) * 512),
+        (lambda A: torch.cholesky_inverse(A), 2 / 3 * 512),
+        (lambda A: torch.linalg.solve(A, torch.ones(8, 3)), 2 / 3 * 512 + 2 * 64 * 3),
+        (lambda A: A @ torch.ones(8), 2 * 64),
+        (lambda A: torch.addmv(torch.ones(8), A, torch.ones(8)), 2 * 64),
+        (lambda A: A.expand(5, 8, 8).contiguous() @ torch.ones(5, 8, 3), 5 * 2 * 64 * 3),
+    ],
+)
+def test_rules_by_shape(operation: object, expected: float) -> None:
+    A = torch.randn(8, 8)
+    with Counts() as counts:
+        operation(A)  # type: ignore[operator]
+    assert counts.flops == pytest.approx(expected)
+    assert not counts.uncounted
+
+
+def test_what_has_no_rule_is_named_not_dropped() -> None:
+    with Counts() as counts:
+        torch.linalg.eigh(torch.eye(4))
+    assert counts.uncounted == {"_linalg_eigh"}
+
+
+def test_a_host_synchronisation_is_counted() -> None:
+    with Counts() as counts:
+        torch.ones(3).sum().item()
+    assert counts.synchronisations == 1
+
+
+def exponent(name: str, small: int, large: int) -> float:
+    flops = []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for dim in (small, large):
+            cfg = compose("config", [f"optimizer={name}", f"dim={dim}", f"batch={B}"])
+            model = instantiate(cfg.model)
+            counts, _ = count_period(Workload(model, instantiate(cfg.optimizer)(model), [torch.randn(B, dim)]))
+            assert not counts["uncounted"]
+            flops.append(counts["flops"])
+    return math.log2(flops[1] / flops[0])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")))
+def test_growth_per_doubling(name: str) -> None:
+    assert name in ORDERS, f"state the order of {name}'s FLOPs in ORDERS"
+    low, high = ORDERS[name]
+    assert low <= exponent(name, *((128, 256) if name == "naive" else (512, 1024))) <= high
+
+
+def test_a_wrongly_associated_relative_gradient_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cubic(io: relative.LayerIO, bias: str) -> Tensor:
+        return (io.delta.T @ io.y / B) @ io.layer.weight - io.layer.weight
+
+    monkeypatch.setattr(relative, "weight_gradient", cubic)
+    assert exponent("relative", 512, 1024) > ORDERS["relative"][1] + 0.3
+
+
+def test_limit_of_a_model_without_products_has_the_flops_of_its_backprop() -> None:
+    class OnlyLoss(torch.nn.Linear):
+        def loss(self, batch: Tensor) -> Tensor:
+            return self(batch).square().mean()
+
+    model, x = OnlyLoss(16, 16), torch.randn(60, 16)
+    products = products_of(model, x, 16)
+    assert product_flops(products) == 2 * 2 * 60 * 16**2
+    assert {shape[1:] for shape in products} == {(16, 16)}
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_limit_runs_its_products_on_operands_like_the_models() -> None:
+    model = Flow(8, 3)
+    limit = Limit(model, model.products(5), torch.device("cpu"), torch.float32)
+    with Counts() as counts:
+        limit.run(2)
+    assert counts.flops == 2 * limit.flops
+    assert len({id(b) for a, b, _ in limit.calls if a.shape == (5, 8)}) == 3, "as many weights as layers"

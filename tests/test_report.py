@@ -1,0 +1,157 @@
+"""Reports of synthetic runs: words, files, and figures that hold only what the records hold."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from stepscale.bench import plots, publish, records, report, scaling
+from tests.synthetic import failed, polynomial, record, run_of
+
+DIMS = [64, 96, 128, 192, 256, 384, 512, 768, 1024]
+COSTS = {
+    "layerwise": polynomial(60, 0, 2e-2, 6e-5),
+    "relative": polynomial(200, 0, 2e-2),
+    "naive": lambda d: 1e-3 * d**2,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = run_of(tmp_path_factory.mktemp("run"), COSTS, DIMS)
+    run_of(folder, {name: COSTS[name] for name in ("layerwise", "relative")}, [128, 256, 512], batch=10)
+    for dim, status in ((2048, "out_of_memory"), (4096, "too_slow")):
+        records.save(failed("naive", dim, 0, status), folder / "records")
+    report.write(folder)
+    return folder
+
+
+def test_every_file_is_there(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"times.csv", "scaling.csv", "summary.md", "scaling.png", "scaling.svg", "report.html"} <= names
+
+
+def test_the_findings_come_first_and_are_the_truth(run: Path) -> None:
+    summary = (run / "summary.md").read_text()
+    found = summary[: summary.index("##")]
+    overtaken = re.search(r"`relative` overtakes `layerwise` at dim (\d+)–(\d+), batch 100", found)
+    assert overtaken, found
+    truth = (140 / 6e-5) ** (1 / 3)
+    assert int(overtaken[1]) < truth < int(overtaken[2])
+    share = 6e-5 * 1024**3 / (60 + 2e-2 * 1024**2 + 6e-5 * 1024**3)
+    cubic = re.search(r"`layerwise`, batch 100: \*\*cubic\*\*; (\d+)–(\d+) % of a step at dim 1024", found)
+    assert cubic and int(cubic[1]) <= 100 * share <= int(cubic[2]), found
+    assert "`relative`, batch 100: **no cubic term**" in found
+    assert "`relative`, batch 10: too few sizes for a verdict (3 in dims 128–512)" in found
+    assert "1 of 62 cells: out_of_memory." in found
+    assert "`layerwise` (one log-determinant a layer) is the honest baseline" in found
+
+
+def test_the_page_needs_no_other_file(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!#)", page.replace("xlink:href", "href").replace('href="#', 'href-id="#'))
+    assert "<script" not in page and "@import" not in page and "url(http" not in page
+    assert page.count("<svg") == 2, "one figure a group"
+    assert page.index("overtakes") < page.index("<svg") < page.index("<table")
+
+
+def test_tables_hold_factors_to_both_baselines(run: Path) -> None:
+    times = scaling.times(records.load(run))
+    table = report.factors(times).set_index(["batch", "dim"])
+    truth = COSTS["layerwise"](1024) / COSTS["relative"](1024)
+    assert table.loc[(100, 1024), "relative over layerwise"] == pytest.approx(truth, rel=0.03)
+    assert table.loc[(100, 1024), "relative over naive"] > 10
+    assert "relative over naive" not in table.loc[10].dropna(axis=1).columns
+
+
+def panels(run: Path) -> Figure:
+    cells = records.load(run)
+    cells = cells[cells["batch"] == 100]
+    times, slopes = scaling.times(cells), scaling.local_slopes(cells)
+    return plots.scaling_figure(times, slopes, plots.styles(times["optimizer"]), "title")
+
+
+def test_no_curve_holds_a_number_that_was_not_measured(run: Path) -> None:
+    """A failed cell is a cross on the edge, never a point of a curve."""
+    axes = panels(run).axes[0]
+    curves = {line.get_label(): line for line in axes.get_lines() if not str(line.get_label()).startswith("_")}
+    assert set(curves) == set(COSTS)
+    for name, line in curves.items():
+        dims, values = line.get_xdata(), line.get_ydata()
+        assert list(dims) == DIMS
+        np.testing.assert_allclose(values, [1e3 * COSTS[name](d) for d in DIMS], rtol=0.03)
+    crosses = [line for line in axes.get_lines() if line.get_marker() == "X"]
+    assert [list(line.get_xdata()) for line in crosses] == [[2048, 4096]]
+    assert any("out of memory" in text.get_text() for text in axes.texts)
+
+
+def test_cells_that_wait_for_the_host_are_hollow(tmp_path: Path) -> None:
+    run_of(tmp_path, {"relative": COSTS["relative"]}, DIMS)
+    late = record("relative", 32, 0, 1e-3)
+    late["timing"]["busy_s"] = 1e-4
+    records.save(late, tmp_path / "records")
+    hollow = [line for line in panels(tmp_path).axes[0].get_lines() if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[32]]
+
+
+def test_looks_are_distinct_and_follow_the_name() -> None:
+    names = [f"optimizer{k:02d}" for k in range(24)]
+    looks = plots.styles(names)
+    assert len({(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}) == 24
+    assert plots.styles(reversed(names)) == looks
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_single_cell_makes_a_report(tmp_path: Path, seeds: int) -> None:
+    run_of(tmp_path, {"mine": COSTS["relative"]}, [64], seeds=seeds)
+    words = report.write(tmp_path)
+    assert "too few sizes" in words
+    assert ("One process a cell" in words) == (seeds == 1)
+
+
+def test_a_run_of_failures_makes_a_report(tmp_path: Path) -> None:
+    records.save(failed("naive", 64, 0, "out_of_memory"), tmp_path / "records")
+    assert "1 of 1 cells: out_of_memory" in report.write(tmp_path)
+
+
+def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
+    run_of(tmp_path, {"<b>x</b>": COSTS["relative"]}, DIMS)
+    report.write(tmp_path)
+    assert "<b>x</b>" not in (tmp_path / "report.html").read_text()
+
+
+def test_figures_are_drawn_without_torch() -> None:
+    code = "import sys, stepscale.bench.report, stepscale.bench.publish; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def planned(folder: Path, cells: int, finished: bool) -> Path:
+    (folder / "run.json").write_text(json.dumps({"cells": cells, "finished": finished}))
+    return folder
+
+
+def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["relative"]}, [64]), 2, True)
+    target = publish.publish(folder, "first")
+    assert len(list((target / "records").glob("*.json"))) == 2
+    with pytest.raises(ValueError, match="is there already"):
+        publish.publish(folder, "first")
+    for name in ("", "a/b", "local", ".."):
+        with pytest.raises(ValueError, match="NAME must be"):
+            publish.publish(folder, name)
+
+
+@pytest.mark.parametrize(("cells", "finished"), [(3, True), (2, False)])
+def test_an_unfinished_run_is_not_published(
+    tmp_path: Path, cells: int, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["relative"]}, [64]), cells, finished)
+    with pytest.raises(ValueError, match="not finished"):
+        publish.publish(folder, "first")

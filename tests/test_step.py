@@ -1,0 +1,68 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from stepscale.optimizers import Layerwise, Stateless, pair
+from tests.conftest import batch_of, generic_flow
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        partial(torch.optim.SGD, lr=1e-2, momentum=0.9),
+        partial(torch.optim.Adam, lr=1e-2),
+        partial(torch.optim.AdamW, lr=1e-2),
+    ],
+    ids=lambda update: update.func.__name__,
+)
+def test_a_pair_is_the_ordinary_training_loop(update: partial) -> None:
+    model, other = generic_flow(), generic_flow()
+    other.load_state_dict(model.state_dict())
+    step, optimizer = pair(model, Layerwise, update), update(other.parameters())
+    for _ in range(5):
+        x = batch_of()
+        step(x)
+        optimizer.zero_grad()
+        other.loss(x).backward()
+        optimizer.step()
+    for got, want in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_state_goes_through_both_halves() -> None:
+    model, x = generic_flow(), batch_of()
+    step = pair(model, Layerwise, partial(torch.optim.Adam, lr=1e-2))
+    step(x)
+    again = pair(model, Layerwise, partial(torch.optim.Adam, lr=1e-2))
+    again.load_state_dict(step.state_dict())
+    first = next(model.parameters())
+    torch.testing.assert_close(again.update.state[first]["exp_avg"], step.update.state[first]["exp_avg"])
+
+
+def test_phases_are_marked_in_order() -> None:
+    phases: list[str] = []
+    pair(generic_flow(), Layerwise, partial(torch.optim.SGD, lr=1e-2))(batch_of(), phases.append)
+    assert phases == ["gradient", "update"]
+
+
+def test_an_update_that_needs_a_closure_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"LBFGS\.step needs a closure"):
+        pair(generic_flow(), Layerwise, partial(torch.optim.LBFGS, lr=1.0))
+
+
+def test_a_stateless_direction_takes_no_state() -> None:
+    with pytest.raises(ValueError, match="has no state, got one with factors"):
+        Stateless().load_state_dict({"factors": []})
+
+
+def test_layerwise_serves_a_model_that_has_only_a_loss() -> None:
+    class OnlyLoss(nn.Linear):
+        def loss(self, batch: torch.Tensor) -> torch.Tensor:
+            return self(batch).square().mean()
+
+    model = OnlyLoss(4, 4)
+    before = model.weight.clone()
+    pair(model, Layerwise, partial(torch.optim.SGD, lr=0.1))(torch.randn(3, 4))
+    assert not torch.equal(before, model.weight)

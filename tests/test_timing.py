@@ -1,0 +1,161 @@
+"""The timing code on a simulated clock: what it reports must be the truth that was put in."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from stepscale.bench import timing
+from stepscale.bench.contention import CONTENDED
+from stepscale.bench.estimate import MIN_BLOCKS, estimate
+from stepscale.bench.limit import Limit
+from stepscale.bench.timing import DivergedError, Settings, TooSlowError
+from stepscale.bench.workload import Workload
+from tests.synthetic import SETTINGS, SimulatedClock, SimulatedLimit, SimulatedStep, measured
+
+
+def headline(found: dict) -> float:
+    return estimate(found["timing"]["blocks"], CONTENDED).step_s
+
+
+def test_a_steady_step_is_timed_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(monkeypatch, [2e-3], limit_s=1e-3)
+    judged = estimate(found["timing"]["blocks"], CONTENDED)
+    assert judged.step_s == pytest.approx(2e-3, rel=1e-9)
+    assert judged.ratio == pytest.approx(2, rel=1e-9)
+    assert found["timing"]["stopped_by"] == "precision"
+    assert len(found["timing"]["blocks"]["step_s"]) == MIN_BLOCKS
+
+
+def test_a_periodic_step_is_amortised_over_whole_periods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median step would say 1.0 ms; the truth is 3.9 ms."""
+    found = measured(monkeypatch, [30e-3, *[1e-3] * 9])
+    assert not found["timing"]["composed"]
+    assert headline(found) == pytest.approx(3.9e-3, rel=1e-9)
+    assert set(found["timing"]["blocks"]["steps"]) == {10}
+    peak, cheap = found["timing"]["trace"]
+    assert (peak["positions"], cheap["positions"]) == ([0], list(range(1, 10)))
+    assert peak["phases_s"] == pytest.approx({"gradient": 1e-3, "inverse": 29e-3})
+    assert cheap["phases_s"] == pytest.approx({"gradient": 1e-3})
+
+
+def test_a_period_too_long_for_the_time_limit_is_composed_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.2, *[10e-3] * 49]
+    found = measured(monkeypatch, seconds)
+    assert found["timing"]["composed"]
+    assert headline(found) == pytest.approx(sum(seconds) / 50, rel=1e-6)
+    assert max(found["timing"]["blocks"]["steps"]) == 2, "a walk ends where every class has been met"
+
+
+def test_work_at_several_intervals_is_composed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [(0.03 if k % 6 == 0 else 0.02 if k % 2 == 0 else 0.01) for k in range(6)]
+    monkeypatch.setattr(SimulatedStep, "__call__", three_costs)
+    found = measured(monkeypatch, seconds, settings=Settings(0.01, 0.2, 0.1, 0.01, 10))
+    assert found["timing"]["composed"]
+    assert headline(found) == pytest.approx(sum(seconds) / 6, rel=1e-6)
+
+
+def three_costs(self: SimulatedStep, batch: object, mark: timing.Callable) -> None:
+    seconds = self.all_seconds[self.count % self.period]
+    torch.mm(torch.ones(1, round(seconds * 100)), torch.ones(round(seconds * 100), 1))
+    self.clock.move(seconds)
+    mark("gradient")
+    self.count += 1
+
+
+def test_noise_stops_at_the_time_limit_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(monkeypatch, [15e-3], clock=SimulatedClock(noise=0.3))
+    assert found["timing"]["stopped_by"] == "time_limit"
+    judged = estimate(found["timing"]["blocks"], CONTENDED)
+    assert judged.ratio_low < 15 < judged.ratio_high
+
+
+def test_the_first_step_has_a_column_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_first(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
+        first = self.clock.now == 0
+        self.clock.move(1.0 if first else 1e-3)
+        mark("gradient")
+
+    monkeypatch.setattr(SimulatedStep, "__call__", slow_first)
+    found = measured(monkeypatch, [1e-3])
+    assert found["timing"]["first_step_s"] == pytest.approx(1.0)
+    assert headline(found) == pytest.approx(1e-3, rel=1e-9)
+
+
+def test_warm_up_lasts_until_times_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warming(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
+        self.clock.move(1e-3 * (1 + math.exp(-self.clock.now / 0.03)))
+        mark("gradient")
+
+    monkeypatch.setattr(SimulatedStep, "__call__", warming)
+    found = measured(monkeypatch, [1e-3], settings=Settings(0.01, 0.5, 0.02, 0.01, 10))
+    assert headline(found) == pytest.approx(1e-3, rel=0.3), "cold steps took up to 2 ms"
+    assert found["timing"]["warmup_s"] > 0.03
+
+
+def test_a_slow_first_step_ends_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TooSlowError, match=r"took 11 s; timing.max_step_s is 10"):
+        measured(monkeypatch, [11.0])
+
+
+def test_parameters_that_are_no_numbers_end_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverging(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
+        self.clock.move(1e-3)
+        mark("gradient")
+        with torch.no_grad():
+            model.weight.mul_(1e30)
+
+    monkeypatch.setattr(SimulatedStep, "__call__", diverging)
+    clock = SimulatedClock()
+    monkeypatch.setattr(timing.time, "perf_counter", clock.stamp)
+    model = nn.Linear(1, 1)
+    workload = Workload(model, SimulatedStep(clock, [1e-3]), [torch.zeros(1, 1)])
+    with pytest.raises(DivergedError, match="not finite"):
+        timing.measure(workload, lambda: SimulatedLimit(clock, 1e-3), clock, SETTINGS, dict)
+
+
+def test_contended_blocks_are_labelled_and_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its first 0.1 s a neighbour doubles the step; the estimate is of the blocks after it."""
+
+    class Neighbour:
+        def cores(self) -> float:
+            return 1.0 if clock.now < end else 0.0
+
+    def disturbed(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
+        self.clock.move(2e-3 if begin < self.clock.now < end else 1e-3)
+        mark("gradient")
+
+    clock, begin, end = SimulatedClock(), 0.15, 0.35
+    monkeypatch.setattr(timing, "OtherCpu", Neighbour)
+    monkeypatch.setattr(SimulatedStep, "__call__", disturbed)
+    found = measured(monkeypatch, [1e-3], clock=clock)
+    blocks = found["timing"]["blocks"]
+    assert max(blocks["step_s"]) > 1.5e-3, "the disturbed blocks stay in the record"
+    judged = estimate(blocks, CONTENDED)
+    assert judged.step_s == pytest.approx(1e-3, rel=1e-6)
+    assert not judged.contended
+
+
+def test_peak_memory_is_taken_before_the_limit_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    clock = SimulatedClock()
+    monkeypatch.setattr(timing.time, "perf_counter", clock.stamp)
+    workload = Workload(nn.Linear(1, 1), SimulatedStep(clock, [1e-3]), [torch.zeros(1, 1)])
+
+    def limit() -> Limit:
+        order.append("limit")
+        return SimulatedLimit(clock, 1e-3)  # type: ignore[return-value]
+
+    def memory() -> dict:
+        order.append("memory")
+        return {}
+
+    timing.measure(workload, limit, clock, SETTINGS, memory)
+    assert order == ["memory", "limit"]
+
+
+@pytest.mark.parametrize("name", ["precision", "time_limit_s", "block_s"])
+def test_settings_must_be_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"timing\.{name} must be positive, got 0"):
+        Settings(**{**vars(SETTINGS), name: 0})

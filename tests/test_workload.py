@@ -1,0 +1,57 @@
+"""Restoring a snapshot must give back the very same continuation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from stepscale.bench.workload import Workload
+
+CONF = Path(__file__).parent.parent / "bench" / "conf"
+OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+
+
+def workload_of(name: str, *overrides: str) -> Workload:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"optimizer={name}", "dim=12", *overrides])
+    model = instantiate(cfg.model)
+    return Workload(model, instantiate(cfg.optimizer)(model), [torch.randn(6, 12) for _ in range(3)])
+
+
+def parameters(workload: Workload) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in workload.model.parameters()]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_continuation_after_restore_is_bitwise_the_same(name: str) -> None:
+    workload = workload_of(name)
+    workload.run(workload.period + 3)
+    snapshot = workload.snapshot()
+    addresses = [parameter.data_ptr() for parameter in workload.model.parameters()]
+    seen = []
+    for _ in range(3):  # thrice: a snapshot that the steps write into would show only then
+        workload.restore(snapshot)
+        workload.run(13)
+        seen.append(parameters(workload))
+    for other in seen[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(seen[0], other, strict=True))
+    assert [parameter.data_ptr() for parameter in workload.model.parameters()] == addresses
+
+
+def test_batches_rotate() -> None:
+    seen = []
+    workload = workload_of("relative")
+    workload.step = lambda batch, mark: seen.append(batch.data_ptr())  # type: ignore[assignment, method-assign]
+    workload.run(2)
+    workload.run(4)
+    assert seen == [batch.data_ptr() for batch in workload.batches] * 2
+
+
+def test_no_number_is_not_finite() -> None:
+    workload = workload_of("relative")
+    assert workload.finite()
+    with torch.no_grad():
+        next(workload.model.parameters())[0, 0] = torch.nan
+    assert not workload.finite()
