@@ -45,7 +45,7 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        sys.exit(str(error).splitlines()[0])
+        sys.exit(f"{error.full_key}: {str(error).splitlines()[0]}")
     for name in ("dim", "batch", "depth"):
         if not isinstance(config[name], int) or config[name] < 1:
             sys.exit(f"{name} must be a whole number of at least 1, got {config[name]!r}")

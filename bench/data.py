@@ -98,8 +98,8 @@ def standardised(train: np.ndarray, held_out: np.ndarray, note: str) -> Dataset:
     scale = (train - mean).std()
     if not scale > 0:
         raise ValueError(f"the train rows of {note} are all the same: nothing to learn from")
-    both = (torch.from_numpy(np.asarray((part - mean) / scale, dtype=np.float32)) for part in (train, held_out))
-    return Dataset(*both, note)
+    train, held_out = (np.asarray((part - mean) / scale, dtype=np.float32) for part in (train, held_out))
+    return Dataset(torch.from_numpy(train), torch.from_numpy(held_out), note)
 
 
 def patch_shape(dim: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ It is timed in the same loop as the step, and is the denominator of every ratio.
 from __future__ import annotations
 
 from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Limit:
                 torch.mm(a, b, out=out)
 
 
-def products_of(model: nn.Module, batch: Batch, dim: int) -> list[Shape]:
+def products_of(model: Any, batch: Batch, dim: int) -> list[Shape]:
     """List the model's own products, or else as many FLOPs as its loss's forward and backward pass has, in dim × dim.
 
     Call it before timing: without ``model.products`` it runs that pass once.

@@ -17,8 +17,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "*", "h")
 LINES = ("-", "--", ":")
-GUIDE = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
-RC = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "svg.fonttype": "none", "axes.spines.top": False}
+GUIDE: dict[str, Any] = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
+RC: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "svg.fonttype": "none", "axes.spines.top": False}
 
 Style = dict[str, Any]
 

@@ -7,6 +7,7 @@ import html
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -95,8 +96,8 @@ def factors(times: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for key, part in known.groupby([*PER_GROUP, "dim"]):
         ratios = part.set_index("optimizer")["ratio"]
-        group = dict(zip([*PER_GROUP, "dim"], key, strict=True))
-        row: dict[str, float] = {"dim": group["dim"], "batch": group["batch"], "d/B": group["dim"] / group["batch"]}
+        group: dict[str, Any] = dict(zip([*PER_GROUP, "dim"], key, strict=True))
+        row: dict[str, Any] = {"dim": group["dim"], "batch": group["batch"], "d/B": group["dim"] / group["batch"]}
         for baseline in (words.HONEST, words.NAIVE):
             for name, ratio in ratios.items():
                 if baseline in ratios and name != baseline:

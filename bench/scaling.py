@@ -51,12 +51,16 @@ def usable(cells: pd.DataFrame) -> pd.DataFrame:
 def pooled(cells: pd.DataFrame, column: str) -> Pooled:
     """Pool the variance of log ``column`` over seeds of otherwise equal cells."""
     measured = cells[cells["status"] == "ok"]
-    logs = np.log(measured[column].astype(float)).groupby([measured[c] for c in [*GROUPING, "optimizer", "dim"]])
+    logs = _logs(measured, column).groupby([measured[c] for c in [*GROUPING, "optimizer", "dim"]])
     counts, variances = logs.count(), logs.var()
     dof = int((counts - 1).sum())
     if dof < 1:
         return Pooled(math.nan, 0)
     return Pooled(math.sqrt(float((variances.fillna(0) * (counts - 1)).sum()) / dof), dof)
+
+
+def _logs(cells: pd.DataFrame, column: str) -> pd.Series[float]:
+    return cells[column].astype(float).map(math.log)
 
 
 def times(cells: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +100,7 @@ def local_slopes(cells: pd.DataFrame, column: str = "step_ms") -> pd.DataFrame:
     """Δ log time / Δ log dim between neighbouring dims, with its interval; ``dim`` is the pair's geometric middle."""
     spread, rows = pooled(cells, column), []
     for key, part in usable(cells).groupby([*GROUPING, "optimizer"]):
-        logs = np.log(part[column].astype(float)).groupby(part["dim"])
+        logs = _logs(part, column).groupby(part["dim"])
         means, counts = logs.mean(), logs.count()
         for a, b in itertools.pairwise(means.index):
             run = math.log(b / a)
@@ -117,7 +121,7 @@ def growth(cells: pd.DataFrame) -> pd.DataFrame:
 
 def _growth_row(part: pd.DataFrame, spread: Pooled) -> dict[str, Any]:
     by_dim = part.groupby("dim")
-    dims = np.array(sorted(by_dim.groups), dtype=float)
+    dims = by_dim.size().index.to_numpy(dtype=float)
     flops = by_dim["flops"].mean().to_numpy(dtype=float)
     curve = Curve(
         dims,
@@ -180,13 +184,13 @@ def cubic_share(curve: Curve, spread: Pooled) -> tuple[float, float, float]:
     weighted, target = terms_at / (curve.ratio * sd)[:, None], 1 / sd
     terms, best = optimize.nnls(weighted, target)
     residual_dof = max(1, len(x) - int((terms > 0).sum()))
-    inflation, dof = best**2 / residual_dof, residual_dof
+    inflation, dof = float(best) ** 2 / residual_dof, residual_dof
     if spread.dof and inflation <= 1:
         inflation, dof = 1.0, spread.dof
     allowed = best**2 + inflation * stats.t.ppf(0.5 + CONFIDENCE / 2, dof) ** 2
     inside = [share for share in SHARES if _misfit(weighted, target, share) <= allowed]
-    share = float(terms[3] / terms.sum())
-    return share, min([share, *inside]), max([share, *inside])
+    found = float(terms[3] / terms.sum())
+    return found, float(min([found, *inside])), float(max([found, *inside]))
 
 
 def _misfit(weighted: np.ndarray, target: np.ndarray, share: float) -> float:
@@ -204,7 +208,7 @@ def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
     """
     spread, rows = pooled(cells, "ratio"), []
     for key, part in usable(cells).groupby(GROUPING):
-        logs = np.log(part["ratio"].astype(float)).groupby([part["optimizer"], part["dim"]])
+        logs = _logs(part, "ratio").groupby([part["optimizer"], part["dim"]])
         means, counts = logs.mean().unstack(), logs.count().unstack()
         for one, other in itertools.combinations(means.index, 2):
             gap = (means.loc[one] - means.loc[other]).dropna()

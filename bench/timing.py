@@ -156,7 +156,7 @@ class _Cell:
         for k in range(steps):
             position = k % self.workload.period
             stamps.append((position, "", self.clock.stamp()))
-            self.workload.run(1, lambda phase, at=position: stamps.append((at, phase, self.clock.stamp())))
+            self.workload.run(1, lambda phase: stamps.append((position, phase, self.clock.stamp())))  # noqa: B023 - run now
         self.clock.synchronize()
         found: list[tuple[int, Phases]] = []
         for (_, _, start), (position, phase, stop) in zip([stamps[0], *stamps], stamps, strict=False):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from stepscale.bench import scaling
@@ -27,33 +30,35 @@ def _notable(crossovers: pd.DataFrame) -> pd.DataFrame:
     return crossovers[(crossovers["faster"] == HONEST) | (crossovers["slower"] == HONEST)]
 
 
-def _where(row: dict, varying: list[str]) -> str:
+def _where(row: Mapping[Any, Any], varying: list[str]) -> str:
     return "".join(f", {column} {row[column]}" for column in varying)
 
 
-def _overtaking(row: dict, times: pd.DataFrame, varying: list[str]) -> str:
+def _overtaking(row: Mapping[Any, Any], times: pd.DataFrame, varying: list[str]) -> str:
     faster, slower, where = f"`{row['faster']}`", f"`{row['slower']}`", _where(row, varying)
     if row["kind"] == "crossover":
         return f"{faster} overtakes {slower} at dim {row['low']:g}–{row['high']:g}{where}."
-    span = f"dim {row['dim_min']}–{row['dim_max']}{where}"
+    dims = dict.fromkeys([row["dim_min"], row["dim_max"]])
+    span = f"dim {'–'.join(map(str, dims))}{where}"
     if row["kind"] == "undecided":
         return f"{faster} and {slower}: undecided at {span}."
     factors = []
-    for dim in dict.fromkeys([row["dim_min"], row["dim_max"]]):
+    for dim in dims:
         factor = _ratio(times, row, row["slower"], dim) / _ratio(times, row, row["faster"], dim)
         factors.append(f"{factor:.3g}× at {dim}")
-    extent = "throughout" if row["decided"] == row["dims"] else f"at {row['decided']} of {row['dims']} dims in"
+    extent = "at" if row["decided"] == row["dims"] else f"at {row['decided']} of the {row['dims']} dims in"
+    extent += " all of" if extent == "at" and len(dims) > 1 else ""
     return f"{faster} is faster than {slower} {extent} {span}: {', '.join(factors)}."
 
 
-def _ratio(times: pd.DataFrame, row: dict, optimizer: str, dim: int) -> float:
+def _ratio(times: pd.DataFrame, row: Mapping[Any, Any], optimizer: str, dim: int) -> float:
     same = (times["optimizer"] == optimizer) & (times["dim"] == dim)
     for column in GROUP:
         same &= times[column] == row[column]
     return float(times.loc[same, "ratio"].iloc[0])
 
 
-def _growth(row: dict, varying: list[str]) -> str:
+def _growth(row: Mapping[Any, Any], varying: list[str]) -> str:
     where = _where(row, varying)
     name, span = f"`{row['optimizer']}`{where}", f"dims {row['dim_min']}–{row['dim_max']}"
     flops = f"FLOPs grow as d^{row['flop_exponent']:.2f} at the end"

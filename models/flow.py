@@ -12,6 +12,7 @@ Tensors are row batches, ``[batch, dim]``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ class Flow(nn.Module):
         if base not in BASES:
             raise ValueError(f"base must be one of {', '.join(BASES)}, got {base!r}")
         self.alpha, self.base = alpha, base
-        self.layers = nn.ModuleList(nn.Linear(dim, dim, bias=bias) for _ in range(depth))
+        self.layers: Sequence[nn.Linear]
+        self.layers = nn.ModuleList(nn.Linear(dim, dim, bias=bias) for _ in range(depth))  # type: ignore[assignment]
         for layer in self.layers:
             initialise(layer)
 

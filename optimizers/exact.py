@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
@@ -18,7 +20,7 @@ class Layerwise(Stateless):
 
     def __init__(self, model: nn.Module) -> None:
         require(model, "loss", "layerwise")
-        self.model = model
+        self.model: Any = model
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         self.model.loss(batch).backward()
@@ -34,14 +36,14 @@ class Jacobian(Stateless):
     def __init__(self, model: nn.Module) -> None:
         for method in ("forward", "base_log_prob"):
             require(model, method, "jacobian")
-        self.model = model
+        self.model: Any = model
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         jacobian_loss(self.model, batch).backward()
         mark("gradient")
 
 
-def jacobian_loss(model: nn.Module, x: Batch) -> Tensor:
+def jacobian_loss(model: Any, x: Batch) -> Tensor:
     """Mean negative log-likelihood through ∂z/∂x of each sample, ``[batch, dim, dim]``, in nats."""
 
     def noise(row: Tensor) -> tuple[Tensor, Tensor]:

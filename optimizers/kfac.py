@@ -95,7 +95,8 @@ class KFAC:
                 f"damping={damping}, decay={decay}, statistics_interval={statistics_interval}, "
                 f"inverse_interval={inverse_interval}"
             )
-        self.model, self.damping, self.decay = model, damping, decay
+        self.model: Any = model
+        self.damping, self.decay = damping, decay
         self.relative, self.sampled, self.stale = (
             frame == "relative",
             statistics == "model",

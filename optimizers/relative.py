@@ -7,6 +7,8 @@ log-determinant's −W⁻ᵀ becomes −W: no inverse and no determinant.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,8 @@ class Relative(Stateless):
         require(model, "capture", "relative")
         if bias not in BIASES:
             raise ValueError(f"bias must be one of {', '.join(BIASES)}, got {bias!r}")
-        self.model, self.bias = model, bias
+        self.bias = bias
+        self.model: Any = model
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:

@@ -48,7 +48,7 @@ def test_the_findings_come_first_and_are_the_truth(run: Path) -> None:
     assert cubic and int(cubic[1]) <= 100 * share <= int(cubic[2]), found
     assert "`relative`, batch 100: **no cubic term**" in found
     assert "`relative`, batch 10: too few sizes for a verdict (3 in dims 128–512)" in found
-    assert "1 of 62 cells: out_of_memory." in found
+    assert "1 of 68 cells: out_of_memory." in found
     assert "`layerwise` (one log-determinant a layer) is the honest baseline" in found
 
 
