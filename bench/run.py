@@ -15,7 +15,7 @@ from torch import nn
 from stepscale.bench import environment, records
 from stepscale.bench.clock import clock_of
 from stepscale.bench.limit import Limit, products_of
-from stepscale.bench.timing import DivergedError, Settings, TooSlowError, measure
+from stepscale.bench.timing import Settings, TooSlowError, measure
 from stepscale.bench.workload import Workload
 from stepscale.models import Batch
 
@@ -94,7 +94,7 @@ def build(job: Job, batches: list[Batch], device: torch.device, dtype: torch.dty
 def classify(error: BaseException) -> tuple[str, str]:
     """Return the status and the reason that an exception gives a cell."""
     reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    if isinstance(error, DivergedError):
+    if isinstance(error, ArithmeticError):  # DivergedError, and what a direction raises on meeting a NaN
         return "diverged", str(error)
     if isinstance(error, TooSlowError):
         return "too_slow", str(error)

@@ -63,6 +63,7 @@ class KFAC:
     Raises:
         ValueError: an option or a number is out of its range.
         TypeError: the model lacks a method.
+        FloatingPointError: the parameters have diverged.
         torch.linalg.LinAlgError: a damped factor is not positive definite; raise ``damping``.
     """
 
@@ -189,6 +190,7 @@ def damped_inverses(A: Tensor, G: Tensor, damping: float) -> tuple[Tensor, Tenso
     Factored Tikhonov damping, Martens & Grosse 2015, section 6.3.
 
     Raises:
+        FloatingPointError: a factor is not finite: the parameters have diverged.
         torch.linalg.LinAlgError: a damped factor is not positive definite.
     """
     pi = (A.diagonal().mean() / G.diagonal().mean()).sqrt()
@@ -199,7 +201,15 @@ def damped_inverses(A: Tensor, G: Tensor, damping: float) -> tuple[Tensor, Tenso
 def _inverse(M: Tensor, shift: Tensor) -> Tensor:
     damped = M.clone()
     damped.diagonal().add_(shift)
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    try:
+        return torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    except torch.linalg.LinAlgError as error:
+        if not torch.isfinite(damped).all():
+            raise FloatingPointError("a K-FAC factor is not finite: lower the learning rate") from error
+        least = torch.linalg.eigvalsh(damped)[0].item()
+        raise torch.linalg.LinAlgError(
+            f"a damped K-FAC factor has the eigenvalue {least:.3g}: raise damping"
+        ) from error
 
 
 def map_back(D: Tensor, layer: nn.Linear) -> Tensor:

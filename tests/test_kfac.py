@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Flow, LayerIO
 from stepscale.optimizers import KFAC, Layerwise
+from stepscale.optimizers.kfac import damped_inverses
 from tests.conftest import batch_of, generic_flow, gradients
 
 
@@ -226,7 +227,10 @@ def test_a_model_without_samples_is_refused() -> None:
         KFAC(OnlyCapture())
 
 
-def test_a_singular_factor_is_refused() -> None:
-    model = generic_flow(bias=False)
-    with pytest.raises(torch.linalg.LinAlgError):
-        KFAC(model, damping=0.0, statistics="data")(torch.zeros(7, 5, dtype=torch.float64))
+@pytest.mark.parametrize(
+    ("value", "error", "remedy"),
+    [(0.0, torch.linalg.LinAlgError, "raise damping"), (math.nan, FloatingPointError, "lower the learning rate")],
+)
+def test_a_factor_without_inverse_is_refused(value: float, error: type, remedy: str) -> None:
+    with pytest.raises(error, match=remedy):
+        damped_inverses(torch.diag(torch.tensor([1.0, value])), torch.eye(2), damping=0.0)

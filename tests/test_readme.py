@@ -1,0 +1,37 @@
+"""What the README shows must run as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_example_trains_a_flow(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks("python")
+    namespace: dict = {}
+    exec(example, namespace)
+    before = type(namespace["flow"])(dim=64, depth=2).loss(namespace["data"].held_out).item()
+    after = float(capsys.readouterr().out.split()[0])
+    assert after < before - 50
+
+
+def test_the_five_lines_build_an_optimizer() -> None:
+    (lines,) = blocks("yaml")
+    with initialize_config_dir(str(ROOT / "bench" / "conf"), version_base="1.3"):
+        model = instantiate(compose("config", ["dim=4"]).model)
+    assert instantiate(OmegaConf.create(lines))(model).direction.bias == "affine"
+
+
+def test_make_targets_it_names_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+-?[a-z]*)\b", README)) - {"it"} <= targets
