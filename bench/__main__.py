@@ -19,6 +19,7 @@ from stepscale.bench import environment, folder, records, report
 from stepscale.bench.run import Job
 
 DTYPES = ("float32", "float64")
+OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")  # the user's: later the fork server's is set here
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
@@ -30,7 +31,8 @@ def job(cfg: DictConfig) -> None:
         record = run.measure(describe(cfg, run.path))
     except OSError as error:
         sys.exit(f"{error}")
-    if chosen.mode == RunMode.RUN:
+    run.multirun = chosen.mode == RunMode.MULTIRUN
+    if not run.multirun:
         print(folder.details(record), f"record in {run.path}", sep="\n")
         if record["status"] != "ok":
             sys.exit(1)
@@ -53,7 +55,7 @@ def describe(cfg: DictConfig, path: Path) -> Job:
         sys.exit(f"dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
     cell = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
     cell["device"] = _device(str(config["device"]))
-    cell["threads"] = config["threads"] or len(os.sched_getaffinity(0))
+    cell["threads"] = config["threads"] or int(OMP_NUM_THREADS or environment.available_cores())
     cell |= {group: _label(group) for group in ("optimizer", "model", "data")}
     cell["optimizer"] = config["label"] or cell["optimizer"]
     code = environment.code_hash()
@@ -73,7 +75,7 @@ def _device(asked: str) -> str:
     if asked.startswith("cuda") and not there:
         sys.exit(f"device={asked}, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
     if asked not in {"cpu", "cuda"}:
-        sys.exit(f"device must be one of auto, cpu, cuda, got {asked!r}")
+        sys.exit(f"device must be one of auto, cpu, cuda, got {asked!r}; choose a GPU by CUDA_VISIBLE_DEVICES")
     return asked
 
 
@@ -86,15 +88,18 @@ def _label(group: str) -> str:
 
 
 def main() -> None:
-    """Run the command line; after a sweep, write its report."""
+    """Run the command line; after a sweep, write the report of what was measured, also of one cut short."""
     sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
     try:
         job()
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; every finished cell is recorded")
-    if {"-m", "--multirun"} & set(sys.argv):
+    finally:
         for run in folder.opened():
-            print(report.write(run.path))
+            if run.multirun and run.rows:
+                print(report.write(run.path))
+    if not all(any(row["status"] == "ok" for row in run.rows.values()) for run in folder.opened()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

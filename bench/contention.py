@@ -8,24 +8,26 @@ from pathlib import Path
 
 STAT = Path("/proc/stat")
 TICK = os.sysconf("SC_CLK_TCK")
-WINDOW_S = 0.25  # the kernel's ticks are 10 ms: over a shorter time they tell nothing
-CONTENDED = 0.15  # cores
+WINDOW_S = 0.1  # the kernel's ticks are 10 ms: over a shorter time they tell nothing
+CONTENDED = 0.25  # cores
 
 
 class OtherCpu:
     """Watches the CPU that other processes use; its answer is None where the system does not tell (not Linux)."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_cores: int) -> None:
+        self._idle = idle_cores  # that the measured process leaves to others
         self._start()
+        self.readable = self._busy is not None
 
     def cores(self) -> float | None:
-        """Return how many cores others kept busy since the last answer; None if that is less than ``WINDOW_S`` ago."""
+        """Return how many cores others took from us since the last answer; None if that is under ``WINDOW_S`` ago."""
         wall = time.perf_counter() - self._wall
         if self._busy is None or wall < WINDOW_S:
             return None
         before = self._busy
         self._start()
-        return max(0.0, (self._busy or before) - before) / wall
+        return max(0.0, ((self._busy or before) - before) / wall - self._idle)
 
     def _start(self) -> None:
         self._wall, self._busy = time.perf_counter(), busy_elsewhere()

@@ -51,8 +51,8 @@ RULES: dict[Any, Callable[..., float]] = {
     aten.cholesky_solve: lambda B, L, *rest: _solve(L, B, 2),
     aten._linalg_solve_ex: lambda A, B, *rest: _cubic(2 / 3)(A) + _solve(A, B, 2),
 }
-SYNCHRONISING = {aten._local_scalar_dense, aten.nonzero}
-UNKNOWN = re.compile(r"linalg|cholesky|mm|mv|svd|qr$|qrf$|eig|convolution|lstsq|triangular_solve|lu_")
+SYNCHRONISING = {aten._local_scalar_dense, aten.nonzero, aten._linalg_check_errors}
+UNKNOWN = re.compile(r"linalg|cholesky|mm$|mv$|svd|qr$|qrf$|eig|convolution|lstsq|triangular_solve|^_?lu_")
 FREE = {aten.linalg_vector_norm, aten._linalg_check_errors, aten.linalg_diagonal}  # at most linear in the elements
 
 

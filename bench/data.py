@@ -7,6 +7,7 @@ dimension and scaled as a whole, both by the train rows' figures.
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,7 +146,7 @@ def _read(path: Path) -> np.ndarray:
         if len(names) != 1:
             raise ValueError(f"it holds the arrays {', '.join(names) or '(none)'}; expected one")
         return np.asarray(loaded[names[0]])
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 

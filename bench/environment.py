@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import resource
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -23,6 +24,8 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+CGROUP = Path("/sys/fs/cgroup")
+FREE_SHARE = 0.9  # of the free memory, for a cell
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -79,6 +82,46 @@ def commit() -> str | None:
     except OSError:
         return None
     return top.stdout.split("\n")[1] + ("+changes" if changes else "")
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, or its control group's quota if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
+
+
+def available_bytes() -> int | None:
+    """Memory that is free, or left to this process's control group if that is less; None where unknown."""
+    known = _field(Path("/proc/meminfo"), "MemAvailable")
+    if known is None:
+        return None
+    free = int(known.split()[0]) * 1024
+    try:
+        left = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
+        return min(free, left)
+    except (OSError, ValueError):
+        return free
+
+
+def limit_memory(gib: float | None, device: torch.device) -> None:
+    """Make allocations of ``gib`` beyond what this process holds fail, rather than have the system kill something."""
+    if device.type == "cuda":
+        if gib is not None:
+            index = torch.cuda.current_device()
+            total = torch.cuda.get_device_properties(index).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), index)
+        return
+    free = available_bytes()
+    allowed = gib * 2**30 if gib is not None else free and FREE_SHARE * free
+    if allowed:
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        wanted = int(allowed + 2**20 * _status_mib("VmData"))
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
 def start_peak_memory(device: torch.device) -> Any:

@@ -20,6 +20,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.planned: int | None = None  # cells, where a sweep has said so
+        self.multirun = False
         self.seen, self.measured, self.spent_s = 0, 0, 0.0
         there, complaints = records.read_all(path)
         for complaint in complaints:

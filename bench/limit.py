@@ -46,10 +46,22 @@ class Limit:
                 torch.mm(a, b, out=out)
 
 
+def limit_of(model: nn.Module, batch: Batch, dim: int) -> Limit:
+    """Make the limit of a model on its own device and in its own type.
+
+    Raises:
+        TypeError: its loss holds no matrix product, and it does not say which are its limit's.
+    """
+    products, weight = products_of(model, batch, dim), next(model.parameters())
+    if not products:
+        raise TypeError(f"{type(model).__name__}.loss has no matrix product to compare with; give it products(batch)")
+    return Limit(model, products, weight.device, weight.dtype)
+
+
 def products_of(model: Any, batch: Batch, dim: int) -> list[Shape]:
     """List the model's own products, or else as many FLOPs as its loss's forward and backward pass has, in dim × dim.
 
-    Call it before timing: without ``model.products`` it runs that pass once.
+    Without ``model.products`` it runs that pass once.
     """
     rows = len(batch[0] if isinstance(batch, tuple) else batch)
     if callable(getattr(model, "products", None)):

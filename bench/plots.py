@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,7 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E
 MARKERS = ("o", "s", "^", "D", "v", "P", "*", "h")
 LINES = ("-", "--", ":")
 GUIDE: dict[str, Any] = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
-RC: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "svg.fonttype": "none", "axes.spines.top": False}
+RC: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False}
 
 Style = dict[str, Any]
 
@@ -53,6 +54,12 @@ def scaling_figure(times: pd.DataFrame, slopes: pd.DataFrame, look: dict[str, St
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
         figure.suptitle(title, fontsize=9)
     return figure
+
+
+def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
+    """Write a figure; SVG keeps its text as text, and the same figure gives the same file."""
+    with mpl.rc_context({"svg.hashsalt": "stepscale"}):
+        figure.savefig(target, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
 def draw_times(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
@@ -131,6 +138,8 @@ def _end_caps(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
     for rank, (name, part) in enumerate(failed.groupby("optimizer")):
         height = 0.97 - 0.05 * (rank % 6)
         style = {**look[str(name)], "marker": "X", "linestyle": "none", "markersize": 6}
+        if name not in set(times.loc[times["ok"] > 0, "optimizer"]):
+            style["label"] = name
         ax.plot(part["dim"], [height] * len(part), transform=ax.get_xaxis_transform(), clip_on=False, **style)
         first = part.sort_values("dim").iloc[0]
         words = f"{first['status'].replace('_', ' ')}  "

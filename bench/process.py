@@ -6,16 +6,15 @@ late, and on torch 2.13 makes batched LU silently wrong on CPU.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
+import multiprocessing.connection
 import os
-import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -23,10 +22,8 @@ import torch
 from stepscale.bench import environment, records
 from stepscale.bench.run import Job, measure_cell
 
-PR_SET_PDEATHSIG = 1
-FREE_SHARE = 0.9
 # the first torch optimizer of a process imports torch._dynamo: a second, and 70 MB that are not the step's
-PRELOAD = ["stepscale.bench.process", "sklearn.datasets", "torch._dynamo"]
+PRELOAD = ["stepscale.bench.process", "sklearn.datasets", "PIL.Image", "torch._dynamo"]
 _server_threads: int | None = None
 
 
@@ -38,6 +35,8 @@ def run(job: Job) -> records.Record:
         KeyboardInterrupt: the process has been ended, and there is no record.
     """
     _start_server(job.cell["threads"])
+    path = job.folder / "records" / f"{job.identity}.json"
+    path.unlink(missing_ok=True)  # a damaged one
     process = multiprocessing.get_context("forkserver").Process(target=_child, args=(job,))
     with _no_main_module():
         process.start()
@@ -48,7 +47,6 @@ def run(job: Job) -> records.Record:
         if process.is_alive():
             process.kill()
             process.join()
-    path = job.folder / "records" / f"{job.identity}.json"
     if path.exists() and not timed_out:
         return records.read(path)
     reason = f"took longer than timeout_s={job.config['timeout_s']:g}" if timed_out else _death(process.exitcode)
@@ -92,38 +90,16 @@ def _no_main_module() -> Iterator[None]:
 
 def _child(job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
-    _die_with_parent()
-    if torch.get_num_threads() != job.cell["threads"]:
-        sys.exit(f"torch has {torch.get_num_threads()} threads where {job.cell['threads']} were asked for")
-    limit_memory(job.config["memory_gib"], torch.device(job.cell["device"]))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         records.save(measure_cell(job), job.folder / "records")
     except OSError as error:
         sys.exit(str(error))
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def limit_memory(gib: float | None, device: torch.device) -> None:
-    """Make allocations beyond ``gib`` fail in this process, rather than have the system kill something."""
-    if device.type == "cuda":
-        if gib is not None:
-            total = torch.cuda.get_device_properties(device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
-        return
-    free = _free_bytes()
-    allowed = gib * 2**30 if gib is not None else free and FREE_SHARE * free
-    if allowed:
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (int(allowed), hard))
-
-
-def _free_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+def _end_with_parent() -> None:
+    """Wait, idle, for the parent's end: an orphan would go on measuring beside the run that takes its place."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

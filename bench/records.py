@@ -18,6 +18,7 @@ SCHEMA = 1
 STATUSES = ("ok", "out_of_memory", "diverged", "too_slow", "killed", "failed")
 AXES = ("optimizer", "model", "data", "dim", "batch", "depth", "dtype", "device", "threads", "seed")
 GROUP = ("model", "data", "batch", "depth", "dtype", "device", "threads")  # shared by cells that may be compared
+UNMARKED = "unmarked"  # the phase of what a step does after its last mark
 LAUNCH_BOUND = 0.25  # share of a step for which the device waits for the host
 
 Record = dict[str, Any]
@@ -37,7 +38,7 @@ def save(record: Record, folder: Path) -> Path:
     """Write a record so that it is there whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['identity']}.json"
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         partial.write_text(json.dumps(_rounded(record), separators=(",", ":")) + "\n")
         os.replace(partial, path)
@@ -141,6 +142,7 @@ def _figures(record: Record) -> dict[str, Any]:
         "limit_flops": counts["limit_flops"],
         "operations": counts["operations"],
         "synchronisations": counts["synchronisations"],
+        "uncounted": ", ".join(counts["uncounted"]) or None,
         "gflop_per_s": counts["flops"] / judged.step_s * 1e-9,
         "peak_mib": record["memory"]["peak_mib"],
         "phases_ms": _phases_ms(timing["trace"]),
@@ -150,7 +152,7 @@ def _figures(record: Record) -> dict[str, Any]:
 FIGURES = (
     "contended", "step_ms", "limit_ms", "ratio", "ratio_low", "ratio_high", "cheap_ms", "peak_ms", "first_step_ms",
     "period", "composed", "blocks", "stopped_by", "waiting", "launch_bound", "flops", "limit_flops", "operations",
-    "synchronisations", "gflop_per_s", "peak_mib", "phases_ms",
+    "synchronisations", "uncounted", "gflop_per_s", "peak_mib", "phases_ms",
 )  # fmt: skip
 
 
@@ -160,4 +162,4 @@ def _phases_ms(trace: list[dict[str, Any]]) -> dict[str, float]:
     for entry in trace:
         for phase, seconds in entry["phases_s"].items():
             total[phase] = total.get(phase, 0.0) + 1e3 * seconds * entry["share"]
-    return total
+    return {phase: ms for phase, ms in total.items() if phase != UNMARKED or ms > 0.01 * sum(total.values())}

@@ -46,10 +46,10 @@ def write(folder: Path) -> str:
     where = provenance(folder)
     tables = {
         "Growth": growth_table(cells, growth),
-        "Factors to the baselines": factors(times),
+        "Factors to the baselines": _varying(factors(times), cells),
         "Crossovers": _varying(crossovers, cells),
         "Times": _varying(times.drop(columns=["operations", "first_step_ms"]), cells),
-        "Phases, ms a step": phases(cells),
+        "Phases, ms a step": _varying(phases(cells), cells),
     }
     failed = cells[cells["status"] != "ok"]
     if len(failed):
@@ -61,7 +61,21 @@ def write(folder: Path) -> str:
     (folder / "summary.md").write_text(markdown(found, where, tables))
     figures = _figures(folder, times, slopes, where)
     (folder / "report.html").write_text(page(found, where, figures, tables))
-    return "\n".join([*(f"- {line}" for line in found), "", f"report in {folder / 'report.html'}"])
+    lines = [overview(times, cells), "", *(f"- {line}" for line in found), "", f"report in {folder / 'report.html'}"]
+    return "\n".join(lines)
+
+
+def overview(times: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """Milliseconds a step and, in brackets, times the limit: a row a dim, a column an optimizer."""
+    shown = times.assign(cell=[_overview_cell(row) for row in times.to_dict("records")])
+    index = [column for column in PER_GROUP if cells[column].nunique() > 1]
+    table = shown.pivot(index=[*index, "dim"], columns="optimizer", values="cell").fillna("")
+    return table.reset_index().to_markdown(index=False, tablefmt="simple", stralign="right")
+
+
+def _overview_cell(row: dict[Any, Any]) -> str:
+    known = row["step_ms"] == row["step_ms"]  # no NaN
+    return f"{row['step_ms']:.3g} ({row['ratio']:.3g}x)" if known else row["status"].replace("_", " ")
 
 
 def provenance(folder: Path) -> str:
@@ -96,24 +110,21 @@ def factors(times: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for key, part in known.groupby([*PER_GROUP, "dim"]):
         ratios = part.set_index("optimizer")["ratio"]
-        group: dict[str, Any] = dict(zip([*PER_GROUP, "dim"], key, strict=True))
-        row: dict[str, Any] = {"dim": group["dim"], "batch": group["batch"], "d/B": group["dim"] / group["batch"]}
-        for baseline in (words.HONEST, words.NAIVE):
-            for name, ratio in ratios.items():
-                if baseline in ratios and name != baseline:
-                    row[f"{name} over {baseline}"] = ratios[baseline] / ratio
+        row: dict[str, Any] = dict(zip([*PER_GROUP, "dim"], key, strict=True))
+        row["d/B"] = row["dim"] / row["batch"]
+        for baseline in (name for name in ratios.index if words.base(name) in (words.HONEST, words.NAIVE)):
+            for name, ratio in ratios.drop(baseline).items():
+                row[f"{name} over {baseline}"] = ratios[baseline] / ratio
         parts.append(row)
-    return pd.DataFrame(parts).sort_values(["batch", "dim"], ignore_index=True) if parts else pd.DataFrame()
+    return pd.DataFrame(parts, columns=None if parts else PER_GROUP)
 
 
 def phases(cells: pd.DataFrame) -> pd.DataFrame:
-    """Median over seeds of each phase's milliseconds a step, where a step has more phases than two, at each dim."""
-    rows = [
-        {"optimizer": row["optimizer"], "dim": row["dim"], "batch": row["batch"], **row["phases_ms"]}
-        for row in cells[cells["status"] == "ok"].to_dict("records")
-    ]
-    table = pd.DataFrame(rows)
-    return table.groupby(["optimizer", "batch", "dim"], as_index=False).median() if len(table) else table
+    """Median over seeds of each phase's milliseconds a step, amortised over its period."""
+    key = [*PER_GROUP, "optimizer", "dim"]
+    measured = cells[cells["status"] == "ok"].to_dict("records")
+    table = pd.DataFrame([{axis: row[axis] for axis in key} | row["phases_ms"] for row in measured])
+    return table.groupby(key, as_index=False).median() if len(table) else pd.DataFrame(columns=key)
 
 
 def markdown(found: list[str], where: str, tables: dict[str, pd.DataFrame]) -> str:
@@ -150,10 +161,10 @@ def _figures(folder: Path, times: pd.DataFrame, slopes: pd.DataFrame, where: str
         title = "{model}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts) + f"\n{where}"
         figure = plots.scaling_figure(part, own, look, title)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        plots.save(figure, buffer, "svg")
         drawn.append(buffer.getvalue()[buffer.getvalue().index("<svg") :])
         if rank == 0:
-            figure.savefig(folder / "scaling.png", dpi=150)
+            plots.save(figure, folder / "scaling.png", "png")
             (folder / "scaling.svg").write_text(buffer.getvalue())
     return drawn
 

@@ -43,14 +43,20 @@ class Pooled(NamedTuple):
 
 
 def usable(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells whose figures speak of the method: measured, and not of a device that waits for its host."""
+    """Cells whose figures speak of the method: measured undisturbed, on a device that does not wait for its host."""
+    quiet = undisturbed(cells)
+    return quiet[~quiet["launch_bound"].astype(bool)]
+
+
+def undisturbed(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells measured while no other process took the machine from them."""
     measured = cells[cells["status"] == "ok"]
-    return measured[~measured["launch_bound"].astype(bool)]
+    return measured[~measured["contended"].astype(bool)]
 
 
 def pooled(cells: pd.DataFrame, column: str) -> Pooled:
     """Pool the variance of log ``column`` over seeds of otherwise equal cells."""
-    measured = cells[cells["status"] == "ok"]
+    measured = undisturbed(cells)
     logs = _logs(measured, column).groupby([measured[c] for c in [*GROUPING, "optimizer", "dim"]])
     counts, variances = logs.count(), logs.var()
     dof = int((counts - 1).sum())
@@ -75,7 +81,9 @@ def times(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _time_row(part: pd.DataFrame, spread: dict[str, Pooled]) -> dict[str, Any]:
-    ok = part[part["status"] == "ok"]
+    ok, quiet = part[part["status"] == "ok"], undisturbed(part)
+    contended = len(ok) - len(quiet)
+    ok = quiet if len(quiet) else ok  # flagged, where there is nothing better
     row: dict[str, Any] = {"seeds": len(part), "ok": len(ok), "status": ", ".join(sorted(set(part["status"])))}
     for column in ("step_ms", "ratio"):
         mean = _geometric_mean(ok[column])
@@ -85,7 +93,7 @@ def _time_row(part: pd.DataFrame, spread: dict[str, Pooled]) -> dict[str, Any]:
         row[column] = _geometric_mean(ok[column])
     row["period"] = ok["period"].iloc[0] if len(ok) else None
     row["composed"] = bool(ok["composed"].astype(bool).any())
-    row["contended"] = int(ok["contended"].astype(bool).sum())
+    row["contended"] = contended
     row["launch_bound"] = bool(ok["launch_bound"].astype(bool).any())
     row["reason"] = "; ".join(sorted(set(part["reason"].dropna())))
     return row
@@ -139,8 +147,9 @@ def _growth_row(part: pd.DataFrame, spread: Pooled) -> dict[str, Any]:
         "cubic_share": share,
         "cubic_low": low,
         "cubic_high": high,
-        "verdict": verdict(dims, low, high),
+        "verdict": verdict(dims, low, high) if spread.dof else "too few seeds",
         "flop_exponent": exponent,
+        "uncounted": ", ".join(sorted(set(part["uncounted"].dropna()))),
         "ratio_at_max": float(curve.ratio[-1]),
     }
 

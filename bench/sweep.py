@@ -32,7 +32,7 @@ def main() -> None:
     """Run a sweep, or what is left of it, and write its report."""
     parser = argparse.ArgumentParser(prog="stepscale.bench.sweep", description="Run a sweep and write its report.")
     parser.add_argument("name", help=f"one of {', '.join(names())}")
-    parser.add_argument("overrides", nargs="*", help="further Hydra overrides, for every cell")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="further words for Hydra, for every cell")
     arguments = parser.parse_args()
     sys.path.insert(0, os.getcwd())
     plan = read_sweep(arguments.name, arguments.overrides)
@@ -88,7 +88,7 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
 
 def count_cells(overrides: list[str]) -> int:
     """How many jobs a multirun of these overrides has."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    parsed = OverridesParser.create().parse_overrides([o for o in overrides if "=" in o and not o.startswith("-")])
     return math.prod(len(list(o.sweep_iterator())) for o in parsed if o.is_sweep_override())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,11 +18,14 @@ from stepscale.bench.contention import CONTENDED, OtherCpu
 from stepscale.bench.counts import Counts
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
 from stepscale.bench.limit import Limit
+from stepscale.bench.records import UNMARKED
 from stepscale.bench.workload import Snapshot, Workload
 
 STEADY = 0.02  # warm when the medians of two successive triples of blocks differ by less
 MIN_PERIODS = 3  # of warm-up
 TRACED = 10  # steps traced at the least, where a period is shorter
+START = ""
+WALKED = 3  # steps from the last class's first on: one alone would find the dear step's cold caches
 FEWEST = 3  # blocks, however long they take
 
 Block = dict[str, Any]
@@ -69,15 +73,17 @@ def measure(
     """
     began = time.perf_counter()
     first_step_s = _seconds(workload, 1, clock)
-    if first_step_s > settings.max_step_s:
-        raise TooSlowError(f"the first step took {first_step_s:.3g} s; timing.max_step_s is {settings.max_step_s:g}")
-    workload.run(workload.period - 1)
+    if first_step_s > settings.max_step_s:  # which may have been compilation
+        _refuse_slow(_seconds(workload, 1, clock), settings)
+    workload.run(-workload.position % workload.period)
     memory = peak_memory()
-    boundary = workload.snapshot()
+    try:
+        boundary, limit = workload.snapshot(), limit_of()
+    except (MemoryError, RuntimeError) as error:
+        raise type(error)(f"the step itself ran ({memory}), what measuring it adds did not fit: {error}") from error
     counts, classes = count_period(workload)
-    limit = limit_of()
     counts["limit_flops"] = limit.flops
-    step_s = _warm_up(workload, boundary, clock, settings, began)
+    step_s = _warm_up(workload, boundary, clock, settings)
     require_finite(workload, "warm-up")
     cell = _Cell(workload, limit, clock, settings, boundary, classes)
     timing = {"first_step_s": first_step_s, "warmup_s": time.perf_counter() - began, **cell.measure(step_s)}
@@ -118,7 +124,8 @@ class _Cell:
     def _interleave(self, block: Callable[[], Block]) -> tuple[dict[str, list[Any]], str]:
         """Blocks of the step, each followed by one of the limit, until the ratio is precise or the time is up."""
         limit_runs, taken, judged = self._calibrate_limit(), list[Block](), 0
-        others, began = OtherCpu(), time.perf_counter()
+        others = OtherCpu((os.cpu_count() or 1) - torch.get_num_threads())
+        began = time.perf_counter()
         while True:
             taken.append(block() | {"limit_s": self._limit_seconds(limit_runs), "other_cores": None})
             if (cores := others.cores()) is not None:
@@ -127,6 +134,8 @@ class _Cell:
                 judged = len(taken)
             blocks = {name: [one[name] for one in taken] for name in taken[0]}
             now = estimate(blocks, CONTENDED)
+            if judged < len(taken) and others.readable:
+                continue
             if len(taken) >= MIN_BLOCKS and not now.contended and now.precision <= self.settings.precision:
                 return blocks, "precision"
             if len(taken) >= FEWEST and time.perf_counter() - began > self.settings.time_limit_s:
@@ -144,7 +153,8 @@ class _Cell:
         self.workload.restore(self.boundary)
         self.clock.synchronize()
         began = time.perf_counter()
-        steps = self._trace(1 + max(positions[0] for positions in self.classes))
+        met = max(positions[0] for positions in self.classes)
+        steps = self._trace(min(self.workload.period, met + WALKED))
         wall_s = time.perf_counter() - began
         traced += steps
         seconds = sum(sum(entry["phases_s"].values()) * entry["share"] for entry in self._by_class(steps))
@@ -155,16 +165,17 @@ class _Cell:
         stamps: list[tuple[int, str, Any]] = []
         for k in range(steps):
             position = k % self.workload.period
-            stamps.append((position, "", self.clock.stamp()))
+            stamps.append((position, START, self.clock.stamp()))
             self.workload.run(1, lambda phase: stamps.append((position, phase, self.clock.stamp())))  # noqa: B023 - run now
+            stamps.append((position, UNMARKED, self.clock.stamp()))
         self.clock.synchronize()
         found: list[tuple[int, Phases]] = []
         for (_, _, start), (position, phase, stop) in zip([stamps[0], *stamps], stamps, strict=False):
-            if phase:
-                phases = found[-1][1]
-                phases[phase] = phases.get(phase, 0.0) + self.clock.seconds(start, stop)
-            else:
+            if phase == START:
                 found.append((position, {}))
+            elif (seconds := self.clock.seconds(start, stop)) > 0:
+                phases = found[-1][1]
+                phases[phase] = phases.get(phase, 0.0) + seconds
         return found
 
     def _by_class(self, traced: list[tuple[int, Phases]]) -> list[dict[str, Any]]:
@@ -199,10 +210,11 @@ def count_period(workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
     """Run one period under ``Counts``: means a step, and the positions grouped by their FLOPs."""
     total, positions = Counts(), defaultdict(list)
     for position in range(workload.period):
-        before = total.flops
+        before = total.flops, total.operations
         with total:
             workload.run(1)
-        positions[total.flops - before].append(position)
+        work = (total.flops - before[0], total.operations - before[1], position if total.uncounted else None)
+        positions[work].append(position)
     counts = {
         "flops": total.flops / workload.period,
         "operations": total.operations / workload.period,
@@ -212,13 +224,18 @@ def count_period(workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
     return counts, list(positions.values())
 
 
-def busy_seconds(workload: Workload) -> float:
-    """Seconds a step for which the CUDA device ran kernels; the rest of a step's time it waited for the host."""
+def busy_seconds(workload: Workload) -> float | None:
+    """Seconds a step for which the CUDA device ran kernels, the rest of its time waiting for the host.
+
+    None where the profiler sees no kernel, as in containers that forbid it.
+    """
     steps = workload.period * math.ceil(TRACED / workload.period)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         workload.run(steps)
         torch.cuda.synchronize(workload.device)
-    return sum(event.self_device_time_total for event in profile.key_averages()) * 1e-6 / steps
+    events = (event for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)  # type: ignore[attr-defined]
+    busy = sum(event.self_device_time_total for event in events if not event.is_user_annotation)
+    return busy * 1e-6 / steps or None
 
 
 def require_finite(workload: Workload, after: str) -> None:
@@ -227,8 +244,14 @@ def require_finite(workload: Workload, after: str) -> None:
         raise DivergedError(f"a parameter is not finite after {after}; lower the learning rate (optimizer.update.lr)")
 
 
-def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Settings, began: float) -> float:
+def _refuse_slow(step_s: float, settings: Settings) -> None:
+    if step_s > settings.max_step_s:
+        raise TooSlowError(f"a step took {step_s:.3g} s; timing.max_step_s is {settings.max_step_s:g}")
+
+
+def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Settings) -> float:
     """Run until the medians of the last blocks stand still; return seconds a step."""
+    began = time.perf_counter()
     periods, times, per_block = 2, list[float](), 1  # the first period and the counted one have been run
     while True:
         workload.restore(boundary)

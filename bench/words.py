@@ -20,14 +20,26 @@ BASELINES = (
 def findings(cells: pd.DataFrame, growth: pd.DataFrame, crossovers: pd.DataFrame, times: pd.DataFrame) -> list[str]:
     """Say who overtakes whom, what is cubic, and what of the run failed or was disturbed."""
     varying = [column for column in GROUP if cells[column].nunique() > 1]
-    found = [_overtaking(row, times, varying) for row in _notable(crossovers).to_dict("records")]
-    found += [_growth(row, varying) for row in growth.to_dict("records")]
+    found = [_overtaking(row, times, varying) for row in _largest_first(_notable(crossovers), cells)]
+    found += [_growth(row, varying) for row in _largest_first(growth, cells)]
     return found + _caveats(cells)
+
+
+def _largest_first(table: pd.DataFrame, cells: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Rows of a table, those of the group with most cells first."""
+    size = cells.groupby(list(GROUP)).size().rename("cells")
+    joined = table.merge(size, left_on=list(GROUP), right_index=True)
+    return joined.sort_values("cells", ascending=False, kind="stable").to_dict("records")
+
+
+def base(optimizer: object) -> str:
+    """Return an optimizer's name without what the command line changed in it."""
+    return str(optimizer).split("[")[0]
 
 
 def _notable(crossovers: pd.DataFrame) -> pd.DataFrame:
     """Pairs with the honest baseline; the others are in the table."""
-    return crossovers[(crossovers["faster"] == HONEST) | (crossovers["slower"] == HONEST)]
+    return crossovers[(crossovers["faster"].map(base) == HONEST) | (crossovers["slower"].map(base) == HONEST)]
 
 
 def _where(row: Mapping[Any, Any], varying: list[str]) -> str:
@@ -62,8 +74,10 @@ def _growth(row: Mapping[Any, Any], varying: list[str]) -> str:
     where = _where(row, varying)
     name, span = f"`{row['optimizer']}`{where}", f"dims {row['dim_min']}–{row['dim_max']}"
     flops = f"FLOPs grow as d^{row['flop_exponent']:.2f} at the end"
-    if row["verdict"] == "too few sizes":
-        return f"{name}: too few sizes for a verdict ({row['sizes']} in {span}); {flops}."
+    if row["uncounted"]:
+        flops += f", not counting {row['uncounted']}"
+    if row["verdict"].startswith("too few"):
+        return f"{name}: {row['verdict']} for a verdict ({row['sizes']} sizes, {span}); {flops}."
     share = f"{100 * row['cubic_low']:.0f}–{100 * row['cubic_high']:.0f} % of a step at dim {row['dim_max']} is cubic"
     return f"{name}: **{row['verdict']}**; {share} ({row['sizes']} {span}); {flops}."
 
@@ -74,12 +88,14 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
     for status, part in cells[cells["status"] != "ok"].groupby("status"):
         found.append(f"{len(part)} of {len(cells)} cells: {status}.")
     if contended := int(ok["contended"].astype(bool).sum()):
-        found.append(f"{contended} of {len(ok)} cells were measured while other processes used the machine.")
+        found.append(f"{contended} of {len(ok)} cells were measured while other processes used the machine: in no fit.")
     if hollow := int(ok["launch_bound"].astype(bool).sum()):
         found.append(f"{hollow} of {len(ok)} cells wait for the host: drawn hollow, and in no fit.")
     spread = scaling.pooled(cells, "ratio")
     if spread.dof:
         found.append(f"Step / limit varies by {100 * spread.sd:.1f} % (sd) between processes of the same cell.")
     else:
-        found.append("One process a cell: no interval over processes can be given; run more seeds.")
+        found.append("One process a cell: no interval over processes can be given; run more seeds, as seed=0,1.")
+    if not any(base(name) == HONEST for name in cells["optimizer"]):
+        found.append(f"The baseline `{HONEST}` is not in this run: no factors to it.")
     return found

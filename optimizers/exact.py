@@ -37,18 +37,38 @@ class Jacobian(Stateless):
         for method in ("forward", "base_log_prob"):
             require(model, method, "jacobian")
         self.model: Any = model
+        self.checked = False
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        jacobian_loss(self.model, batch).backward()
+        loss, jacobians, log_dets = jacobian_loss(self.model, batch)
+        if not self.checked:
+            check_log_dets(jacobians.detach(), log_dets.detach())
+            self.checked = True
+        loss.backward()
         mark("gradient")
 
 
-def jacobian_loss(model: Any, x: Batch) -> Tensor:
-    """Mean negative log-likelihood through ∂z/∂x of each sample, ``[batch, dim, dim]``, in nats."""
+def check_log_dets(matrices: Tensor, log_dets: Tensor) -> None:
+    """O(B d³): hold log-determinants of a batch against those of its matrices one by one.
+
+    After ``torch.set_num_threads`` batched LU can be silently wrong on CPU (torch 2.13: issues 141358 and 142815).
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    single = torch.stack([torch.linalg.slogdet(matrix).logabsdet for matrix in matrices])
+    if not torch.allclose(single, log_dets, rtol=1e-2, atol=1e-1, equal_nan=True):
+        worst = (single - log_dets).abs().max().item()
+        raise RuntimeError(f"torch's batched slogdet is off by {worst:.3g}: set threads by OMP_NUM_THREADS instead")
+
+
+def jacobian_loss(model: Any, x: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean negative log-likelihood in nats, ∂z/∂x of each sample ``[batch, dim, dim]``, its log|det| ``[batch]``."""
 
     def noise(row: Tensor) -> tuple[Tensor, Tensor]:
         z = model(row.unsqueeze(0)).squeeze(0)
         return z, z
 
     jacobians, z = vmap(jacrev(noise, has_aux=True))(x)
-    return -(model.base_log_prob(z) + torch.linalg.slogdet(jacobians).logabsdet).mean()
+    log_dets = torch.linalg.slogdet(jacobians).logabsdet
+    return -(model.base_log_prob(z) + log_dets).mean(), jacobians, log_dets

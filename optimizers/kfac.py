@@ -203,13 +203,12 @@ def _inverse(M: Tensor, shift: Tensor) -> Tensor:
     damped.diagonal().add_(shift)
     try:
         return torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         if not torch.isfinite(damped).all():
             raise FloatingPointError("a K-FAC factor is not finite: lower the learning rate") from error
         least = torch.linalg.eigvalsh(damped)[0].item()
-        raise torch.linalg.LinAlgError(
-            f"a damped K-FAC factor has the eigenvalue {least:.3g}: raise damping"
-        ) from error
+        error.args = (f"a damped K-FAC factor has the eigenvalue {least:.3g}: raise damping",)
+        raise
 
 
 def map_back(D: Tensor, layer: nn.Linear) -> Tensor:

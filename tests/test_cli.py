@@ -85,6 +85,18 @@ def started(cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=cwd, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
+def group_lives(group: int) -> bool:
+    """Whether a process of the group still runs; one that has ended and waits to be reaped does not."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _parent, its_group = stat.read_text().rsplit(")", 1)[1].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            return True
+    return False
+
+
 def recorded(cwd: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (cwd / "results/local").glob("2*/records/*.json")}
 
@@ -100,6 +112,11 @@ def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Pa
     sweep = started(tmp_path)
     wait_for(tmp_path, 4, sweep)
     os.kill(sweep.pid, signal.SIGKILL)
+    sweep.wait()
+    deadline = time.monotonic() + 20
+    while group_lives(sweep.pid):
+        assert time.monotonic() < deadline, "an orphan goes on measuring"
+        time.sleep(0.1)
     sweep.communicate()
     killed = recorded(tmp_path)
 

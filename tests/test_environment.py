@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,11 +33,36 @@ print(peak()["peak_mib"])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="load is read from /proc")
 def test_a_neighbour_is_seen_and_own_work_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, others = contention.OtherCpu(), 0.0
+    watch = contention.OtherCpu(idle_cores=0)
     start = contention.time.perf_counter()
     assert watch.cores() is None, "ticks tell nothing over so short a time"
     monkeypatch.setattr(contention.time, "perf_counter", lambda: start + 1.0)
     busy = contention.busy_elsewhere()
     assert busy is not None
-    monkeypatch.setattr(contention, "busy_elsewhere", lambda: watch._busy + 0.7 + others)
+    monkeypatch.setattr(contention, "busy_elsewhere", lambda: busy + 0.7)
     assert watch.cores() == pytest.approx(0.7, rel=0.05)
+    generous = contention.OtherCpu(idle_cores=1)
+    generous._wall -= 1.0
+    monkeypatch.setattr(contention, "busy_elsewhere", lambda: busy + 1.9)
+    assert generous.cores() == pytest.approx(0.2, abs=0.02), "on cores we leave idle they take nothing from us"
+
+
+def test_where_the_system_does_not_tell_nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(contention, "STAT", tmp_path / "nothing")
+    watch = contention.OtherCpu(idle_cores=0)
+    watch._wall -= 10
+    assert not watch.readable
+    assert watch.cores() is None
+
+
+def test_a_control_groups_quota_and_limit_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    free = environment.available_bytes()
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    assert environment.available_cores() == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("100000 100000")
+    (tmp_path / "memory.max").write_text(str(2**30))
+    (tmp_path / "memory.current").write_text(str(2**29))
+    assert environment.available_cores() == 1
+    assert environment.available_bytes() == 2**29 < (free or 0)
+    (tmp_path / "cpu.max").write_text("max 100000")
+    assert environment.available_cores() == len(os.sched_getaffinity(0))

@@ -47,7 +47,7 @@ def test_the_findings_come_first_and_are_the_truth(run: Path) -> None:
     cubic = re.search(r"`layerwise`, batch 100: \*\*cubic\*\*; (\d+)–(\d+) % of a step at dim 1024", found)
     assert cubic and int(cubic[1]) <= 100 * share <= int(cubic[2]), found
     assert "`relative`, batch 100: **no cubic term**" in found
-    assert "`relative`, batch 10: too few sizes for a verdict (3 in dims 128–512)" in found
+    assert "`relative`, batch 10: too few sizes for a verdict (3 sizes, dims 128–512)" in found
     assert "1 of 68 cells: out_of_memory." in found
     assert "`layerwise` (one log-determinant a layer) is the honest baseline" in found
 
@@ -62,11 +62,31 @@ def test_the_page_needs_no_other_file(run: Path) -> None:
 
 def test_tables_hold_factors_to_both_baselines(run: Path) -> None:
     times = scaling.times(records.load(run))
-    table = report.factors(times).set_index(["batch", "dim"])
+    table = report.factors(times).set_index(["batch", "dim"]).drop(columns=list(set(records.GROUP) - {"batch"}))
     truth = COSTS["layerwise"](1024) / COSTS["relative"](1024)
     assert table.loc[(100, 1024), "relative over layerwise"] == pytest.approx(truth, rel=0.03)
     assert table.loc[(100, 1024), "relative over naive"] > 10
     assert "relative over naive" not in table.loc[10].dropna(axis=1).columns
+
+
+def test_configurations_are_never_mixed_in_a_table(tmp_path: Path) -> None:
+    for depth, seconds in ((2, 1e-3), (8, 9e-3)):
+        run_of(tmp_path, {"mine": lambda d, s=seconds: s}, [64], depth=depth)
+    table = report.phases(records.load(tmp_path)).set_index("depth")
+    assert table["gradient"].to_dict() == pytest.approx({2: 0.9, 8: 8.1}, rel=0.02)
+
+
+def test_the_printed_table_has_a_row_a_dim_and_says_what_failed(run: Path) -> None:
+    lines = report.write(run).splitlines()
+    assert "layerwise" in lines[0] and "naive" in lines[0]
+    (oom,) = [line for line in lines if line.split()[:2] == ["100", "2048"]]
+    assert "out of memory" in oom
+
+
+def test_baselines_are_found_under_changed_names(tmp_path: Path) -> None:
+    costs = {f"{name}[update.lr=1e-3]": cost for name, cost in COSTS.items()}
+    words = report.write(run_of(tmp_path, costs, DIMS))
+    assert re.search(r"`relative\[update.lr=1e-3\]` overtakes `layerwise\[update.lr=1e-3\]`", words)
 
 
 def panels(run: Path) -> Figure:
@@ -110,7 +130,7 @@ def test_looks_are_distinct_and_follow_the_name() -> None:
 def test_a_single_cell_makes_a_report(tmp_path: Path, seeds: int) -> None:
     run_of(tmp_path, {"mine": COSTS["relative"]}, [64], seeds=seeds)
     words = report.write(tmp_path)
-    assert "too few sizes" in words
+    assert ("too few seeds" if seeds == 1 else "too few sizes") in words
     assert ("One process a cell" in words) == (seeds == 1)
 
 

@@ -81,7 +81,7 @@ def test_pooled_spread_is_the_one_put_in(cells: pd.DataFrame) -> None:
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     cells = records.load(run_of(tmp_path, {"quadratic": COSTS["quadratic"]}, DIMS, seeds=1))
     assert math.isinf(scaling.pooled(cells, "ratio").half_width(1))
-    assert scaling.growth(cells)["verdict"].item() in {"no cubic term", "undecided"}
+    assert scaling.growth(cells)["verdict"].item() == "too few seeds"
     assert not math.isfinite(scaling.times(cells)["step_ms_high"].iloc[0])
 
 
@@ -164,6 +164,20 @@ def test_failed_and_launch_bound_cells_enter_no_fit(cells: pd.DataFrame, tmp_pat
     assert times.loc[2048, "reason"] == "simulated out_of_memory"
     assert math.isnan(times.loc[2048, "step_ms"])
     assert times.loc[4096, "launch_bound"]
+
+
+def test_a_contended_cell_spoils_nothing(tmp_path: Path) -> None:
+    """One process slowed tenfold by a neighbour, and flagged: spread and verdict stay as they were."""
+    run_of(tmp_path, {"quadratic": COSTS["quadratic"]}, DIMS)
+    before = scaling.growth(records.load(tmp_path)).iloc[0]
+    slowed = record("quadratic", 256, 9, 10 * COSTS["quadratic"](256))
+    slowed["timing"]["blocks"]["other_cores"] = [1.0] * 6
+    records.save(slowed, tmp_path / "records")
+    cells = records.load(tmp_path)
+    after, times = scaling.growth(cells).iloc[0], scaling.times(cells).set_index("dim")
+    assert (after["verdict"], after["cubic_high"]) == (before["verdict"], before["cubic_high"])
+    assert times.loc[256, "contended"] == 1
+    assert times.loc[256, "step_ms"] == pytest.approx(1e3 * COSTS["quadratic"](256), rel=0.03)
 
 
 def test_groups_are_never_mixed(tmp_path: Path) -> None:

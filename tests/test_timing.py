@@ -25,7 +25,7 @@ def test_a_steady_step_is_timed_exactly(monkeypatch: pytest.MonkeyPatch) -> None
     assert judged.step_s == pytest.approx(2e-3, rel=1e-9)
     assert judged.ratio == pytest.approx(2, rel=1e-9)
     assert found["timing"]["stopped_by"] == "precision"
-    assert len(found["timing"]["blocks"]["step_s"]) == MIN_BLOCKS
+    assert MIN_BLOCKS <= len(found["timing"]["blocks"]["step_s"]) <= 10, "no longer than the load takes to be read"
 
 
 def test_a_periodic_step_is_amortised_over_whole_periods(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_a_period_too_long_for_the_time_limit_is_composed_of_its_classes(monkeyp
     found = measured(monkeypatch, seconds)
     assert found["timing"]["composed"]
     assert headline(found) == pytest.approx(sum(seconds) / 50, rel=1e-6)
-    assert max(found["timing"]["blocks"]["steps"]) == 2, "a walk ends where every class has been met"
+    assert set(found["timing"]["blocks"]["steps"]) == {1 + timing.WALKED}, "a walk ends soon after the last class"
 
 
 def test_work_at_several_intervals_is_composed_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,12 +74,12 @@ def test_noise_stops_at_the_time_limit_and_says_so(monkeypatch: pytest.MonkeyPat
 def test_the_first_step_has_a_column_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow_first(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
         first = self.clock.now == 0
-        self.clock.move(1.0 if first else 1e-3)
+        self.clock.move(11.0 if first else 1e-3)  # compilation: longer than a step may take
         mark("gradient")
 
     monkeypatch.setattr(SimulatedStep, "__call__", slow_first)
     found = measured(monkeypatch, [1e-3])
-    assert found["timing"]["first_step_s"] == pytest.approx(1.0)
+    assert found["timing"]["first_step_s"] == pytest.approx(11.0)
     assert headline(found) == pytest.approx(1e-3, rel=1e-9)
 
 
@@ -94,9 +94,38 @@ def test_warm_up_lasts_until_times_stand_still(monkeypatch: pytest.MonkeyPatch) 
     assert found["timing"]["warmup_s"] > 0.03
 
 
-def test_a_slow_first_step_ends_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_step_ends_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TooSlowError, match=r"took 11 s; timing.max_step_s is 10"):
         measured(monkeypatch, [11.0])
+
+
+def test_what_follows_the_last_mark_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tail(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
+        self.clock.move(1e-3)
+        mark("gradient")
+        torch.ones(2, 2) @ torch.ones(2, 1 + self.count % self.period)  # every position a class of its own
+        self.clock.move(1e-3)
+        self.count += 1
+
+    monkeypatch.setattr(SimulatedStep, "__call__", tail)
+    found = measured(monkeypatch, [1e-3] * 100, settings=Settings(0.01, 0.2, 0.02, 0.01, 10))
+    assert found["timing"]["composed"]
+    assert headline(found) == pytest.approx(2e-3, rel=1e-6)
+    assert found["timing"]["trace"][0]["phases_s"] == pytest.approx({"gradient": 1e-3, "unmarked": 1e-3})
+
+
+def test_work_without_a_count_makes_no_two_steps_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``eigh`` has no rule: a period with one every 5 steps must be walked whole."""
+
+    def eigen(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
+        torch.linalg.eigh(torch.eye(2))
+        self.clock.move(self.all_seconds[self.count % self.period])
+        mark("gradient")
+        self.count += 1
+
+    monkeypatch.setattr(SimulatedStep, "__call__", eigen)
+    found = measured(monkeypatch, [0.05, 0.01, 0.01, 0.03, 0.01], settings=Settings(0.01, 0.2, 0.02, 0.01, 10))
+    assert headline(found) == pytest.approx(0.11 / 5, rel=1e-6)
 
 
 def test_parameters_that_are_no_numbers_end_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +148,11 @@ def test_contended_blocks_are_labelled_and_measured_again(monkeypatch: pytest.Mo
     """For its first 0.1 s a neighbour doubles the step; the estimate is of the blocks after it."""
 
     class Neighbour:
+        readable = True
+
+        def __init__(self, idle_cores: int) -> None:
+            pass
+
         def cores(self) -> float:
             return 1.0 if clock.now < end else 0.0
 
