@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
 
@@ -68,6 +69,23 @@ def test_a_mistake_is_named(tmp_path: Path, arguments: list[str], message: str) 
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_sweep_reports_what_it_has_and_fails_where_nothing_is_ok(tmp_path: Path) -> None:
+    done = stepscale(tmp_path, "-m", "dim=8,none", "depth=1", *BRIEF)
+    assert done.returncode != 0
+    assert "dim must be a whole number of at least 1, got 'none'" in done.stderr
+    assert "report in" in done.stdout
+    done = stepscale(tmp_path, "-m", "dim=8", "optimizer.update.lr=1e30", *BRIEF, "hydra.sweep.dir=results/bad")
+    assert done.returncode == 1
+    assert "1 of 1 cells: diverged" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = stepscale(tmp_path, "device=cuda")
+    assert done.returncode != 0
+    assert "sees no CUDA device here; use device=cpu" in done.stderr
 
 
 def test_an_unknown_sweep_and_a_missing_run_are_named(tmp_path: Path) -> None:

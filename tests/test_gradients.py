@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stepscale.models import Flow
 from stepscale.optimizers import Jacobian, Layerwise, Relative, pair
+from stepscale.optimizers.exact import check_log_dets
 from tests.conftest import batch_of, generic_flow, gradients
 
 FLOWS = pytest.mark.parametrize("options", [{}, {"base": "logistic"}, {"bias": False}, {"depth": 1}], ids=str)
@@ -82,6 +83,16 @@ def test_relative_training_is_equivariant_to_mixing_the_data() -> None:
         steps[1](x @ M.T)
     with torch.no_grad():
         torch.testing.assert_close(model(x), other(x @ M.T), atol=1e-10, rtol=1e-10)
+
+
+def test_wrong_batched_log_determinants_are_refused() -> None:
+    """As torch's are on CPU after ``torch.set_num_threads``: off by 27 and more."""
+    matrices = torch.randn(4, 5, 5, dtype=torch.float64)
+    log_dets = torch.linalg.slogdet(matrices).logabsdet
+    check_log_dets(matrices, log_dets)
+    log_dets[3] += 27
+    with pytest.raises(RuntimeError, match="off by 27: set threads by OMP_NUM_THREADS"):
+        check_log_dets(matrices, log_dets)
 
 
 def test_unknown_bias_is_named() -> None:

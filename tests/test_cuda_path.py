@@ -1,0 +1,93 @@
+"""The CUDA path as far as a machine without a GPU can follow it: units, indices, what is asked of torch.cuda."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+
+from stepscale.bench import environment, timing
+from stepscale.bench.clock import CudaClock, WallClock, clock_of
+from tests.test_workload import workload_of
+
+CUDA = torch.device("cuda")
+
+
+def test_cuda_clock_reads_events_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: str) -> None:
+            recorded.append(stream)
+
+        def elapsed_time(self, other: "Event") -> float:
+            return 2.5  # torch's are milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    clock = clock_of(CUDA)
+    assert isinstance(clock, CudaClock)
+    assert clock.seconds(clock.stamp(), clock.stamp()) == pytest.approx(2.5e-3)
+    assert recorded == ["stream of cuda"] * 2
+
+
+def test_wall_clock_counts_seconds() -> None:
+    clock = clock_of(torch.device("cpu"))
+    assert isinstance(clock, WallClock)
+    assert clock.seconds(1_000_000, 3_000_000) == pytest.approx(2e-3)
+
+
+def test_a_memory_limit_is_a_share_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, index: asked.append((share, index)))
+    environment.limit_memory(None, CUDA)
+    environment.limit_memory(2, CUDA)
+    environment.limit_memory(100, CUDA)
+    assert asked == [(0.25, 3), (1.0, 3)]
+
+
+def test_peak_memory_is_the_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7 * 2**20)
+    peak = environment.start_peak_memory(CUDA)
+    assert reset == [CUDA]
+    assert peak() == {"peak_mib": 5.0, "reserved_mib": 7.0, "read_from": "allocator"}
+
+
+def kernel(microseconds: float, device: Any = DeviceType.CUDA, annotation: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(device_type=device, is_user_annotation=annotation, self_device_time_total=microseconds)
+
+
+@pytest.mark.parametrize(
+    ("events", "busy_s"),
+    [
+        ([kernel(60), kernel(40), kernel(1000, annotation=True), kernel(7, DeviceType.CPU)], 100e-6 / timing.TRACED),
+        ([], None),
+    ],
+    ids=["kernels", "a profiler that sees nothing"],
+)
+def test_busy_time_is_that_of_kernels(monkeypatch: pytest.MonkeyPatch, events: list, busy_s: float | None) -> None:
+    class Profile:
+        def __init__(self, activities: list) -> None:
+            assert activities == [torch.profiler.ProfilerActivity.CUDA]
+
+        def __enter__(self) -> "Profile":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def key_averages(self) -> list:
+            return events
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert timing.busy_seconds(workload_of("relative")) == (None if busy_s is None else pytest.approx(busy_s))
