@@ -107,23 +107,22 @@ class Flow(nn.Module):
         The backward pass is written out, δ_k = (δ_{k+1} W_{k+1}) σ′(y_k) − ∂ log σ′(y_k): the loss's value, which
         autograd would compute, is nowhere needed.
         """
-        inputs, outputs, slopes, z = [], [], [], batch
-        for layer in self.layers:
-            y = layer(z)
-            inputs.append(z)
-            outputs.append(y)
-            if layer is not self.layers[-1]:
-                slopes.append(torch.sigmoid(y))
+        layers, seen, z = list(self.layers), [], batch
+        for layer in layers:
+            u = z @ layer.weight.T
+            y = u if layer.bias is None else u + layer.bias
+            seen.append((layer, z, u, y))
+            if layer is not layers[-1]:
                 z = self._activation(y)
-        delta = outputs[-1] if self.base == "normal" else torch.tanh(outputs[-1] / 2)
+        delta = y if self.base == "normal" else torch.tanh(y / 2)
         deltas = [delta]
-        for k in range(len(self.layers) - 2, -1, -1):
-            s = slopes[k]
+        for k in range(len(layers) - 2, -1, -1):
+            s = torch.sigmoid(seen[k][3])
             slope = torch.mul(s, 1 - self.alpha).add_(self.alpha)
             curvature = torch.addcmul(s, s, s, value=-1).div_(slope)
-            delta = (delta @ self.layers[k + 1].weight).mul_(slope).sub_(curvature, alpha=1 - self.alpha)
+            delta = (delta @ layers[k + 1].weight).mul_(slope).sub_(curvature, alpha=1 - self.alpha)
             deltas.append(delta)
-        return [LayerIO(*io) for io in zip(self.layers, inputs, outputs, reversed(deltas), strict=True)]
+        return [LayerIO(*io, delta) for io, delta in zip(seen, reversed(deltas), strict=True)]
 
     def products(self, batch: int) -> list[tuple[int, int, int]]:
         """List the 4L − 1 products of a relative step: 3L − 1 of ``[B, d] × [d, d]``, L of ``[d, B] × [B, d]``."""

@@ -19,6 +19,7 @@ class LayerIO(NamedTuple):
 
     layer: nn.Linear
     a: Tensor  # [batch, dim_in]
+    u: Tensor  # a Wᵀ, [batch, dim_out]; y itself where there is no bias
     y: Tensor  # [batch, dim_out]
     delta: Tensor  # [batch, dim_out]
 

@@ -45,7 +45,9 @@ def test_a_memory_limit_is_a_share_of_the_device(monkeypatch: pytest.MonkeyPatch
     asked = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8 * 2**30))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, index: asked.append((share, index)))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, index: asked.append((share, index))
+    )
     environment.limit_memory(None, CUDA)
     environment.limit_memory(2, CUDA)
     environment.limit_memory(100, CUDA)

@@ -67,6 +67,7 @@ def test_capture_gives_the_gradient_of_the_determinant_free_loss(options: dict) 
     for io in model.capture(x):
         torch.testing.assert_close(io.delta.T @ io.a / len(x), io.layer.weight.grad, atol=1e-12, rtol=1e-10)
         torch.testing.assert_close(io.layer(io.a), io.y)
+        torch.testing.assert_close(io.a @ io.layer.weight.T, io.u)
         if io.layer.bias is not None:
             torch.testing.assert_close(io.delta.mean(0), io.layer.bias.grad, atol=1e-12, rtol=1e-10)
 
