@@ -36,6 +36,9 @@ def publish(run: Path, name: str) -> Path:
             f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
         )
     shutil.copytree(run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml"))
+    here = f"{Path.cwd()}/"
+    for path in (target / "records").glob("*.json"):  # commands name the folder they were given in: nobody's business
+        path.write_text(path.read_text().replace(here, ""))
     return target
 
 

@@ -157,8 +157,12 @@ def planned(folder: Path, cells: int, finished: bool) -> Path:
 
 def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
     folder = planned(run_of(tmp_path / "run", {"mine": COSTS["relative"]}, [64]), 2, True)
+    named = record("mine", 64, 0, 1e-3) | {"command": f"stepscale hydra.sweep.dir={tmp_path}/run"}
+    records.save(named, folder / "records")
     target = publish.publish(folder, "first")
+    assert records.read(target / "records" / f"{named['identity']}.json")["command"] == "stepscale hydra.sweep.dir=run"
     assert len(list((target / "records").glob("*.json"))) == 2
     with pytest.raises(ValueError, match="is there already"):
         publish.publish(folder, "first")
