@@ -58,7 +58,7 @@ def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
         (["data=file", "data.path=nowhere.npy"], "no data file at nowhere.npy; set data.path"),
         (["data=file"], "data.path"),
         (["optimizer.update.lr=fast"], "lr"),
-        (["optimizer.direction.bias=none", "+x=1"], "bias"),
+        (["optimizer.direction.bias=none"], "bias must be one of plain, affine, official, got 'none'"),
         (["optimizer.update._target_=torch.optim.LBFGS"], "LBFGS.step needs a closure"),
         (["timing.block_s=0"], "timing.block_s must be positive, got 0"),
     ],
