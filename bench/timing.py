@@ -68,7 +68,7 @@ def measure(
     ``limit_of`` is called, and with it the limit's buffers exist, only once the peak memory has been taken.
 
     Raises:
-        TooSlowError: the first step took longer than ``settings.max_step_s``.
+        TooSlowError: a step took longer than ``settings.max_step_s``.
         DivergedError: the parameters were not finite after warm-up or after the last block.
     """
     began = time.perf_counter()
@@ -80,7 +80,7 @@ def measure(
     try:
         boundary, limit = workload.snapshot(), limit_of()
     except (MemoryError, RuntimeError) as error:
-        raise type(error)(f"the step itself ran ({memory}), what measuring it adds did not fit: {error}") from error
+        raise type(error)(f"the step itself ran ({memory}), what measuring it adds failed: {error}") from error
     counts, classes = count_period(workload)
     counts["limit_flops"] = limit.flops
     step_s = _warm_up(workload, boundary, clock, settings)
