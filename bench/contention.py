@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 STAT = Path("/proc/stat")
@@ -13,30 +14,39 @@ CONTENDED = 0.25  # cores
 
 
 class OtherCpu:
-    """Watches the CPU that other processes use; its answer is None where the system does not tell (not Linux)."""
+    """Watches the CPU that other processes use; its answer is None where the system does not tell (not Linux).
 
-    def __init__(self, idle_cores: int) -> None:
-        self._idle = idle_cores  # that the measured process leaves to others
+    Args:
+        idle_cores: that the measured process leaves to others.
+        ours: seconds of CPU that whatever is measured has used so far.
+        window_s: no answer comes sooner after the last.
+    """
+
+    def __init__(
+        self, idle_cores: int, ours: Callable[[], float] = time.process_time, window_s: float = WINDOW_S
+    ) -> None:
+        self._idle, self._ours, self._window_s = idle_cores, ours, window_s
         self._start()
         self.readable = self._busy is not None
 
     def cores(self) -> float | None:
-        """Return how many cores others took from us since the last answer; None if that is under ``WINDOW_S`` ago."""
+        """Return how many cores others took from us since the last answer; None if that is too short ago."""
         wall = time.perf_counter() - self._wall
-        if self._busy is None or wall < WINDOW_S:
+        if self._busy is None or wall < self._window_s:
             return None
         before = self._busy
         self._start()
         return max(0.0, ((self._busy or before) - before) / wall - self._idle)
 
     def _start(self) -> None:
-        self._wall, self._busy = time.perf_counter(), busy_elsewhere()
+        self._wall, busy = time.perf_counter(), busy_seconds()
+        self._busy = None if busy is None else busy - self._ours()
 
 
-def busy_elsewhere() -> float | None:
-    """Seconds of CPU the machine has spent since its start, less those of this process."""
+def busy_seconds() -> float | None:
+    """Seconds of CPU the machine has spent since its start, over all cores."""
     try:
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, STAT.read_text().split()[1:9])
     except (OSError, ValueError):
         return None
-    return (user + nice + system + irq + softirq + steal) / TICK - time.process_time()
+    return (user + nice + system + irq + softirq + steal) / TICK

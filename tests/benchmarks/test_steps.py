@@ -1,32 +1,35 @@
 """Step benchmarks for pytest-benchmark: ``python -m pytest tests/benchmarks --benchmark-json=steps.json``.
 
-Each round is a whole number of periods, restored to the same state; before each, outside its time, the limit is timed,
-and ``extra_info`` holds the median ratio of the pairs. Figures of two runs may be compared only as these ratios.
+Each round is a whole number of periods, restored to the same state; the limit is timed between them, and
+``extra_info`` holds the ratio of the medians. Rounds are short, so that sessions of two versions of the code can
+take turns (``make regress``) faster than the machine's speed drifts.
 """
 
 from __future__ import annotations
 
+import gc
+import itertools
 import math
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import stepscale.bench.run
 from stepscale.bench import environment
 from stepscale.bench.clock import clock_of
 from stepscale.bench.limit import Limit, products_of
 from stepscale.bench.workload import Workload
 
-CONF = Path(stepscale.bench.run.__file__).parent / "conf"
-OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
-DIMS = {"naive": (32, 128)}
-ROUNDS, WARM_UP, ROUND_S = 20, 3, 0.02
+from .conftest import CONF, Agree
+
+ROUND_S = 0.008  # of steps
+STEPS_S = 0.5  # in all rounds
+LEAST_ROUNDS, WARM_UP = 12, 2
+LIMIT_EVERY = 4  # rounds
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -39,25 +42,33 @@ def workload_of(optimizer: str, dim: int) -> Workload:
     return Workload(model, instantiate(cfg.optimizer)(model), list(rows.split(100)))
 
 
-@pytest.mark.parametrize(("optimizer", "dim"), [(o, d) for o in OPTIMIZERS for d in DIMS.get(o, (128, 512))])
-def test_step(benchmark: Any, optimizer: str, dim: int) -> None:
+def test_step(benchmark: Any, turn: Agree, optimizer: str, dim: int) -> None:
+    turn(0)
     workload, clock = workload_of(optimizer, dim), clock_of(DEVICE)
     limit = Limit(workload.model, products_of(workload.model, workload.batches[0], dim), DEVICE, torch.float32)
     workload.run(workload.period)
-    boundary, limits = workload.snapshot(), []
+    boundary = workload.snapshot()
 
-    def seconds(run: Any, times: int) -> float:
+    def seconds(run: Callable[[int], None], times: int) -> float:
         clock.synchronize()
         start = time.perf_counter()
         run(times)
         clock.synchronize()
-        return (time.perf_counter() - start) / times
+        return time.perf_counter() - start
 
-    steps = workload.period * math.ceil(ROUND_S / (workload.period * seconds(workload.run, workload.period)))
-    runs = math.ceil(ROUND_S / 2 / min(seconds(limit.run, 3) for _ in range(3)))
+    period_s, limit_s = (
+        min(seconds(run, n) for _ in range(3)) for run, n in [(workload.run, workload.period), (limit.run, 1)]
+    )
+    periods, runs = math.ceil(ROUND_S / period_s), math.ceil(ROUND_S / 8 / limit_s)
+    rounds = max(LEAST_ROUNDS, math.ceil(STEPS_S / (periods * period_s)))
+    steps, runs, rounds = turn(0, (periods * workload.period, runs, rounds))
+    limits, count = list[float](), itertools.count()
 
     def prepare() -> None:
-        limits.append(seconds(limit.run, runs))
+        turn(round_ := next(count))
+        if round_ % LIMIT_EVERY == 0:
+            limit.run(1)  # finds the caches as another session left them
+            limits.append(seconds(limit.run, runs) / runs)
         workload.restore(boundary)
         clock.synchronize()
 
@@ -65,10 +76,15 @@ def test_step(benchmark: Any, optimizer: str, dim: int) -> None:
         workload.run(steps)
         clock.synchronize()
 
-    benchmark.pedantic(round_, setup=prepare, rounds=ROUNDS, warmup_rounds=WARM_UP)
-    ratios = np.array(benchmark.stats.stats.data) / steps / np.array(limits[-ROUNDS:])
+    gc.collect()
+    gc.disable()  # a collection falls into one session's round and not into another's
+    try:
+        benchmark.pedantic(round_, setup=prepare, rounds=rounds, warmup_rounds=WARM_UP)
+    finally:
+        gc.enable()
+    step_s, limit_s = np.array(benchmark.stats.stats.data) / steps, float(np.median(limits))
     benchmark.extra_info.update(
-        optimizer=optimizer, dim=dim, steps=steps, ratio=float(np.median(ratios)), limit_s=float(np.median(limits)),
-        file=stepscale.bench.run.__file__, code=environment.code_hash(), commit=environment.commit(),
+        optimizer=optimizer, dim=dim, steps=steps, ratio=float(np.median(step_s)) / limit_s, limit_s=limit_s,
+        first_round=WARM_UP, step_s=step_s.tolist(), file=environment.__file__, code=environment.code_hash(),
     )  # fmt: skip
     assert workload.finite()

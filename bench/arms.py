@@ -1,0 +1,98 @@
+"""The two versions of the code that a comparison needs, each built into a folder of its own.
+
+An editable install would silently run the checkout's code for both.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+
+class BuildError(RuntimeError):
+    """A version of the code cannot be had or does not build."""
+
+
+class Arm(NamedTuple):
+    """A version of the code, built."""
+
+    label: str  # its commit, "+changes" if the checkout has any
+    source: Path  # a copy of its tree
+    package: Path  # where `stepscale` can be imported from
+
+
+def build(ref: str | None, into: Path) -> Arm:
+    """Build a git ref, or with None the checkout as it stands, below a folder.
+
+    Raises:
+        BuildError: there is no such ref, or pip cannot build it; its message holds the reason.
+    """
+    arm = Arm(describe(ref), into / "source", into / "package")
+    arm.source.mkdir(parents=True)
+    if ref is None:
+        _copy_checkout(arm.source)
+    else:
+        _unpack(ref, into / "source.tar", arm.source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [*pip, "--no-build-isolation", "--target", str(arm.package), str(arm.source)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode:
+        raise BuildError(f"{arm.label} does not build:\n{_tail(built.stderr)}")
+    return arm
+
+
+def describe(ref: str | None) -> str:
+    """Return the short commit of a ref, or of the checkout with ``+changes`` if it has any."""
+    commit = git("rev-parse", "--verify", "--short=12", f"{ref or 'HEAD'}^{{commit}}")
+    return commit + ("+changes" if ref is None and git("status", "--porcelain") else "")
+
+
+def merge_base() -> str:
+    """Return the commit at which the checkout left main.
+
+    Raises:
+        BuildError: there is no branch main, here or at origin.
+    """
+    for main in ("main", "origin/main"):
+        try:
+            return git("merge-base", "HEAD", main)
+        except BuildError:
+            continue
+    raise BuildError("there is no branch main to compare with; name a base, as BASE=HEAD~1")
+
+
+def git(*words: str) -> str:
+    """Run git in the current folder and return what it prints.
+
+    Raises:
+        BuildError: it fails; the message is git's.
+    """
+    ran = subprocess.run(["git", *words], capture_output=True, text=True)
+    if ran.returncode:
+        raise BuildError(f"git {' '.join(words)}: {_tail(ran.stderr)}")
+    return ran.stdout.strip()
+
+
+def _unpack(ref: str, archive: Path, target: Path) -> None:
+    git("archive", "--format=tar", f"--output={archive}", ref)
+    with tarfile.open(archive) as tar:
+        tar.extractall(target, filter="data")
+
+
+def _copy_checkout(target: Path) -> None:
+    """Copy what git tracks or would add; build products stay behind."""
+    top = Path(git("rev-parse", "--show-toplevel"))
+    names = git("-C", str(top), "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for path in (top / name for name in names if name):
+        if path.is_file():
+            copy = target / path.relative_to(top)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+
+
+def _tail(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-15:])

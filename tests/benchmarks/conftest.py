@@ -1,0 +1,87 @@
+"""The step benchmarks' options, and turns: sessions that run side by side measure one at a time.
+
+Where ``STEPSCALE_TURNS`` names the descriptor of a connection, a session tells on it which round it is ready for, waits
+for its turn, and tells what it found; ``stepscale.bench.turns`` is the other end. Without it a session just runs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stepscale.bench.run
+
+CONF = Path(stepscale.bench.run.__file__).parent / "conf"
+DIMS = {"naive": (32, 64)}
+USUAL_DIMS = (96, 384)
+
+Agree = Callable[..., Any]
+
+
+class Turns:
+    """This session's end; alone, it always has its turn, and its own proposals are agreed on."""
+
+    def __init__(self, descriptor: str | None) -> None:
+        self.connection = Connection(int(descriptor)) if descriptor else None
+
+    def say(self, **words: Any) -> None:
+        """Tell one thing; the turn stays."""
+        if self.connection:
+            self.connection.send(words)
+
+    def take(self, test: str, round_: int, proposal: Any = None) -> Any:
+        """Give the turn back and wait for the next; return what all sessions agreed on for this test."""
+        if not self.connection:
+            return proposal
+        self.say(wants=test, round=round_, proposal=proposal, cpu_s=time.process_time())
+        try:
+            return self.connection.recv()
+        except EOFError:
+            pytest.exit("whoever grants the turns is gone", returncode=3)
+
+
+TURNS = Turns(os.environ.pop("STEPSCALE_TURNS", None))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("steps")
+    group.addoption("--optimizers", default="", help="only these, separated by commas")
+    group.addoption("--dims", default="", help="these dims instead of each optimizer's two")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = [name for name in metafunc.config.getoption("optimizers").split(",") if name]
+    dims = [int(dim) for dim in metafunc.config.getoption("dims").split(",") if dim]
+    optimizers = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+    cases = {
+        f"{o}-{d}": (o, d) for o in optimizers if not chosen or o in chosen for d in dims or DIMS.get(o, USUAL_DIMS)
+    }
+    ids = sorted(cases)  # an order on which sessions with different optimizers agree
+    metafunc.parametrize(("optimizer", "dim"), [cases[i] for i in ids], ids=ids)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    tests = {i.callspec.id: i.callspec.params for i in session.items if hasattr(i, "callspec")}
+    TURNS.say(tests=tests, file=stepscale.bench.run.__file__)
+
+
+@pytest.fixture
+def turn(request: pytest.FixtureRequest) -> Agree:
+    """Return a function of a round's number and a proposal, that waits for this session's turn."""
+    return lambda round_, proposal=None: TURNS.take(request.node.callspec.id, round_, proposal)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if report.failed:
+        TURNS.say(failed=item.callspec.id, reason=call.excinfo.exconly() if call.excinfo else str(report.longrepr))
+    elif report.when == "call" and report.passed:
+        TURNS.say(found=item.callspec.id, info=dict(item.funcargs["benchmark"].extra_info))
+    return report
