@@ -3,9 +3,10 @@ BASE_PYTHON ?= python3
 TORCH       ?= torch==2.13.0
 SWEEP       ?= default
 RUN         ?= results/local/latest
+REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dims=$(DIMS)) $(if $(THREADS),--threads=$(THREADS))
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick report publish test lint clean help
+.PHONY: setup bench bench-quick report publish regress doctor counts counts-update gate-check test lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -28,6 +29,21 @@ report: .venv/ready  ## Write the report of a run anew from its records (RUN=res
 
 publish: .venv/ready  ## Copy a finished run to results/NAME (NAME=…, RUN=…)
 	$(PY) -m stepscale.bench.publish $(RUN) "$(NAME)"
+
+regress: .venv/ready  ## Is a step slower than at BASE (a git ref; where this left main)? OPTIMIZERS=… DIMS=… THREADS=…
+	$(PY) -m stepscale.bench regress $(BASE) $(REGRESS)
+
+doctor: .venv/ready  ## What difference this machine can resolve, and what disturbs it
+	$(PY) -m stepscale.bench doctor
+
+counts: .venv/ready  ## What each step costs, free of noise: FLOPs, operations, synchronisations, bytes
+	$(PY) -m tests.counts
+
+counts-update: .venv/ready  ## Commit to these counts: what make test then expects
+	$(PY) -m tests.counts --update
+
+gate-check: .venv/ready  ## The regression gate's own quality, into results/gate; 70 minutes on 2 cores, goes on where it was
+	$(PY) -m stepscale.bench.gate_check
 
 test: lint  ## Lint, types, unit tests, the deterministic cost gate
 	$(PY) -m pytest -q

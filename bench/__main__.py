@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import sys
@@ -19,6 +20,7 @@ from stepscale.bench import environment, folder, records, report
 from stepscale.bench.run import Job
 
 DTYPES = ("float32", "float64")
+COMMANDS = {"doctor": "stepscale.bench.doctor", "regress": "stepscale.bench.gate"}  # beside Hydra's overrides
 OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")  # the user's: later the fork server's is set here
 
 
@@ -89,6 +91,8 @@ def _label(group: str) -> str:
 
 def main() -> None:
     """Run the command line; after a sweep, write the report of what was measured, also of one cut short."""
+    if sys.argv[1:] and sys.argv[1] in COMMANDS:
+        return importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
     sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
     try:
         job()

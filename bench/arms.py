@@ -12,6 +12,8 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
+MEASURED = ("bench", "models", "optimizers", "tests", "pyproject.toml")  # what a comparison depends on
+
 
 class BuildError(RuntimeError):
     """A version of the code cannot be had or does not build."""
@@ -23,6 +25,10 @@ class Arm(NamedTuple):
     label: str  # its commit, "+changes" if the checkout has any
     source: Path  # a copy of its tree
     package: Path  # where `stepscale` can be imported from
+
+    def optimizers(self) -> set[str]:
+        """Name the optimizers it has."""
+        return {path.stem for path in (self.source / "bench" / "conf" / "optimizer").glob("*.yaml")}
 
 
 def build(ref: str | None, into: Path) -> Arm:
@@ -48,21 +54,22 @@ def build(ref: str | None, into: Path) -> Arm:
 def describe(ref: str | None) -> str:
     """Return the short commit of a ref, or of the checkout with ``+changes`` if it has any."""
     commit = git("rev-parse", "--verify", "--short=12", f"{ref or 'HEAD'}^{{commit}}")
-    return commit + ("+changes" if ref is None and git("status", "--porcelain") else "")
+    return commit + ("+changes" if ref is None and git("-C", _top(), "status", "--porcelain", "--", *MEASURED) else "")
 
 
 def merge_base() -> str:
     """Return the commit at which the checkout left main.
 
     Raises:
-        BuildError: there is no branch main, here or at origin.
+        BuildError: there is no branch main, here or at origin, or no common commit.
     """
+    reasons = []
     for main in ("main", "origin/main"):
         try:
             return git("merge-base", "HEAD", main)
-        except BuildError:
-            continue
-    raise BuildError("there is no branch main to compare with; name a base, as BASE=HEAD~1")
+        except BuildError as error:
+            reasons.append(str(error))
+    raise BuildError("\n".join([*reasons, "no branch main to compare with; name a base, as BASE=HEAD~1"]))
 
 
 def git(*words: str) -> str:
@@ -77,16 +84,20 @@ def git(*words: str) -> str:
     return ran.stdout.strip()
 
 
+def _top() -> str:
+    return git("rev-parse", "--show-toplevel")
+
+
 def _unpack(ref: str, archive: Path, target: Path) -> None:
-    git("archive", "--format=tar", f"--output={archive}", ref)
+    git("-C", _top(), "archive", "--format=tar", f"--output={archive}", ref)
     with tarfile.open(archive) as tar:
         tar.extractall(target, filter="data")
 
 
 def _copy_checkout(target: Path) -> None:
     """Copy what git tracks or would add; build products stay behind."""
-    top = Path(git("rev-parse", "--show-toplevel"))
-    names = git("-C", str(top), "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    top = Path(_top())
+    names = git("-C", _top(), "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for path in (top / name for name in names if name):
         if path.is_file():
             copy = target / path.relative_to(top)
@@ -95,4 +106,4 @@ def _copy_checkout(target: Path) -> None:
 
 
 def _tail(text: str) -> str:
-    return "\n".join(text.strip().splitlines()[-15:])
+    return "\n".join(text.strip().splitlines()[-40:])

@@ -26,7 +26,7 @@ class OtherCpu:
         self, idle_cores: int, ours: Callable[[], float] = time.process_time, window_s: float = WINDOW_S
     ) -> None:
         self._idle, self._ours, self._window_s = idle_cores, ours, window_s
-        self._start()
+        self.restart()
         self.readable = self._busy is not None
 
     def cores(self) -> float | None:
@@ -35,10 +35,11 @@ class OtherCpu:
         if self._busy is None or wall < self._window_s:
             return None
         before = self._busy
-        self._start()
+        self.restart()
         return max(0.0, ((self._busy or before) - before) / wall - self._idle)
 
-    def _start(self) -> None:
+    def restart(self) -> None:
+        """Forget what has been used so far."""
         self._wall, busy = time.perf_counter(), busy_seconds()
         self._busy = None if busy is None else busy - self._ours()
 

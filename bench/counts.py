@@ -1,4 +1,4 @@
-"""What a step does, counted without a clock: FLOPs by shape, dispatched operations, host synchronisations.
+"""What a step does, counted without a clock: FLOPs by shape, operations, host synchronisations, bytes.
 
 ``torch.utils.flop_counter`` counts no factorisation and crashes on ``jacrev`` through a module, hence this mode.
 """
@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 
 
-def _product(a: torch.Tensor, b: torch.Tensor) -> float:
+def _product(a: Tensor, b: Tensor) -> float:
     """Count [..., m, k] × [..., k, n] or [m, k] × [k]: two a multiply-add."""
     return 2.0 * a.numel() * (b.shape[-1] if b.ndim > 1 else 1)
 
@@ -26,7 +30,7 @@ def _cubic(factor: float) -> Callable[..., float]:
     return lambda A, *rest: factor * A.numel() * A.shape[-1]
 
 
-def _solve(A: torch.Tensor, B: torch.Tensor, factor: float) -> float:
+def _solve(A: Tensor, B: Tensor, factor: float) -> float:
     """Count factor · n² for each right-hand side."""
     return factor * A.shape[-1] * B.numel()
 
@@ -78,6 +82,40 @@ class Counts(TorchDispatchMode):
         elif operation not in FREE and UNKNOWN.search(operation.__name__):
             self.uncounted.add(operation.__name__)
         return func(*args, **(kwargs or {}))
+
+
+class Allocated(TorchDispatchMode):
+    """While active, counts the bytes of the tensors that operations make: what is alive of them, and its peak.
+
+    Free of noise, unlike a process's resident set; what a library's own kernels borrow meanwhile is not in it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._meet((args, kwargs), new=False)
+        result = func(*args, **(kwargs or {}))
+        self._meet(result, new=True)
+        return result
+
+    def _meet(self, tensors: Any, new: bool) -> None:
+        for tensor in tree_leaves(tensors):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes() if new else 0
+            if key not in self._known:
+                self._known[key] = weakref.ref(storage, partial(self._lose, key, size))
+                self.live_bytes += size
+                self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _lose(self, key: int, size: int, _: weakref.ref[Any]) -> None:
+        del self._known[key]
+        self.live_bytes -= size
 
 
 def product_flops(products: list[tuple[int, int, int]]) -> float:

@@ -1,7 +1,7 @@
 """Rounds of two versions of the code, taken in turns -> verdicts and an exit status. Imports no torch.
 
 A difference is *regressed* or *improved* only if it is larger than what matters (``THRESHOLD``), larger than what two
-runs of the same code differ by in this very comparison (the noise floor), and has an interval that excludes none.
+runs of the same code differ by in this very comparison (the noise floor), and has an interval that excludes no change.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from stepscale.bench.estimate import MIN_BLOCKS
 
 THRESHOLD = 0.04  # a smaller difference is of no practical interest
-DIFFERENT, SAME = norm.ppf(0.995), norm.ppf(0.95)  # a 99 % interval; two one-sided tests of equivalence at 5 %
 BASE, HEAD = ("A1", "A2"), ("B1", "B2")  # each version is run twice
 RESAMPLED = 1000
 REGRESSED, NOTHING_MEASURED = 1, 3  # exit status
 COLUMNS = [
-    "optimizer", "dim", "base_ms", "head_ms", "ratio", "low", "high", "floor", "resolution", "head_over_limit",
+    "optimizer", "dim", "base_ms", "head_ms", "ratio", "low", "high", "se", "floor", "resolution", "head_over_limit",
     "rounds", "contended", "verdict",
 ]  # fmt: skip
 
@@ -35,22 +34,29 @@ def compare(rounds: pd.DataFrame) -> pd.DataFrame:
             ``round`` (rounds of one number were taken in turns), ``step_s``, ``limit_s`` and ``contended``.
 
     ``ratio`` is head / base, the median over the four pairs of sessions in every round: the mean of the four would hang
-    on each disturbed round, the sessions' own medians on the machine's drift. ``low`` and ``high`` are its 99 %
-    interval (bootstrap over rounds). ``floor`` is how far apart the same code came out in this comparison: 95 % of
-    the differences A1 / A2 and B1 / B2, pooled over benchmarks and scaled to the mean of two sessions. ``resolution``
-    is the smallest difference that could have been seen.
+    on each disturbed round, the sessions' own medians on the machine's drift. ``se`` is its logarithm's standard error
+    (bootstrap over rounds), ``low`` and ``high`` the 99 % interval over rounds. ``floor`` is how far apart the same
+    code came out in this comparison: 95 % of the differences A1 / A2 and B1 / B2, pooled over benchmarks and scaled
+    to the mean of two sessions. ``resolution`` is the smallest difference that would have been called one.
     """
+    if rounds.empty:
+        return pd.DataFrame(columns=COLUMNS)
     found = [_differences(part) | {"optimizer": o, "dim": d} for (o, d), part in rounds.groupby(["optimizer", "dim"])]
-    table = pd.DataFrame(found).reindex(columns=[*COLUMNS, "se", "base_spread", "head_spread"])
+    table = pd.DataFrame(found).reindex(columns=[*COLUMNS, "base_spread", "head_spread"])
     same = table[["base_spread", "head_spread"]].to_numpy(dtype=float).ravel()
     same = same[~np.isnan(same)]
     floor = math.sqrt(np.mean(same**2) / 2) * t.ppf(0.975, len(same)) if len(same) else math.nan
-    table["verdict"] = [_verdict(row, floor) for row in table.to_dict("records")]
-    table["low"], table["high"] = (np.exp(table["ratio"] + sign * DIFFERENT * table["se"]) for sign in (-1, 1))
-    table["ratio"] = np.exp(table["ratio"])
     table["floor"] = math.expm1(floor)
-    table["resolution"] = np.expm1(np.maximum(max(math.log1p(THRESHOLD), floor), DIFFERENT * table["se"]))
-    return table[COLUMNS]
+    return judge(table)[COLUMNS]
+
+
+def judge(table: pd.DataFrame) -> pd.DataFrame:
+    """Set ``low``, ``high``, ``resolution`` and ``verdict`` from what was measured: ``ratio``, ``se``, ``floor``."""
+    half = table["se"] * t.ppf(0.995, table["rounds"].clip(lower=2) - 1)
+    table["low"], table["high"] = table["ratio"] * np.exp(-half), table["ratio"] * np.exp(half)
+    table["resolution"] = np.maximum(table["floor"].clip(lower=THRESHOLD), np.expm1(half))
+    table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
+    return table
 
 
 def exit_status(table: pd.DataFrame) -> int:
@@ -79,7 +85,7 @@ def _differences(part: pd.DataFrame) -> dict[str, float]:
     if len(wide) < MIN_BLOCKS:
         return row
     pairs = np.stack([wide[b] - wide[a] for a in BASE for b in HEAD], axis=1)
-    row |= {"ratio": float(np.median(pairs)), "se": _standard_error(pairs)}
+    row |= {"ratio": float(np.exp(np.median(pairs))), "se": _standard_error(pairs)}
     return row | {
         f"{of}_spread": (wide[two] - wide[one]).median() for of, (one, two) in {"base": BASE, "head": HEAD}.items()
     }
@@ -91,14 +97,16 @@ def _standard_error(pairs: np.ndarray) -> float:
     return float(np.median(pairs[chosen].reshape(RESAMPLED, -1), axis=1).std())
 
 
-def _verdict(row: Mapping[Any, float], floor: float) -> str:
+def _verdict(row: Mapping[Any, float]) -> str:
     if math.isnan(row["base_ms"]):
         return "new"
     if math.isnan(row["head_ms"]):
         return "gone"
     if math.isnan(row["ratio"]):
         return "undecided"
-    practical, difference, se = math.log1p(THRESHOLD), row["ratio"], row["se"]
-    if abs(difference) > max(practical, floor, DIFFERENT * se):
-        return "regressed" if difference > 0 else "improved"
-    return "unchanged" if max(abs(difference) + SAME * se, floor) < practical else "undecided"
+    difference, practical = abs(math.log(row["ratio"])), math.log1p(THRESHOLD)
+    if difference > math.log1p(row["resolution"]):
+        return "regressed" if row["ratio"] > 1 else "improved"
+    # two one-sided tests of equivalence, at 5 % over rounds; a floor above what matters could hide a difference
+    largest = difference + row["se"] * t.ppf(0.95, row["rounds"] - 1)
+    return "unchanged" if max(largest, math.log1p(row["floor"])) < practical else "undecided"

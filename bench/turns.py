@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,16 @@ class Session:
         self, name: str, package: Path, benchmarks: Path, arguments: Sequence[str], variables: dict[str, str]
     ) -> None:
         self.name = name
-        self.tests: dict[str, dict[str, Any]] = {}  # each one's parameters, in the order of its run
+        self.tests: list[str] = []
         self.found: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
-        self.file: str | None = None
+        self.files: list[str] = []  # of the package it imported
+        self.code = ""
         self.wants: tuple[str, int] | None = None
         self.proposal: Any = None
         self.cpu_s = 0.0
         self.connection, theirs = Pipe()
-        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads would stop it
+        self.output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - a pipe might fill up
         command = [sys.executable, "-m", "pytest", "tests/benchmarks", "-q", "-p", "no:cacheprovider", *arguments]
         self.process = subprocess.Popen(
             command,
@@ -67,27 +69,36 @@ class Session:
                 raise SessionError(f"session {self.name} has said nothing for {SILENCE_S:g} s")
             try:
                 words = self.connection.recv()
-            except EOFError:
+            except (EOFError, OSError):
                 break
             if "wants" in words:
                 self.wants, self.proposal = (words["wants"], words["round"]), words["proposal"]
                 self.cpu_s = words["cpu_s"]
                 return
             if "tests" in words:
-                self.tests, self.file = words["tests"], words["file"]
+                self.tests, self.files, self.code = words["tests"], words["files"], words["code"]
             elif "found" in words:
                 self.found[words["found"]] = words["info"]
             else:
-                self.failed[words["failed"]] = words["reason"]
-        if self.process.wait() not in FINE:
+                self.failed.setdefault(words["failed"], words["reason"])
+        try:
+            status = self.process.wait(SILENCE_S)
+        except subprocess.TimeoutExpired as error:
+            raise SessionError(f"session {self.name} does not end") from error
+        if status not in FINE:
             self.output.seek(0)
             tail = "\n".join(self.output.read().strip().splitlines()[-15:])
-            raise SessionError(f"session {self.name} ended with status {self.process.returncode}:\n{tail}")
+            raise SessionError(f"session {self.name} ended with status {status}:\n{tail}")
 
-    def pin(self, cores: set[int]) -> None:
-        """Keep it on these cores: two cores of a shared machine can differ by a factor of two, for seconds."""
+    def grant(self, agreed: Any) -> None:
+        """Give it its turn; should it be gone, ``listen`` finds out why."""
+        with suppress(OSError):
+            self.connection.send(agreed)
+
+    def pin(self, threads: int) -> None:
+        """Keep it on the last cores: two cores of a shared machine can differ by a factor of two, for seconds."""
         if hasattr(os, "sched_setaffinity") and self.process.poll() is None:
-            os.sched_setaffinity(self.process.pid, cores)
+            os.sched_setaffinity(self.process.pid, sorted(os.sched_getaffinity(0))[-threads:])
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -109,8 +120,15 @@ class Watch:
         self.waited_s = 0.0
         self.contended: set[tuple[str, int]] = set()
 
-    def judge(self, turn: tuple[str, int]) -> None:
-        """Note a turn that has just ended; once in a while, look back on the last ones."""
+    def judge(self, turn: tuple[str, int], *, ended: bool = False) -> None:
+        """Note a turn that has just ended; once in a while, look back on the last ones.
+
+        ``ended``: with the turn its session, whose last CPU nobody has told.
+        """
+        if ended:
+            self._others.restart()
+            self._pending = []
+            return
         self._pending.append(turn)
         cores = self._others.cores()
         if cores is None:
@@ -124,15 +142,16 @@ class Watch:
             cores = self._others.cores()
 
 
-def conduct(sessions: Sequence[Session], cores: set[int], watch: Watch, tell: Callable[[int, int], None]) -> None:
+def conduct(sessions: Sequence[Session], threads: int, watch: Watch, tell: Callable[[int, int], None]) -> None:
     """Grant turns until every session is at its end.
 
-    The next turn goes to one of the sessions that are least far, so that none runs ahead. Each runs its tests in the
-    order of their names. ``tell`` is called before a turn with how many of how many tests have been run.
+    All run on the same cores, as many as each has threads. The next turn goes to one of the sessions that are least
+    far, so that none runs ahead; each runs its tests in the order of their names. ``tell`` is called before a turn with
+    how many of how many tests have been run.
     """
     for session in sessions:
         session.listen()
-        session.pin(cores)
+        session.pin(threads)
     order = {test: place for place, test in enumerate(sorted({test for s in sessions for test in s.tests}))}
     agreed: dict[str, Any] = {}
     while waiting := [session for session in sessions if session.wants]:
@@ -141,6 +160,6 @@ def conduct(sessions: Sequence[Session], cores: set[int], watch: Watch, tell: Ca
         if session.proposal is not None:
             agreed.setdefault(test, session.proposal)
         tell(order[test], len(order))
-        session.connection.send(agreed.get(test))
+        session.grant(agreed.get(test))
         session.listen()
-        watch.judge((test, round_))
+        watch.judge((test, round_), ended=session.wants is None)

@@ -1,22 +1,17 @@
 """Counted FLOPs against closed forms; growth of every optimizer's FLOPs, the gate that needs no clock."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import Tensor
 
-from stepscale.bench.counts import Counts, product_flops
+from stepscale.bench.counts import Allocated, Counts, product_flops
 from stepscale.bench.limit import Limit, products_of
-from stepscale.bench.timing import count_period
-from stepscale.bench.workload import Workload
 from stepscale.models import Flow
 from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, relative
+from tests.counts import OPTIMIZERS, TORCH, Row, committed, count, count_doubling, counted, differences, expected
 
-CONF = Path(__file__).parent.parent / "bench" / "conf"
 B, L = 100, 2
 # the least and the greatest exponent of the FLOPs between the two dims
 ORDERS = {
@@ -31,7 +26,7 @@ ORDERS = {
 }
 
 
-def counted(direction: object, x: Tensor) -> Counts:
+def counts_of(direction: object, x: Tensor) -> Counts:
     with Counts() as counts:
         direction(x)  # type: ignore[operator]
     assert not counts.uncounted
@@ -40,19 +35,19 @@ def counted(direction: object, x: Tensor) -> Counts:
 
 def test_relative_step_has_the_flops_of_the_limit() -> None:
     model, x = Flow(64, L), torch.randn(B, 64)
-    assert counted(Relative(model), x).flops == product_flops(model.products(B)) == 2 * (4 * L - 1) * B * 64**2
+    assert counts_of(Relative(model), x).flops == product_flops(model.products(B)) == 2 * (4 * L - 1) * B * 64**2
 
 
 def test_layerwise_adds_a_factorisation_and_a_solve_a_layer() -> None:
     """Backprop's 3L − 1 products, and per layer 2/3 d³ for LU and 2 d³ for W⁻ᵀ."""
     d = 64
     backprop = 2 * (3 * L - 1) * B * d**2
-    assert counted(Layerwise(Flow(d, L)), torch.randn(B, d)).flops == pytest.approx(backprop + L * (2 / 3 + 2) * d**3)
+    assert counts_of(Layerwise(Flow(d, L)), torch.randn(B, d)).flops == pytest.approx(backprop + L * (2 / 3 + 2) * d**3)
 
 
 def test_jacobian_pays_a_factorisation_a_sample() -> None:
     d, b = 32, 10
-    assert counted(Jacobian(Flow(d, L)), torch.randn(b, d)).flops > b * (2 / 3 + 2) * d**3
+    assert counts_of(Jacobian(Flow(d, L)), torch.randn(b, d)).flops > b * (2 / 3 + 2) * d**3
 
 
 def test_kfac_refresh_and_cheap_step() -> None:
@@ -60,7 +55,7 @@ def test_kfac_refresh_and_cheap_step() -> None:
     d = 64
     model = Flow(d, L, bias=False)
     step = KFAC(model, statistics="data")
-    refresh, cheap = (counted(step, torch.randn(B, d)).flops for _ in range(2))
+    refresh, cheap = (counts_of(step, torch.randn(B, d)).flops for _ in range(2))
     capture, precondition = 2 * (2 * L - 1) * B * d**2, L * (4 * 2 * B * d**2 + 2 * d**3)
     assert cheap == capture + precondition
     factors, inverses = L * 2 * 2 * B * d**2, L * (2 * (1 / 3 + 2 / 3) * d**3 + 2 * d**3)
@@ -101,23 +96,25 @@ def test_a_host_synchronisation_is_counted() -> None:
     assert counts.synchronisations == 1
 
 
-def exponent(name: str, small: int, large: int) -> float:
-    flops = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for dim in (small, large):
-            cfg = compose("config", [f"optimizer={name}", f"dim={dim}", f"batch={B}"])
-            model = instantiate(cfg.model)
-            counts, _ = count_period(Workload(model, instantiate(cfg.optimizer)(model), [torch.randn(B, dim)]))
-            assert not counts["uncounted"]
-            flops.append(counts["flops"])
-    return math.log2(flops[1] / flops[0])
+def exponent(rows: list[Row]) -> float:
+    return math.log2(rows[1]["flops"] / rows[0]["flops"])
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")))
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_growth_per_doubling(name: str) -> None:
     assert name in ORDERS, f"state the order of {name}'s FLOPs in ORDERS"
     low, high = ORDERS[name]
-    assert low <= exponent(name, *((128, 256) if name == "naive" else (512, 1024))) <= high
+    assert low <= exponent(counted(name)) <= high
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_costs_are_those_committed(name: str) -> None:
+    found = differences(counted(name), expected(name), committed()["torch"] == TORCH)
+    assert not found, "\n".join([*found, "if that is meant, commit to it by make counts-update"])
+
+
+def test_every_committed_cost_belongs_to_an_optimizer() -> None:
+    assert {row["optimizer"] for row in committed()["rows"]} == set(OPTIMIZERS)
 
 
 def test_a_wrongly_associated_relative_gradient_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +122,49 @@ def test_a_wrongly_associated_relative_gradient_fails_the_gate(monkeypatch: pyte
         return (io.delta.T @ io.y / B) @ io.layer.weight - io.layer.weight
 
     monkeypatch.setattr(relative, "weight_gradient", cubic)
-    assert exponent("relative", 512, 1024) > ORDERS["relative"][1] + 0.3
+    assert exponent(count_doubling("relative")) > ORDERS["relative"][1] + 0.3
+
+
+def test_a_cubic_term_of_a_seventh_of_the_step_is_found_without_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = relative.weight_gradient
+
+    def with_cubic_term(io: relative.LayerIO, bias: str) -> Tensor:
+        W = io.layer.weight
+        return exact(io, bias) + 0 * (W[:, : len(W) // 10] @ W[: len(W) // 10])
+
+    monkeypatch.setattr(relative, "weight_gradient", with_cubic_term)
+    rows = count_doubling("relative")
+    flops = expected("relative")[0]["flops"]
+    assert rows[0]["dim"] == 512 and 1.12 * flops < rows[0]["flops"] < 1.18 * flops
+    said = differences(rows, expected("relative"), same_torch=False)
+    assert [line.split(" is ")[0] for line in said] == [
+        "relative at dim 512: flops",
+        "relative at dim 1024: flops_growth",
+        "relative at dim 1024: flops",
+    ]
+
+
+def test_more_operations_and_bytes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, there = relative.weight_gradient, counted("relative")
+    monkeypatch.setattr(relative, "weight_gradient", lambda io, bias: exact(io, bias).clone())
+    said = "\n".join(differences([count("relative", 512)], there, same_torch=True))
+    assert "operations" in said and "peak_bytes" in said and "flops" not in said
+
+
+def test_bytes_alive_and_at_their_peak() -> None:
+    there = torch.zeros(1000)
+    with Allocated() as allocated:
+        a = there + 1
+        a.add_(1)
+        b = a.view(10, 100).T
+        there.mul_(2)
+        c = a + a
+        del c
+        d = torch.empty(500).copy_(a[:500])
+        del a
+    assert allocated.peak_bytes == 8000
+    assert allocated.live_bytes == 6000, "a view keeps its base alive"
+    assert b.numel() + d.numel() == 1500
 
 
 def test_limit_of_a_model_without_products_has_the_flops_of_its_backprop() -> None:

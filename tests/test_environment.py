@@ -31,20 +31,23 @@ print(peak()["peak_mib"])
     assert float(done.stdout) == pytest.approx(100, abs=10)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="load is read from /proc")
-def test_a_neighbour_is_seen_and_own_work_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = contention.OtherCpu(idle_cores=0)
+def test_a_neighbour_is_seen_and_own_work_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def machine_spent(seconds: float) -> None:
+        (tmp_path / "stat").write_text(f"cpu  {round(seconds * contention.TICK)} 0 0 999 0 0 0 0 0 0\ncpu0 1 2\n")
+
+    monkeypatch.setattr(contention, "STAT", tmp_path / "stat")
+    machine_spent(100)
+    own = [5.0]
+    watch = contention.OtherCpu(idle_cores=0, ours=lambda: own[0])
+    generous = contention.OtherCpu(idle_cores=1, ours=lambda: own[0])
     start = contention.time.perf_counter()
     assert watch.cores() is None, "ticks tell nothing over so short a time"
     monkeypatch.setattr(contention.time, "perf_counter", lambda: start + 1.0)
-    busy = contention.busy_elsewhere()
-    assert busy is not None
-    monkeypatch.setattr(contention, "busy_elsewhere", lambda: busy + 0.7)
+    machine_spent(101.7)
+    own[0] += 1.0
     assert watch.cores() == pytest.approx(0.7, rel=0.05)
-    generous = contention.OtherCpu(idle_cores=1)
-    generous._wall -= 1.0
-    monkeypatch.setattr(contention, "busy_elsewhere", lambda: busy + 1.9)
-    assert generous.cores() == pytest.approx(0.2, abs=0.02), "on cores we leave idle they take nothing from us"
+    own[0] -= 0.5
+    assert generous.cores() == pytest.approx(0.2, abs=0.05), "on cores we leave idle they take nothing from us"
 
 
 def test_where_the_system_does_not_tell_nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from stepscale.bench import gate_check
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -35,3 +37,10 @@ def test_the_five_lines_build_an_optimizer() -> None:
 def test_make_targets_it_names_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"make ([a-z]+-?[a-z]*)\b", README)) - {"it"} <= targets
+
+
+def test_its_table_of_the_gate_is_the_one_measured() -> None:
+    measured = (ROOT / "results" / "gate" / "README.md").read_text()
+    table = [line for line in measured.splitlines() if line.startswith("|")]
+    assert len(table) > 10 and "\n".join(table) in README
+    assert gate_check.page(ROOT / "results" / "gate") == measured

@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 
 import stepscale.bench.run
+import stepscale.models
+import stepscale.optimizers
+from stepscale.bench import environment
 
 CONF = Path(stepscale.bench.run.__file__).parent / "conf"
 DIMS = {"naive": (32, 64)}
@@ -56,8 +59,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    chosen = [name for name in metafunc.config.getoption("optimizers").split(",") if name]
-    dims = [int(dim) for dim in metafunc.config.getoption("dims").split(",") if dim]
+    chosen = [name.strip() for name in metafunc.config.getoption("optimizers").split(",") if name.strip()]
+    dims = [int(dim) for dim in metafunc.config.getoption("dims").split(",") if dim.strip()]
     optimizers = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
     cases = {
         f"{o}-{d}": (o, d) for o in optimizers if not chosen or o in chosen for d in dims or DIMS.get(o, USUAL_DIMS)
@@ -67,8 +70,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    tests = {i.callspec.id: i.callspec.params for i in session.items if hasattr(i, "callspec")}
-    TURNS.say(tests=tests, file=stepscale.bench.run.__file__)
+    # of an empty selection pytest makes one test without parameters, which it skips
+    tests = [item.callspec.id for item in session.items if isinstance(item.callspec.params["dim"], int)]
+    files = [package.__file__ for package in (stepscale.bench, stepscale.models, stepscale.optimizers)]
+    TURNS.say(tests=tests, files=files, code=environment.code_hash())
 
 
 @pytest.fixture

@@ -1,0 +1,92 @@
+"""What difference this machine can resolve, and what disturbs it: ``stepscale doctor``. Changes nothing.
+
+Times the same cell in many processes, each a fresh start of the same code: their spread is what a difference must
+exceed. Meanwhile it reads what the system tells of load, clocks and throttling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from scipy.stats import t
+
+from stepscale.bench import disturbance, environment, process, records
+from stepscale.bench.run import Job
+
+CONF = Path(__file__).parent / "conf"
+DIMS = {"cpu": (96, 512), "cuda": (512, 4096)}  # one where the host's calls show, one where the products do
+CELLS = 8  # of each
+SEEDS = (2, 5)  # of default and of published runs
+
+
+def main(words: list[str] | None = None) -> None:
+    """Look for a minute, and say what was found."""
+    parser = argparse.ArgumentParser(
+        prog="stepscale doctor", description="What this machine can resolve, and what disturbs it."
+    )
+    parser.add_argument("--cells", type=int, default=CELLS, help=f"processes a dim (default {CELLS}, at least 3)")
+    cells = parser.parse_args(words).cells
+    if cells < 3:
+        parser.error(f"a spread needs at least 3 cells, got {cells}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = environment.describe(torch.device(device))
+    print(f"{where.get('gpu') or where['cpu']}, {where['cores']} cores, torch {where['torch']}: one minute", flush=True)
+    before = disturbance.throttled()
+    findings = [disturbance.load(), disturbance.steadiness(), *disturbance.settings()]
+    findings += disturbance.gpu() if device == "cuda" else []
+    spreads = [spread(dim, cells, device) for dim in DIMS[device]]
+    findings += disturbance.throttling(before, disturbance.throttled())
+    for finding in findings:
+        print(f"{'!!' if finding.remedy else 'ok'}  {finding.what:<12} {finding.found}")
+        if finding.remedy:
+            print(f"{'':<16} {finding.remedy}")
+    for said in spreads:
+        print(f"\n{said}")
+
+
+def spread(dim: int, cells: int, device: str) -> str:
+    """Time one cell in that many processes; say how far they come apart, and what difference that hides."""
+    with tempfile.TemporaryDirectory(prefix="stepscale-doctor-") as folder:
+        rows = [records.row(process.run(job(dim, seed, device, Path(folder)))) for seed in range(cells)]
+    good = [row for row in rows if row["status"] == "ok"]
+    if len(good) < 3:
+        reasons = {str(row["reason"]) for row in rows if row["status"] != "ok"}
+        return f"dim {dim}: {len(good)} of {cells} processes could be timed: {'; '.join(reasons)}"
+    said = [f"relative step at dim {dim}: {np.median([row['step_ms'] for row in good]):.3g} ms on {device}"]
+    for name, words in (("step_ms", "in ms"), ("ratio", "as a ratio to the limit")):
+        sd = float(np.std([math.log(row[name]) for row in good], ddof=1))
+        seen = " and ".join(f"{100 * resolution(sd, len(good), n):.1f} % with {n} seeds" for n in SEEDS)
+        said.append(f"  {words:<24} {100 * sd:4.1f} % (sd) between processes of the same code; it can resolve {seen}")
+    if contended := sum(bool(row["contended"]) for row in good):
+        said.append(f"  {contended} of {len(good)} processes were disturbed by others")
+    return "\n".join(said)
+
+
+def resolution(sd: float, measured: int, seeds: int) -> float:
+    """Return the relative difference of two means of ``seeds`` cells that a 95 % interval just tells from none."""
+    return math.expm1(float(t.ppf(0.975, measured - 1)) * sd * math.sqrt(2 / seeds))
+
+
+def job(dim: int, seed: int, device: str, folder: Path) -> Job:
+    """Describe a cell of the relative step, as ``timing=quick`` measures it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["optimizer=relative", f"dim={dim}", f"seed={seed}", "timing=quick"])
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    cell = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
+    cell |= {"device": device, "threads": environment.available_cores()}
+    cell |= {"optimizer": "relative", "model": "flow", "data": "photos"}
+    identity = records.identity(cell, config, environment.code_hash(), torch.__version__)
+    return Job(identity, cell, config, "stepscale doctor", folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
