@@ -118,8 +118,8 @@ def page(out: Path) -> str:
     lines = [
         "# How far the regression gate can be trusted",
         "Each comparison is one benchmark in one run of `stepscale regress`, its default set, as in `comparisons.csv`. "
-        f"{machine}, commit {comparisons['commit'].iloc[0]}; `{where['command']}`. Verdicts are drawn anew from what was "
-        "measured, by the rule of the code that wrote this page.",
+        f"{machine}, commit {comparisons['commit'].iloc[0]}; `{where['command']}`. Verdicts are drawn anew "
+        "from what was measured, by the rule of the code that wrote this page.",
         summary(comparisons),
         "A slow-down waits, busy, for that share of the step's own time, in a copy of the code. The neighbour is a "
         "process that loads one core for 1 to 3 s, then rests for 6 to 14 s. Rounds that fall into its time are set "
