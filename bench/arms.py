@@ -52,8 +52,15 @@ def build(ref: str | None, into: Path) -> Arm:
 
 
 def describe(ref: str | None) -> str:
-    """Return the short commit of a ref, or of the checkout with ``+changes`` if it has any."""
-    commit = git("rev-parse", "--verify", "--short=12", f"{ref or 'HEAD'}^{{commit}}")
+    """Return the short commit of a ref, or of the checkout with ``+changes`` if it has any.
+
+    Raises:
+        BuildError: there is no such commit.
+    """
+    try:
+        commit = git("rev-parse", "--verify", "--short=12", f"{ref or 'HEAD'}^{{commit}}")
+    except BuildError as error:
+        raise BuildError(f"there is no commit {ref or 'HEAD'!r} here; fetch it, or name another") from error
     return commit + ("+changes" if ref is None and git("-C", _top(), "status", "--porcelain", "--", *MEASURED) else "")
 
 

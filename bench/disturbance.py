@@ -28,6 +28,10 @@ class Finding(NamedTuple):
     found: str
     remedy: str = ""  # empty where it disturbs nothing
 
+    def mark(self) -> str:
+        """Return two letters for the margin."""
+        return "!!" if self.remedy else "??" if self.found.startswith("unknown") else "ok"
+
 
 def load(seconds: float = 3.0) -> Finding:
     """See how much CPU others use while this process rests, and who they are."""
@@ -137,6 +141,9 @@ COUNTERS = {
 }
 
 
+FEW = {"ticks taken by the host": 10}
+
+
 def throttled() -> dict[str, float]:
     """Read the counters of ``COUNTERS``; those the system does not tell are left out."""
     heat, quota, host = COUNTERS
@@ -153,11 +160,14 @@ def throttled() -> dict[str, float]:
 
 
 def throttling(before: dict[str, float], after: dict[str, float]) -> list[Finding]:
-    """Say of each counter how far it has moved."""
+    """Say of each counter how far it has moved; a tick or two of the host's are nothing."""
     if not before:
         return [Finding("throttling", UNKNOWN)]
     moved = {name: after[name] - before[name] for name in before}
-    return [Finding("throttling", f"{by:g} {name}", COUNTERS[name] if by else "") for name, by in moved.items()]
+    return [
+        Finding("throttling", f"{by:g} {name}", COUNTERS[name] if by > FEW.get(name, 0) else "")
+        for name, by in moved.items()
+    ]
 
 
 # what nvidia-smi calls it; what it is; whether its value disturbs; the remedy

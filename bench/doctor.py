@@ -24,7 +24,7 @@ from stepscale.bench.run import Job
 
 CONF = Path(__file__).parent / "conf"
 DIMS = {"cpu": (96, 512), "cuda": (512, 4096)}  # one where the host's calls show, one where the products do
-CELLS = 8  # of each
+CELLS = 12  # of each
 SEEDS = (2, 5)  # of default and of published runs
 
 
@@ -46,9 +46,9 @@ def main(words: list[str] | None = None) -> None:
     spreads = [spread(dim, cells, device) for dim in DIMS[device]]
     findings += disturbance.throttling(before, disturbance.throttled())
     for finding in findings:
-        print(f"{'!!' if finding.remedy else 'ok'}  {finding.what:<12} {finding.found}")
+        print(f"{finding.mark()}  {finding.what:<13} {finding.found}")
         if finding.remedy:
-            print(f"{'':<16} {finding.remedy}")
+            print(f"{'':<17} {finding.remedy}")
     for said in spreads:
         print(f"\n{said}")
 

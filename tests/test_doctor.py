@@ -26,7 +26,7 @@ def put(path: Path, text: str) -> None:
 def test_a_system_that_tells_nothing_is_unknown(system: Path) -> None:
     assert {finding.found for finding in disturbance.settings()} == {disturbance.UNKNOWN}
     assert disturbance.throttling(disturbance.throttled(), {}) == [("throttling", disturbance.UNKNOWN, "")]
-    assert not any(finding.remedy for finding in disturbance.settings())
+    assert {finding.mark() for finding in disturbance.settings()} == {"??"}
 
 
 def test_settings_that_disturb_come_with_a_remedy(system: Path) -> None:
@@ -43,6 +43,7 @@ def test_settings_that_disturb_come_with_a_remedy(system: Path) -> None:
     assert found["boost"] == ("boost", "off", "")
     assert found["hyper-threads"].found == "on" and found["hyper-threads"].remedy
     assert "virtual" in found["host"].found
+    assert [found[what].mark() for what in ("governor", "boost")] == ["!!", "ok"]
 
 
 def test_throttling_is_what_moved_meanwhile(system: Path) -> None:
