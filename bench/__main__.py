@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stepscale.bench import environment, folder, records, report
+from stepscale.bench import environment, folder, interrupt, records, report
 from stepscale.bench.run import Job
 
 DTYPES = ("float32", "float64")
@@ -94,8 +94,12 @@ def main() -> None:
     if sys.argv[1:] and sys.argv[1] in COMMANDS:
         return importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
     sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
+    interrupt.remember()
     try:
-        job()
+        try:
+            job()
+        finally:
+            interrupt.check()
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; every finished cell is recorded")
     finally:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stepscale.bench import environment, process, records
+from stepscale.bench import environment, interrupt, process, records
 from stepscale.bench.run import Job
 
 _opened: dict[Path, Run] = {}
@@ -32,6 +32,7 @@ class Run:
 
         A damaged record counts as not there, and is replaced.
         """
+        interrupt.check()
         self.seen += 1
         if job.identity in self.rows:
             return records.read(self.path / "records" / f"{job.identity}.json")

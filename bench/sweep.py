@@ -20,7 +20,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from stepscale.bench import environment, folder, report
+from stepscale.bench import environment, folder, interrupt, report
 from stepscale.bench.__main__ import job
 
 SWEEPS = Path(__file__).parent / "conf" / "sweep"
@@ -36,6 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.path.insert(0, os.getcwd())
     plan = read_sweep(arguments.name, arguments.overrides)
+    interrupt.remember()
     path = unfinished(plan) or new_folder()
     save_plan(path, plan)
     run = folder.open_run(path)
@@ -127,6 +128,7 @@ def run_multiruns(path: Path, plan: dict[str, Any]) -> bool:
             job()
         except SystemExit as end:
             failed |= bool(end.code)
+        interrupt.check()
     return failed
 
 

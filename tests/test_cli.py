@@ -142,7 +142,7 @@ def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Pa
     wait_for(tmp_path, len(killed) + 4, sweep)
     os.killpg(sweep.pid, signal.SIGINT)  # as Ctrl-C does
     _, errors = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130
+    assert sweep.returncode == 130, errors
     assert "goes on from there" in errors
     interrupted = recorded(tmp_path)
 
@@ -158,3 +158,22 @@ def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Pa
     run = tmp_path / "results/local/latest"
     assert json.loads((run / "run.json").read_text())["finished"]
     assert not list(run.glob("records/*.partial"))
+
+
+def test_an_interrupt_that_a_library_swallows_is_not_lost() -> None:
+    code = (
+        "import os, signal\n"
+        "from stepscale.bench import interrupt\n"
+        "interrupt.remember()\n"
+        "interrupt.check()\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except BaseException:\n"
+        "    print('swallowed')\n"
+        "try:\n"
+        "    interrupt.check()\n"
+        "except KeyboardInterrupt:\n"
+        "    print('raised')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["swallowed", "raised"]
