@@ -62,4 +62,4 @@ clean:  ## Remove the environment and every build product; results stay
 
 help:  ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
-	printf '  %-12s %s\n' "$$name" "$$text"; done
+	printf '  %-14s %s\n' "$$name" "$$text"; done
