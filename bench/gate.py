@@ -56,11 +56,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="stepscale regress", description="Compare a checkout's steps with a base's.")
     parser.add_argument("base", nargs="?", help="a git ref; by default where the checkout left main")
-    parser.add_argument("--head", help="a git ref; by default the checkout as it stands")
     parser.add_argument("--optimizers", default="", help="only these, separated by commas")
     parser.add_argument("--dims", default="", help="these dims instead of each optimizer's two, separated by commas")
     parser.add_argument("--threads", type=int, default=1, help="of each session (default 1: the least disturbed)")
-    parser.add_argument("--patience", type=float, default=60, help="seconds to wait for other processes, in all")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder for the results (default {OUT})")
     arguments = parser.parse_args(words)
     arguments.optimizers, arguments.dims = (
@@ -85,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="stepscale-regress-") as folder:
         print("building both versions", flush=True)
         base = arms.build(arguments.base or arms.merge_base(), Path(folder, "base"))
-        head = arms.build(arguments.head, Path(folder, "head"))
+        head = arms.build(None, Path(folder, "head"))
         known = base.optimizers() | head.optimizers()
         unknown = sorted({*arguments.optimizers} - known)
         if unknown and {*arguments.optimizers} & known:
@@ -133,7 +131,7 @@ def measure(base: Arm, head: Arm, arguments: argparse.Namespace, tell: Callable[
                 stack.callback(session.end)
                 sessions.append(session)
         idle = max(0, (os.cpu_count() or 1) // 2 - arguments.threads)  # two of them may share a real core
-        watch, interrupted = Watch(sessions, idle, arguments.patience), False
+        watch, interrupted = Watch(sessions, idle), False
         try:
             conduct(sessions, arguments.threads, watch, tell)
         except KeyboardInterrupt:

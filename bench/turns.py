@@ -21,6 +21,7 @@ from typing import Any
 from stepscale.bench.contention import CONTENDED, OtherCpu
 
 SILENCE_S = 300.0  # a session that says nothing for so long hangs
+PATIENCE_S = 60.0  # to wait for other processes, in all
 WATCH_S = 0.25  # the kernel counts CPU in ticks of 10 ms
 FINE = (0, 1, 5)  # pytest's exit status: passed, some failed (which they told), nothing collected
 
@@ -112,7 +113,7 @@ class Session:
 class Watch:
     """Tells which rounds fell into a time when other processes used the machine, and waits for a quiet one."""
 
-    def __init__(self, sessions: Sequence[Session], idle_cores: int, patience_s: float) -> None:
+    def __init__(self, sessions: Sequence[Session], idle_cores: int, patience_s: float = PATIENCE_S) -> None:
         ours = lambda: time.process_time() + sum(session.cpu_s for session in sessions)  # noqa: E731
         self._others = OtherCpu(idle_cores, ours, WATCH_S)
         self._pending: list[tuple[str, int]] = []

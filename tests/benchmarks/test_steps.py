@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from stepscale.bench import environment
-from stepscale.bench.clock import clock_of
+from stepscale.bench.clock import Clock, clock_of
 from stepscale.bench.limit import Limit, products_of
 from stepscale.bench.workload import Workload
 
@@ -42,33 +42,37 @@ def workload_of(optimizer: str, dim: int) -> Workload:
     return Workload(model, instantiate(cfg.optimizer)(model), list(rows.split(100)))
 
 
+def calibrate(workload: Workload, limit: Limit, clock: Clock) -> tuple[int, int, int]:
+    """Steps a round, runs of the limit, rounds."""
+    period_s = min(seconds(clock, workload.run, workload.period) for _ in range(3))
+    limit_s = min(seconds(clock, limit.run, 1) for _ in range(3))
+    periods = math.ceil(ROUND_S / period_s)
+    rounds = max(LEAST_ROUNDS, math.ceil(STEPS_S / (periods * period_s)))
+    return periods * workload.period, math.ceil(ROUND_S / 8 / limit_s), rounds
+
+
+def seconds(clock: Clock, run: Callable[[int], None], times: int) -> float:
+    clock.synchronize()
+    start = time.perf_counter()
+    run(times)
+    clock.synchronize()
+    return time.perf_counter() - start
+
+
 def test_step(benchmark: Any, turn: Agree, optimizer: str, dim: int) -> None:
     turn(0)
     workload, clock = workload_of(optimizer, dim), clock_of(DEVICE)
     limit = Limit(workload.model, products_of(workload.model, workload.batches[0], dim), DEVICE, torch.float32)
     workload.run(workload.period)
     boundary = workload.snapshot()
-
-    def seconds(run: Callable[[int], None], times: int) -> float:
-        clock.synchronize()
-        start = time.perf_counter()
-        run(times)
-        clock.synchronize()
-        return time.perf_counter() - start
-
-    period_s, limit_s = (
-        min(seconds(run, n) for _ in range(3)) for run, n in [(workload.run, workload.period), (limit.run, 1)]
-    )
-    periods, runs = math.ceil(ROUND_S / period_s), math.ceil(ROUND_S / 8 / limit_s)
-    rounds = max(LEAST_ROUNDS, math.ceil(STEPS_S / (periods * period_s)))
-    steps, runs, rounds = turn(0, (periods * workload.period, runs, rounds))
+    steps, runs, rounds = turn(0, calibrate(workload, limit, clock))  # the same in every session
     limits, count = list[float](), itertools.count()
 
     def prepare() -> None:
         turn(round_ := next(count))
         if round_ % LIMIT_EVERY == 0:
             limit.run(1)  # finds the caches as another session left them
-            limits.append(seconds(limit.run, runs) / runs)
+            limits.append(seconds(clock, limit.run, runs) / runs)
         workload.restore(boundary)
         clock.synchronize()
 
