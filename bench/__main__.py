@@ -16,9 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stepscale.bench import environment, folder, interrupt, records, report
-from stepscale.bench.run import Job
+from stepscale.bench import environment, folder, interrupt, report
+from stepscale.bench.job import Job, job_of
+from stepscale.bench.tuning import label_of
 
+TASKS = ("time", "train")
 DTYPES = ("float32", "float64")
 COMMANDS = {"doctor": "stepscale.bench.doctor", "regress": "stepscale.bench.gate"}  # beside Hydra's overrides
 OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")  # the user's: later the fork server's is set here
@@ -55,19 +57,15 @@ def describe(cfg: DictConfig, path: Path) -> Job:
             sys.exit(f"{name} must be a whole number of at least 1, got {config[name]!r}")
     if config["dtype"] not in DTYPES:
         sys.exit(f"dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
-    cell = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
-    cell["device"] = _device(str(config["device"]))
-    cell["threads"] = config["threads"] or int(OMP_NUM_THREADS or environment.available_cores())
-    cell |= {group: _label(group) for group in ("optimizer", "model", "data")}
-    cell["optimizer"] = config["label"] or cell["optimizer"]
-    code = environment.code_hash()
-    return Job(
-        identity=records.identity(cell, config, code, torch.__version__),
-        cell=cell,
-        config=config,
-        command=shlex.join(["stepscale", *sys.argv[1:]]),
-        folder=path,
-    )
+    if config["task"] not in TASKS:
+        sys.exit(f"task must be one of {', '.join(TASKS)}, got {config['task']!r}")
+    chosen = HydraConfig.get()
+    choices, words = chosen.runtime.choices, list(chosen.overrides.task)
+    facts = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
+    facts["optimizer"] = config["label"] or facts["optimizer"]
+    facts["device"] = _device(str(config["device"]))
+    facts["threads"] = config["threads"] or int(OMP_NUM_THREADS or environment.available_cores())
+    return job_of(config, facts, shlex.join(["stepscale", *sys.argv[1:]]), path)
 
 
 def _device(asked: str) -> str:
@@ -79,14 +77,6 @@ def _device(asked: str) -> str:
     if asked not in {"cpu", "cuda"}:
         sys.exit(f"device must be one of auto, cpu, cuda, got {asked!r}; choose a GPU by CUDA_VISIBLE_DEVICES")
     return asked
-
-
-def _label(group: str) -> str:
-    """Return the file chosen for a group, with what the command line changed in it."""
-    chosen = HydraConfig.get()
-    changes = [o.lstrip("+~") for o in chosen.overrides.task if o.lstrip("+~").startswith(f"{group}.")]
-    changes = [change.removeprefix(f"{group}.") for change in changes]
-    return str(chosen.runtime.choices[group]) + (f"[{','.join(sorted(changes))}]" if changes else "")
 
 
 def main() -> None:

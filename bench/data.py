@@ -1,13 +1,16 @@
-"""Photographs, synthetic mixtures, the user's own file -> standardised rows.
+"""Photographs, synthetic mixtures, toy densities, the user's own file -> standardised rows.
 
-Every loader is called as ``load(dim=..., rows=..., seed=...)`` and returns train and held-out rows, centred by
-dimension and scaled as a whole, both by the train rows' figures.
+Every loader is called as ``load(dim=..., rows=..., seed=...)`` and returns train, validation and held-out rows: three
+splits that share nothing, centred by dimension (``centre=False`` leaves the mean in) and scaled as a whole, all by
+the train rows' figures. ``rows`` counts the train rows; None for as many as the loader thinks right.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,53 +21,81 @@ from torch import Tensor
 
 PHOTOS = ("china.jpg", "flower.jpg")
 PHOTO_LIMIT = 4096  # widest patch
-HELD_OUT = 0.25  # share of a photograph's width, or of a file's rows
+PHOTO_EDGES = (0, 3 / 5, 4 / 5, 1)  # of a photograph's width; the narrowest strip, 128 pixels, holds the widest patch
+MOST_ROWS, MOST_VALUES = 50_000, 2**25  # of a train split whose size is left to the loader
+EVALUATION_ROWS = 2_000  # most validation rows, and most held-out rows, of what is drawn at random
 
 
 class Dataset(NamedTuple):
-    """Rows of float32, ``[rows, dim]``, and a remark for the record."""
+    """Three splits of float32, ``[rows, dim]``, a remark for the record, and what is known of the rows."""
 
     train: Tensor
+    validation: Tensor
     held_out: Tensor
     note: str
+    shape: tuple[int, int] | None = None  # height and width, where a row is an image drawn row by row
+    mixing: Tensor | None = None  # float64 M, [dim, dim], where x = s Mᵀ for independent sources s, less the mean
+    bits_offset: float = 0.0  # bits a dimension from the rows' own unit to the one they are quoted in: 8-bit pixels
 
 
-def photos(dim: int, rows: int, seed: int) -> Dataset:
+def photos(dim: int, rows: int | None, seed: int, centre: bool = True) -> Dataset:
     """Grey patches of the photographs that scikit-learn ships, dequantised.
 
-    Held-out patches come from the right quarter of each photograph, train patches from the rest: no pixel in both.
-    Above dim 4,096 the rows are Laplace noise, and the note says so: time does not depend on the values.
+    Train patches come from the left three fifths of each photograph, validation patches from the next fifth, held-out
+    patches from the last: no pixel in two. Above dim 4,096 the rows are Laplace noise, and the note says so: time
+    does not depend on the values.
     """
+    rng, counts = np.random.default_rng(seed), _counts(rows, dim)
     if dim > PHOTO_LIMIT:
-        noise = mixture(dim, rows, seed, depth=0)
-        return noise._replace(
-            note=f"Laplace noise: photos end at dim {PHOTO_LIMIT}, and time does not depend on values"
-        )
-    rng = np.random.default_rng(seed)
+        note = f"Laplace noise: photos end at dim {PHOTO_LIMIT}, and time does not depend on values"
+        return standardised(_split(rng.laplace(size=(sum(counts), dim)), counts), note, centre)
     height, width = patch_shape(dim)
     images = [_grey(name) for name in PHOTOS]
-    split = round(images[0].shape[1] * (1 - HELD_OUT))
-    train = _patches([image[:, :split] for image in images], (height, width), rows, rng)
-    held_out = _patches([image[:, split:] for image in images], (height, width), rows, rng)
-    return standardised(train[:, :dim], held_out[:, :dim], f"{height}x{width} grey patches of {', '.join(PHOTOS)}")
+    edges = [round(images[0].shape[1] * edge) for edge in PHOTO_EDGES]
+    strips = [[image[:, left:right] for image in images] for left, right in itertools.pairwise(edges)]
+    shape = (height, width)
+    parts = [_patches(strip, count, shape, rng)[:, :dim] for strip, count in zip(strips, counts, strict=True)]
+    found = standardised(parts, f"{height}x{width} grey patches of {', '.join(PHOTOS)}", centre)
+    deviation = (parts[0] - parts[0].mean(axis=0)).std()  # of values in 0 … 1
+    bits = 8 + math.log2(deviation)
+    return found._replace(shape=shape if dim == height * width else None, bits_offset=bits)
 
 
-def mixture(dim: int, rows: int, seed: int, depth: int = 1) -> Dataset:
-    """Laplace sources through ``depth`` random linear mixings with a leaky rectifier between; 0 leaves them unmixed."""
+def mixture(dim: int, rows: int | None, seed: int, depth: int = 1, centre: bool = True) -> Dataset:
+    """Laplace sources through ``depth`` random linear mixings with a leaky rectifier between; 0 leaves them unmixed.
+
+    Sources have unit scale, that is variance 2. Up to depth 1 the result has its ``mixing``.
+    """
     if depth < 0:
         raise ValueError(f"depth of the mixing must be at least 0, got {depth}")
-    rng = np.random.default_rng(seed)
-    x = rng.laplace(size=(2 * rows, dim))
+    rng, counts = np.random.default_rng(seed), _counts(rows, dim)
+    x = rng.laplace(size=(sum(counts), dim))
+    matrix = np.eye(dim)
     for k in range(depth):
         x = np.where(x > 0, x, 0.3 * x) if k else x
-        x = x @ (rng.standard_normal((dim, dim)) / math.sqrt(dim))
-    return standardised(x[:rows], x[rows:], f"Laplace sources, {depth} mixings")
+        matrix = rng.standard_normal((dim, dim)) / math.sqrt(dim)
+        x = x @ matrix
+    note = f"Laplace sources, {depth} mixings"
+    return standardised(_split(x, counts), note, centre, mixing=matrix.T if depth < 2 else None)
 
 
-def file(path: str, dim: int, rows: int, seed: int) -> Dataset:
+def toy(dim: int, rows: int | None, seed: int, name: str = "moons", centre: bool = True) -> Dataset:
+    """A density in the plane: moons, circles, pinwheel or eight_gaussians.
+
+    Raises:
+        ValueError: the model's dim is not 2, or there is no such density.
+    """
+    if dim != 2:
+        raise ValueError(f"toy data have dim 2, got dim={dim}; set dim=2")
+    counts = _counts(rows, dim)
+    return standardised(_split(_plane(name, sum(counts), seed), counts), f"toy density {name}", centre)
+
+
+def file(path: str, dim: int, rows: int | None, seed: int, centre: bool = True) -> Dataset:
     """Return the user's own ``.npy``, ``.npz`` (its only array) or ``.csv`` of numbers, ``[rows, dim]``.
 
-    The last quarter of the rows is held out; train rows are drawn from the rest, in random order.
+    The first five eighths of the rows are for training, the next eighth for validation, the last quarter is held out;
+    train rows are drawn in random order.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, what is wrong with it and what was expected.
@@ -79,28 +110,41 @@ def file(path: str, dim: int, rows: int, seed: int) -> Dataset:
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if len(bad):
         raise ValueError(f"{path} has {len(bad)} rows with NaN or infinity, the first is row {bad[0]}; remove them")
-    split = round(len(array) * (1 - HELD_OUT))
-    if split < rows:
+    train, validation, held_out = np.split(array, [len(array) * 5 // 8, len(array) * 6 // 8])
+    needed = 1 if rows is None else rows
+    if len(train) < needed:
         raise ValueError(
-            f"{path} has {len(array)} rows, of which {split} are for training; {rows} are needed:"
+            f"{path} has {len(array)} rows, of which {len(train)} are for training; {needed} are needed:"
             " lower batch, or add rows"
         )
-    order = np.random.default_rng(seed).permutation(split)[:rows]
-    return standardised(array[order], array[split:], str(path))
+    order = np.random.default_rng(seed).permutation(len(train))[:rows]
+    return standardised([train[order], validation, held_out], str(path), centre)
 
 
-def standardised(train: np.ndarray, held_out: np.ndarray, note: str) -> Dataset:
-    """Subtract the train rows' mean by dimension and divide by their one standard deviation.
+def standardised(
+    parts: Sequence[np.ndarray], note: str, centre: bool = True, *, mixing: np.ndarray | None = None
+) -> Dataset:
+    """Subtract the train rows' mean by dimension, unless not to ``centre``, and divide by their one standard deviation.
+
+    Args:
+        parts: train, validation and held-out rows, ``[rows, dim]``.
+        note: of the result.
+        centre: whether to subtract; the deviation is about the mean either way.
+        mixing: M with x = s Mᵀ, in the units of ``parts``; the result's is in its own.
 
     Raises:
         ValueError: the train rows are all the same.
     """
-    mean = train.mean(axis=0)
-    scale = (train - mean).std()
+    mean = parts[0].mean(axis=0)
+    scale = (parts[0] - mean).std()
     if not scale > 0:
         raise ValueError(f"the train rows of {note} are all the same: nothing to learn from")
-    train, held_out = (np.asarray((part - mean) / scale, dtype=np.float32) for part in (train, held_out))
-    return Dataset(torch.from_numpy(train), torch.from_numpy(held_out), note)
+    shift = mean if centre else 0.0
+    train, validation, held_out = (
+        torch.from_numpy(np.asarray((part - shift) / scale, dtype=np.float32)) for part in parts
+    )
+    matrix = None if mixing is None else torch.from_numpy(mixing / scale)
+    return Dataset(train, validation, held_out, note, mixing=matrix)
 
 
 def patch_shape(dim: int) -> tuple[int, int]:
@@ -112,7 +156,17 @@ def patch_shape(dim: int) -> tuple[int, int]:
     return height, height
 
 
-def _patches(images: list[np.ndarray], shape: tuple[int, int], rows: int, rng: np.random.Generator) -> np.ndarray:
+def _counts(rows: int | None, dim: int) -> tuple[int, int, int]:
+    """How many train, validation and held-out rows to draw."""
+    train = max(1, min(MOST_ROWS, MOST_VALUES // dim)) if rows is None else rows
+    return train, min(train, EVALUATION_ROWS), min(train, EVALUATION_ROWS)
+
+
+def _split(rows: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+    return np.split(rows, np.cumsum(counts)[:-1])
+
+
+def _patches(images: list[np.ndarray], rows: int, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Cut ``rows`` patches at random places, as many of each image, in random order; ``[rows, h·w]``."""
     found = []
     for k, image in enumerate(images):
@@ -129,6 +183,37 @@ def _grey(name: str) -> np.ndarray:
     from sklearn.datasets import load_sample_image
 
     return np.asarray(load_sample_image(name) @ np.array([0.299, 0.587, 0.114])).round()
+
+
+def _plane(name: str, count: int, seed: int) -> np.ndarray:
+    """Return points of the density of that name, ``[count, 2]``, independent but for the even angles of two of them."""
+    from sklearn.datasets import make_circles, make_moons
+
+    match name:
+        case "moons":
+            points, _ = make_moons(count, noise=0.05, random_state=seed)
+        case "circles":
+            points, _ = make_circles(count, noise=0.05, factor=0.5, random_state=seed)
+        case "pinwheel":
+            points = _pinwheel(count, np.random.default_rng(seed))
+        case "eight_gaussians":
+            points = _eight_gaussians(count, np.random.default_rng(seed))
+        case _:
+            raise ValueError(f"no toy density is named {name}; choose moons, circles, pinwheel or eight_gaussians")
+    return np.asarray(points)
+
+
+def _pinwheel(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Five arms: z = (r + i t) exp(i (2πk/5 + exp(r) / 4)), r ~ N(1, 0.3²), t ~ N(0, 0.1²), k = 0 … 4."""
+    r, t = 1 + 0.3 * rng.standard_normal(count), 0.1 * rng.standard_normal(count)
+    z = (r + 1j * t) * np.exp(1j * (2 * np.pi * rng.integers(5, size=count) / 5 + np.exp(r) / 4))
+    return np.stack([z.real, z.imag], axis=1)
+
+
+def _eight_gaussians(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Centres evenly on a circle of radius 4, standard deviation 0.5."""
+    angle = 2 * np.pi * rng.integers(8, size=count) / 8
+    return 4 * np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.5 * rng.standard_normal((count, 2))
 
 
 def _read(path: Path) -> np.ndarray:

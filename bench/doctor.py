@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from scipy.stats import t
 
 from stepscale.bench import disturbance, environment, process, records
-from stepscale.bench.run import Job
+from stepscale.bench.job import Job, job_of
 
 CONF = Path(__file__).parent / "conf"
 DIMS = {"cpu": (96, 512), "cuda": (512, 4096)}  # one where the host's calls show, one where the products do
@@ -81,11 +81,9 @@ def job(dim: int, seed: int, device: str, folder: Path) -> Job:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["optimizer=relative", f"dim={dim}", f"seed={seed}", "timing=quick"])
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    cell = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
-    cell |= {"device": device, "threads": environment.available_cores()}
-    cell |= {"optimizer": "relative", "model": "flow", "data": "photos"}
-    identity = records.identity(cell, config, environment.code_hash(), torch.__version__)
-    return Job(identity, cell, config, "stepscale doctor", folder)
+    facts = {"device": device, "threads": environment.available_cores()}
+    facts |= {"optimizer": "relative", "model": "flow", "data": "photos"}
+    return job_of(config, facts, "stepscale doctor", folder)
 
 
 if __name__ == "__main__":

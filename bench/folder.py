@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stepscale.bench import environment, interrupt, process, records
-from stepscale.bench.run import Job
+from stepscale.bench.job import Job
 
 _opened: dict[Path, Run] = {}
 
@@ -34,7 +34,7 @@ class Run:
         """
         interrupt.check()
         self.seen += 1
-        if job.identity in self.rows:
+        if job.identity in self.rows and not job.checkpoint.exists():
             return records.read(self.path / "records" / f"{job.identity}.json")
         began = time.perf_counter()
         record = self._predicted_too_slow(job) or process.run(job)
@@ -46,6 +46,8 @@ class Run:
 
     def _predicted_too_slow(self, job: Job) -> records.Record | None:
         """Record a cell as too slow where smaller dims' times and the growth of their FLOPs say so."""
+        if job.config["task"] != "time":
+            return None
         reason = predict_too_slow(job.cell, list(self.rows.values()), job.config["timing"]["max_step_s"])
         if reason is None:
             return None
@@ -58,6 +60,8 @@ class Run:
         place = f"{count:>9} dim {row['dim']:>5} batch {row['batch']:>4} seed {row['seed']}  {row['optimizer']:<18}"
         if row["status"] != "ok":
             return f"{place} {row['status']}: {row['reason']}{self._left()}"
+        if row["task"] == "train":
+            return f"{place} {_trained(row)}{self._left()}"
         spread = 50 * (row["ratio_high"] - row["ratio_low"]) / row["ratio"]
         flag = " contended" if row["contended"] else ""
         return f"{place} {row['step_ms']:>9.3f} ms {row['ratio']:>7.2f} x limit ±{spread:.1f} %{flag}{self._left()}"
@@ -86,6 +90,7 @@ def predict_too_slow(cell: dict[str, Any], rows: list[dict[str, Any]], max_step_
 
     The time at the largest smaller dim is extrapolated by the growth of the FLOPs between the two largest.
     """
+    rows = [row for row in rows if row["task"] == "time"]
     like = [row for row in rows if all(row[axis] == cell[axis] for axis in (*records.GROUP, "optimizer"))]
     smaller = sorted((row for row in like if row["dim"] < cell["dim"]), key=lambda row: row["dim"])
     if smaller and smaller[-1]["status"] == "too_slow":
@@ -101,11 +106,20 @@ def predict_too_slow(cell: dict[str, Any], rows: list[dict[str, Any]], max_step_
     return f"predicted from dim {last['dim']}: {predicted:.3g} s a step; timing.max_step_s is {max_step_s:g}"
 
 
+def _trained(row: dict[str, Any]) -> str:
+    """Say what a training run came to."""
+    held_out = "" if row["held_out_nats"] is None else f"held out {row['held_out_nats']:.2f} nats, "
+    flag = " contended" if row["contended"] else ""
+    return f"{held_out}validation {row['validation_nats']:.2f}; {row['steps']} steps in {row['seconds']:.1f} s{flag}"
+
+
 def details(record: records.Record) -> str:
     """Say in a few lines what was measured of one cell."""
     row = records.row(record)
     if row["status"] != "ok":
         return f"{row['status']}: {row['reason']}"
+    if row["task"] == "train":
+        return f"{row['optimizer']}, dim {row['dim']}, batch {row['batch']}: {_trained(row)}, by {row['stopped_by']}"
     interval = f"[{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
     lines = [
         f"{row['optimizer']}, dim {row['dim']}, batch {row['batch']}, {row['dtype']} on {row['device']}",

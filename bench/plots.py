@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -60,6 +61,16 @@ def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
     """Write a figure; SVG keeps its text as text, and the same figure gives the same file."""
     with mpl.rc_context({"svg.hashsalt": "stepscale"}):
         figure.savefig(target, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+
+
+def written(figure: Figure, stem: Path | None = None) -> str:
+    """Return a figure as an SVG element; with a ``stem``, write ``stem.png`` and ``stem.svg`` as well."""
+    buffer = io.StringIO()
+    save(figure, buffer, "svg")
+    if stem is not None:
+        save(figure, stem.with_name(f"{stem.name}.png"), "png")
+        stem.with_name(f"{stem.name}.svg").write_text(buffer.getvalue())
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
 def draw_times(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:

@@ -20,10 +20,13 @@ from types import ModuleType
 import torch
 
 from stepscale.bench import environment, records
-from stepscale.bench.run import Job, measure_cell
+from stepscale.bench.job import Job
+from stepscale.bench.run import measure_cell
 
 # the first torch optimizer of a process imports torch._dynamo: a second, and 70 MB that are not the step's
 PRELOAD = ["stepscale.bench.process", "sklearn.datasets", "PIL.Image", "torch._dynamo"]
+TIMEOUTS_S = {"time": 600.0, "train": None}  # where timeout_s is null: training has budgets of its own
+GRACE_S = 5.0
 _server_threads: int | None = None
 
 
@@ -36,20 +39,23 @@ def run(job: Job) -> records.Record:
     """
     _start_server(job.cell["threads"])
     path = job.folder / "records" / f"{job.identity}.json"
+    timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.config["task"]]
     path.unlink(missing_ok=True)  # a damaged one
     process = multiprocessing.get_context("forkserver").Process(target=_child, args=(job,))
     with _no_main_module():
         process.start()
     try:
-        process.join(job.config["timeout_s"])
+        process.join(timeout_s)
         timed_out = process.is_alive()
     finally:
         if process.is_alive():
+            process.terminate()  # on which a training run leaves its checkpoint
+            process.join(GRACE_S)
             process.kill()
             process.join()
     if path.exists() and not timed_out:
         return records.read(path)
-    reason = f"took longer than timeout_s={job.config['timeout_s']:g}" if timed_out else _death(process.exitcode)
+    reason = f"took longer than timeout_s={timeout_s:g}" if timed_out else _death(process.exitcode)
     record = job.record("killed", reason, environment={"code": environment.code_hash(), "torch": torch.__version__})
     records.save(record, path.parent)
     return record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from pathlib import Path
@@ -18,6 +19,8 @@ SCHEMA = 1
 STATUSES = ("ok", "out_of_memory", "diverged", "too_slow", "killed", "failed")
 AXES = ("optimizer", "model", "data", "dim", "batch", "depth", "dtype", "device", "threads", "seed")
 GROUP = ("model", "data", "batch", "depth", "dtype", "device", "threads")  # shared by cells that may be compared
+MEASURED = {"time": {"timing", "counts", "memory"}, "train": {"training", "data"}}  # what an ok record holds
+TUNED = ("lr", "damping")  # what an optimizer is tuned by, wherever its configuration has it
 UNMARKED = "unmarked"  # the phase of what a step does after its last mark
 LAUNCH_BOUND = 0.25  # share of a step for which the device waits for the host
 
@@ -72,8 +75,11 @@ def read(path: Path) -> Record:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         raise BadRecordError(f"{path} has schema {found!r}; this version of stepscale reads schema {SCHEMA}")
+    record.setdefault("task", "time")  # there was no other once
+    if record["task"] not in MEASURED:
+        raise BadRecordError(f"{path} has the task {record['task']!r}; expected one of {', '.join(MEASURED)}")
     needed = {"identity", "status", "reason", "cell", "config", "environment"}
-    needed |= {"timing", "counts", "memory"} if record.get("status") == "ok" else set()
+    needed |= MEASURED[record["task"]] if record.get("status") == "ok" else set()
     missing = sorted(needed - record.keys()) + [axis for axis in AXES if axis not in record.get("cell", {})]
     if missing:
         raise BadRecordError(f"{path} lacks {', '.join(missing)}")
@@ -93,28 +99,75 @@ def read_all(folder: Path) -> tuple[list[Record], list[str]]:
     return records, complaints
 
 
-def load(folder: str | Path) -> pd.DataFrame:
+def load(folder: str | Path, task: str = "time") -> pd.DataFrame:
     """Return a run as a tidy table, one row a cell, failures included; times in ms, memory in MiB.
 
-    Damaged records are named in a warning and left out.
+    ``task`` is ``"time"`` or ``"train"``. Damaged records are named in a warning and left out.
 
     Raises:
-        FileNotFoundError: the folder holds no record.
+        FileNotFoundError: the folder holds no record of that task.
     """
     records, complaints = read_all(Path(folder))
     for complaint in complaints:
         warnings.warn(complaint, stacklevel=2)
-    if not records:
-        raise FileNotFoundError(f"no records in {Path(folder) / 'records'}")
-    table = pd.DataFrame([row(record) for record in records])
+    rows = [row(record) for record in records if record["task"] == task]
+    if not rows:
+        raise FileNotFoundError(f"no records of task={task} in {Path(folder) / 'records'}")
+    table = pd.DataFrame(rows)
     return table.sort_values(list(AXES), ignore_index=True)
 
 
 def row(record: Record) -> dict[str, Any]:
     """One record's row; figures are None where a cell failed."""
     result = {axis: record["cell"][axis] for axis in AXES}
-    result |= {"status": record["status"], "reason": record["reason"], "identity": record["identity"]}
+    result |= {name: record[name] for name in ("status", "reason", "identity", "task")}
+    if record["task"] == "train":
+        return result | _training_figures(record)
     return result | (_figures(record) if record["status"] == "ok" else dict.fromkeys(FIGURES))
+
+
+def curves(folder: str | Path) -> pd.DataFrame:
+    """Return every point of every training run, one row each, also of runs that ended early."""
+    tables = []
+    for record in read_all(Path(folder))[0]:
+        if "training" in record:
+            points = pd.DataFrame(record["training"]["curve"]).astype(float)
+            tables.append(points.assign(**record["cell"], identity=record["identity"]))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def tuned(config: Any, path: str = "") -> dict[str, float]:
+    """Return what an optimizer's configuration is tuned by: the keys of Hydra, and their values."""
+    found: dict[str, float] = {}
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key in TUNED and isinstance(value, float | int):
+            found[path + key] = float(value)
+        found |= tuned(value, f"{path}{key}.")
+    return found
+
+
+def _training_figures(record: Record) -> dict[str, Any]:
+    """What a run came to; likelihoods are None where it did not come to its end."""
+    result: dict[str, Any] = dict.fromkeys(TRAINING_FIGURES)
+    result |= {"trial": record["config"]["training"]["trial"], "tuned": tuned(record["config"]["optimizer"])}
+    result["centre"] = record["config"]["data"].get("centre")
+    if record["status"] != "ok":
+        return result
+    training, curve = record["training"], record["training"]["curve"]
+    result |= {name: training[name] for name in ("steps", "seconds", "stopped_by")} | training["final"]
+    result |= {"step_ms": 1e3 * training["seconds"] / training["steps"], "halved": curve["halved"][-1]}
+    result["drift_nats"] = max((abs(drift) for drift in curve["drift_nats"] if drift is not None), default=None)
+    result["contended"] = (training["other_cores"] or 0) > CONTENDED
+    if "held_out_nats" in training["final"]:
+        nats = training["final"]["held_out_nats"]
+        result["held_out_bits"] = record["data"]["bits_offset"] - nats / (record["cell"]["dim"] * math.log(2))
+    return result
+
+
+TRAINING_FIGURES = (
+    "trial", "tuned", "centre", "steps", "seconds", "step_ms", "stopped_by", "validation_nats", "held_out_nats",
+    "held_out_bits", "amari", "fast_ica_amari", "halved", "drift_nats", "contended",
+)  # fmt: skip
 
 
 def _figures(record: Record) -> dict[str, Any]:

@@ -1,25 +1,29 @@
-"""A configuration -> model, step, batches -> a record. The only place that instantiates."""
+"""A job -> a record: a step timed, or a model trained, in this process."""
 
 from __future__ import annotations
 
+import os
 import traceback
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from torch import nn
+from tqdm import tqdm
 
-from stepscale.bench import environment, records
+from stepscale.bench import environment, pictures, records, separation, training
+from stepscale.bench.checkpoint import Checkpoint
 from stepscale.bench.clock import clock_of
+from stepscale.bench.contention import OtherCpu
+from stepscale.bench.data import Dataset
+from stepscale.bench.job import Job, build, load_data
 from stepscale.bench.limit import limit_of
 from stepscale.bench.timing import DivergedError, Settings, TooSlowError, measure
+from stepscale.bench.training import Stream, Training
 from stepscale.bench.workload import Workload
-from stepscale.models import Batch
 
 BATCHES = 3  # rotated, so that no step finds its batch in the cache
+SPLITS = ("train", "validation", "held_out")
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
@@ -27,31 +31,6 @@ OUT_OF_MEMORY = (
     "out of memory",
     "alloc_failed",
 )
-
-
-@dataclass(frozen=True)
-class Job:
-    """One cell to measure: plain data, sent to the process that measures it."""
-
-    identity: str
-    cell: dict[str, Any]  # the axes of the tables: records.AXES
-    config: dict[str, Any]  # the whole resolved configuration
-    command: str
-    folder: Path
-
-    def record(self, status: str, reason: str | None, **found: Any) -> records.Record:
-        """Make this cell's record."""
-        return {
-            "schema": records.SCHEMA,
-            "identity": self.identity,
-            "status": status,
-            "reason": reason,
-            "cell": self.cell,
-            "config": self.config,
-            "command": self.command,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            **found,
-        }
 
 
 def measure_cell(job: Job) -> records.Record:
@@ -64,19 +43,21 @@ def measure_cell(job: Job) -> records.Record:
             raise RuntimeError(f"torch has {torch.get_num_threads()} threads, {job.cell['threads']} were asked for")
         environment.limit_memory(job.config["memory_gib"], device)
         torch.manual_seed(job.cell["seed"])
-        found = _measure(job, device)
+        found = TASKS[job.config["task"]](job, device)
     except Exception as error:
         status, reason = classify(error)
         details = {"traceback": traceback.format_exc()} if status == "failed" else {}
         return job.record(status, reason, environment=described, **details)
-    return job.record("ok", None, environment=described, **found)
+    return job.record(**{"status": "ok", "reason": None, "environment": described} | found)
 
 
-def _measure(job: Job, device: torch.device) -> dict[str, Any]:
+def time_cell(job: Job, device: torch.device) -> dict[str, Any]:
+    """Time a step: the record's ``timing``, ``counts`` and ``memory``."""
     dtype = getattr(torch, job.cell["dtype"])
-    batches, note = load_batches(job, device, dtype)
+    data = load_data(job, BATCHES * job.cell["batch"])
+    batches = list(data.train.to(device=device, dtype=dtype).split(job.cell["batch"]))
     peak_memory = environment.start_peak_memory(device)
-    workload = build(job, batches, device, dtype)
+    workload = Workload(*build(job, device, dtype), batches)  # type: ignore[arg-type]
     found = measure(
         workload,
         lambda: limit_of(workload.model, batches[0], job.cell["dim"]),
@@ -84,20 +65,79 @@ def _measure(job: Job, device: torch.device) -> dict[str, Any]:
         Settings(**job.config["timing"]),
         peak_memory,
     )
-    return {**found, "data_note": note}
+    return {**found, "data_note": data.note}
 
 
-def load_batches(job: Job, device: torch.device, dtype: torch.dtype) -> tuple[list[Batch], str]:
-    """Load a cell's batches onto the device, and the data's remark."""
-    load = instantiate(job.config["data"], _convert_="all")
-    data = load(dim=job.cell["dim"], rows=BATCHES * job.cell["batch"], seed=job.cell["seed"])
-    return list(data.train.to(device=device, dtype=dtype).split(job.cell["batch"])), data.note
+def train_cell(job: Job, device: torch.device) -> dict[str, Any]:
+    """Train a model: the record's ``training``, and its pictures in a file beside."""
+    settings, dtype = training.Settings(**job.config["training"]), getattr(torch, job.cell["dtype"])
+    data = load_data(job, settings.rows)
+    data = data._replace(**{name: getattr(data, name).to(device=device, dtype=dtype) for name in SPLITS})
+    stream = Stream(data.train, job.cell["batch"], job.cell["seed"])
+    _warm_up(job, stream, device, dtype)
+    run = Training(*build(job, device, dtype), data, stream, settings)
+    others = OtherCpu((os.cpu_count() or 1) - torch.get_num_threads())
+    found: dict[str, Any] = {"data_note": data.note, "data": _facts(data)}
+    try:
+        trained = _trained(run, job, device)
+    except FloatingPointError as error:  # what the curve holds up to there is the record's all the same
+        trained = {"stopped_by": "divergence"}
+        found |= {"status": "diverged", "reason": str(error)}
+    job.checkpoint.unlink(missing_ok=True)
+    progress = {"curve": run.curve, "steps": run.position, "seconds": run.seconds, "other_cores": others.cores()}
+    return found | {"training": trained | progress}
 
 
-def build(job: Job, batches: list[Batch], device: torch.device, dtype: torch.dtype) -> Workload:
-    """Build a cell's model and step."""
-    model: nn.Module = instantiate(job.config["model"], _convert_="all").to(device=device, dtype=dtype)
-    return Workload(model, instantiate(job.config["optimizer"], _convert_="all")(model), batches)
+TASKS = {"time": time_cell, "train": train_cell}
+
+
+def _warm_up(job: Job, stream: Stream, device: torch.device, dtype: torch.dtype) -> None:
+    """Spend what the first steps of a process cost on a step that is thrown away."""
+    _, step = build(job, device, dtype)
+    try:
+        for position in range(BATCHES):
+            step(stream.at(position))
+    except FloatingPointError:
+        pass  # the run itself will meet it, and say so
+    torch.manual_seed(job.cell["seed"])
+
+
+def _trained(run: Training, job: Job, device: torch.device) -> dict[str, Any]:
+    """Train to the end, saving and showing how far it is; return what there is to say of the end."""
+    checkpoint = Checkpoint(job.checkpoint, run)
+    checkpoint.resume()
+    resumed_at = run.position
+    with _progress(run, "{optimizer}, {data}, dim {dim}, seed {seed}".format(**job.cell)) as show:
+
+        def look() -> None:
+            show()
+            checkpoint.look()
+
+        stopped_by = run.run(clock_of(device), look)
+    final = run.final()
+    if run.data.mixing is not None and job.cell["depth"] == 1 and not run.settings.trial:
+        final |= separation.distances(run.model, run.data)
+    arrays = {} if run.settings.trial else pictures.look(run.model, run.data, run.settings.pictures)
+    if arrays:
+        pictures.save(arrays, job.folder / "pictures" / f"{job.identity}.npz")
+    return {"stopped_by": stopped_by, "resumed_at": resumed_at, "final": final}
+
+
+@contextmanager
+def _progress(run: Training, label: str) -> Iterator[Any]:
+    """Show a bar, where there is a terminal: how far, the likelihood, and the time left."""
+    shape = "{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"
+    with tqdm(total=100, initial=run.done(), desc=label, leave=False, disable=None, bar_format=shape) as bar:
+
+        def show() -> None:
+            bar.set_postfix_str(f"step {run.position}, {run.curve['validation_nats'][-1]:.2f} nats", refresh=False)
+            bar.update(run.done() - bar.n)
+
+        yield show
+
+
+def _facts(data: Dataset) -> dict[str, Any]:
+    return {"shape": data.shape, "bits_offset": data.bits_offset} | {name: len(getattr(data, name)) for name in SPLITS}
 
 
 def classify(error: BaseException) -> tuple[str, str]:

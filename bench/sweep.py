@@ -1,7 +1,9 @@
 """The main job: several Hydra multiruns into one folder, resumed where an earlier one stopped.
 
-``python -m stepscale.bench.sweep NAME`` runs ``conf/sweep/NAME.yaml``: each of its grids is one multirun for each seed,
-so that optimizers are shuffled anew within the dims, which ascend. Further arguments go to Hydra.
+``python -m stepscale.bench.sweep NAME`` runs ``conf/sweep/NAME.yaml``. Of timing, each of its grids is one multirun for
+each seed, so that optimizers are shuffled anew within the dims, which ascend. Of training, each point of its grids is
+tuned by one multirun, and what that chose is trained on new seeds by another. Further arguments go to Hydra; one that
+names what a grid names takes its place.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from stepscale.bench import environment, folder, interrupt, report
+from stepscale.bench import environment, folder, interrupt, report, tuning
 from stepscale.bench.__main__ import job
 
 SWEEPS = Path(__file__).parent / "conf" / "sweep"
@@ -43,7 +45,9 @@ def main() -> None:
     run.planned = plan["cells"]
     print(f"{plan['cells']} cells, {len(run.rows)} of them there already, into {path}", flush=True)
     try:
-        failed = run_multiruns(path, plan)
+        failed = run_multiruns(path, plan["multiruns"])
+        for point in plan.get("points", []):
+            failed |= run_multiruns(path, [tuning.finals(point, list(run.rows.values()), plan["seeds"])])
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; {len(run.rows)} cells are recorded, the same command goes on from there\n")
         sys.exit(INTERRUPTED)
@@ -70,21 +74,50 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
     if name not in names():
         sys.exit(f"no sweep {name!r}; there are {', '.join(names())}")
     config: Any = OmegaConf.to_container(OmegaConf.load(SWEEPS / f"{name}.yaml"))
-    grids = config["grids"]["cuda" if torch.cuda.is_available() else "cpu"]
-    multiruns = [
-        [*shlex.split(grid), f"seed={seed}", f"timing={config['timing']}", *overrides]
-        for seed in range(config["seeds"])
-        for grid in grids
-    ]
-    cells = sum(count_cells(multirun) for multirun in multiruns)
+    words = [f"task={config['task']}", *shlex.split(config["settings"])]
+    asked = searchable(overrides)
+    there = config["grids"]["cuda" if torch.cuda.is_available() else "cpu"]
+    grids = [merged(merged(words, shlex.split(grid)), asked) for grid in there]
+    planned = training_plan(grids, config) if "tuning" in config else timing_plan(grids, config["seeds"])
     return {
         "sweep": name,
-        "multiruns": multiruns,
-        "cells": cells,
+        **planned,
         "code": environment.code_hash(),
         "torch": torch.__version__,
         "finished": False,
     }
+
+
+def timing_plan(grids: list[list[str]], seeds: int) -> dict[str, Any]:
+    """Plan a multirun for each seed and grid."""
+    multiruns = [merged([f"seed={seed}"], grid) for seed in range(seeds) for grid in grids]
+    return {"multiruns": multiruns, "cells": sum(count_cells(multirun) for multirun in multiruns)}
+
+
+def training_plan(grids: list[list[str]], config: dict[str, Any]) -> dict[str, Any]:
+    """Plan the trials of each point of the grids, and name the points whose best settings are to be trained."""
+    points = [point for grid in grids for point in tuning.expand(grid)]
+    settings = shlex.split(config["tuning"]["settings"])
+    multiruns = [tuning.trials(merged(point, settings), config["tuning"]["factors"]) for point in points]
+    found = [multirun for multirun in multiruns if multirun]
+    cells = sum(count_cells(multirun) for multirun in found) + config["seeds"] * len(points)
+    return {"multiruns": found, "points": points, "seeds": config["seeds"], "cells": cells}
+
+
+def merged(words: list[str], others: list[str]) -> list[str]:
+    """Join two lists of overrides; where both set the same key, the second does."""
+    keys = {word.split("=")[0] for word in others}
+    return [*(word for word in words if word.split("=")[0] not in keys), *others]
+
+
+def searchable(overrides: list[str]) -> list[str]:
+    """Turn ``--config-dir mine`` into the override that says the same, which a plan can be composed with."""
+    words = list(overrides)
+    for flag in {"--config-dir", "-cd"} & set(words[:-1]):
+        place = words.index(flag)
+        folder = Path(words[place + 1]).resolve()
+        words[place : place + 2] = [f"hydra.searchpath=[file://{folder}]"]
+    return words
 
 
 def count_cells(overrides: list[str]) -> int:
@@ -119,10 +152,10 @@ def save_plan(path: Path, plan: dict[str, Any]) -> None:
     os.replace(partial, path / "run.json")
 
 
-def run_multiruns(path: Path, plan: dict[str, Any]) -> bool:
+def run_multiruns(path: Path, multiruns: list[list[str]]) -> bool:
     """Run all multiruns in this process; return whether any of them ended with an error."""
     failed = False
-    for overrides in plan["multiruns"]:
+    for overrides in multiruns:
         sys.argv = ["stepscale", "-m", *overrides, f"hydra.sweep.dir={path}"]
         try:
             job()

@@ -88,6 +88,10 @@ class Flow(nn.Module):
         z, slopes = self._hidden(x)
         return self.base_log_prob(self.layers[-1](z)) + slopes
 
+    def captured_log_prob(self, ios: list[LayerIO]) -> Tensor:
+        """O(L B d): the same of a captured batch, whose products are done."""
+        return self.base_log_prob(ios[-1].y) + sum(self._log_slopes(io.y) for io in ios[:-1])
+
     def log_abs_det(self) -> Tensor:
         """O(L d³): Σ_k log|det W_k|, one ``slogdet`` a layer, so that no batched LU is called."""
         return torch.stack([torch.linalg.slogdet(layer.weight).logabsdet for layer in self.layers]).sum()
@@ -134,9 +138,13 @@ class Flow(nn.Module):
         slopes = x.new_zeros(x.shape[0]) if x.ndim == 2 else x.new_zeros(())
         for layer in self.layers[:-1]:
             y = layer(x)
-            slopes = slopes + torch.log(self.alpha + (1 - self.alpha) * torch.sigmoid(y)).sum(-1)
+            slopes = slopes + self._log_slopes(y)
             x = self._activation(y)
         return x, slopes
+
+    def _log_slopes(self, y: Tensor) -> Tensor:
+        """Σ_i log σ′(y_i), ``[batch]``."""
+        return torch.log(self.alpha + (1 - self.alpha) * torch.sigmoid(y)).sum(-1)
 
     def _activation(self, y: Tensor) -> Tensor:
         # not F.softplus: it switches to the identity above 20, and σ⁻¹ then stalls at 7e-11

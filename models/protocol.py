@@ -39,6 +39,10 @@ class Model(Protocol):
         """Forward and backward pass of the determinant-free part of the loss, first layer first."""
         ...
 
+    def captured_log_prob(self, ios: list[LayerIO]) -> Tensor:
+        """O(L B d): log p of a captured batch less its log-determinants, ``[batch]``; for tracking the likelihood."""
+        ...
+
     def log_abs_det(self) -> Tensor:
         """O(L d³): the part of log|det J| that lies in the weights; zero where there is none."""
         ...

@@ -3,7 +3,8 @@
 from stepscale.optimizers.exact import Jacobian, Layerwise
 from stepscale.optimizers.kfac import KFAC
 from stepscale.optimizers.relative import Relative
-from stepscale.optimizers.step import Direction, Mark, Paired, Stateless, Step, no_mark, pair, require
+from stepscale.optimizers.relative_sgd import RelativeSGD
+from stepscale.optimizers.step import Direction, Mark, Paired, Stateless, Step, Tracked, no_mark, pair, require
 
 __all__ = [
     "KFAC",
@@ -13,8 +14,10 @@ __all__ = [
     "Mark",
     "Paired",
     "Relative",
+    "RelativeSGD",
     "Stateless",
     "Step",
+    "Tracked",
     "no_mark",
     "pair",
     "require",

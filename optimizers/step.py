@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stepscale.models import Batch
 
@@ -40,6 +40,18 @@ class Step(Protocol):
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Tracked(Protocol):
+    """A step on which the log-likelihood stays known, and which may halve its learning rate to stay within bounds."""
+
+    log_likelihood: Tensor
+    halved: int
+
+    def anchor(self) -> float | None:
+        """Compute afresh what is tracked; return by how many nats it had drifted, None where nothing is."""
+        ...
 
 
 class Stateless:

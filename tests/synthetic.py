@@ -109,6 +109,7 @@ def record(optimizer: str, dim: int, seed: int, step_s: float, **axes: Any) -> r
     trace = [{"positions": [0], "share": 1.0, "traced": 10, "phases_s": phases}]
     made = {
         "schema": records.SCHEMA,
+        "task": "time",
         "identity": records.identity(axes, {}, "code", "torch"),
         "status": "ok",
         "reason": None,

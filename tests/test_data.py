@@ -1,19 +1,48 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from stepscale.bench import data
+
+
+def splits(found: data.Dataset) -> tuple[Tensor, Tensor, Tensor]:
+    return found.train, found.validation, found.held_out
 
 
 @pytest.mark.parametrize("dim", [1, 7, 16, 60, 64, 96, 127, 768, 1022, 4096])
 def test_photos_have_the_dim_asked_for(dim: int) -> None:
     found = data.photos(dim=dim, rows=30, seed=0)
-    for part in (found.train, found.held_out):
+    for part in splits(found):
         assert part.shape == (30, dim)
         assert part.dtype == torch.float32
         assert torch.isfinite(part).all()
+
+
+@pytest.mark.parametrize("loader", [data.photos, data.mixture, data.toy])
+def test_evaluation_rows_are_as_many_as_train_rows_up_to_a_limit(loader: Any) -> None:
+    assert [len(part) for part in splits(loader(dim=2, rows=2_500, seed=0))] == [2_500, 2_000, 2_000]
+    assert [len(part) for part in splits(loader(dim=2, rows=7, seed=0))] == [7, 7, 7]
+
+
+@pytest.mark.parametrize(("dim", "rows"), [(2, 50_000), (671, 50_000), (672, 49_932), (2**25, 1), (2**26, 1)])
+def test_the_loader_chooses_the_rows_where_none_are_asked_for(dim: int, rows: int) -> None:
+    assert data._counts(None, dim) == (rows, min(rows, 2_000), min(rows, 2_000))
+
+
+def test_no_photograph_patch_is_wider_than_the_narrowest_strip() -> None:
+    dim = max(range(1, data.PHOTO_LIMIT + 1), key=lambda dim: data.patch_shape(dim)[1])
+    shape = data.patch_shape(dim)
+    assert shape[1] > 100
+    assert data.photos(dim=dim, rows=2, seed=0).shape == shape
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(96, (8, 12)), (127, None), (4097, None)])
+def test_a_photographs_shape_is_known_where_it_is_not_cropped(dim: int, shape: tuple[int, int] | None) -> None:
+    assert data.photos(dim=dim, rows=2, seed=0).shape == shape
 
 
 def test_photos_are_centred_and_scaled_by_the_train_rows() -> None:
@@ -28,13 +57,23 @@ def test_photos_are_photographs_not_noise() -> None:
     assert neighbours > 0.8
 
 
-def test_held_out_patches_share_no_pixel_with_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pixel_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = np.tile(np.arange(640.0), (427, 1))  # a photograph whose pixels say where they lie
     monkeypatch.setattr(data, "_grey", lambda name: columns)
-    monkeypatch.setattr(data, "standardised", lambda train, held_out, note: (train * 256, held_out * 256))
-    train, held_out = data.photos(dim=1024, rows=500, seed=0)
-    assert train.max() < 480
-    assert held_out.min() >= 480
+    monkeypatch.setattr(data, "standardised", lambda parts, *others: data.Dataset(*parts, note=""))
+    found = data.photos(dim=64, rows=6_000, seed=0)
+    seen = [np.unique(np.floor(256 * np.asarray(part))) for part in splits(found)]
+    assert [(part[0], part[-1]) for part in seen] == [(0, 383), (384, 511), (512, 639)]
+
+
+@pytest.mark.parametrize("loader", [data.photos, data.mixture, data.toy])
+def test_the_mean_can_be_left_in(loader: Any) -> None:
+    centred, whole = (loader(dim=2, rows=500, seed=0, centre=centre) for centre in (True, False))
+    mean = whole.train.double().mean(dim=0)
+    for one, other in zip(splits(centred), splits(whole), strict=True):
+        torch.testing.assert_close(one.double(), other.double() - mean, atol=1e-5, rtol=0)
+    if loader is data.photos:
+        assert mean.min() > 1  # photographs have no black mean
 
 
 def test_photos_do_not_depend_on_anything_but_the_seed() -> None:
@@ -65,6 +104,65 @@ def test_unmixed_sources_are_laplace_and_mixed_ones_are_not_independent() -> Non
     assert (torch.corrcoef(mixed.T) - torch.eye(8)).abs().max() > 0.2
 
 
+@pytest.mark.parametrize(("depth", "rows"), [(0, 20_000), (1, 20_000)])
+def test_the_mixing_undone_gives_independent_laplace_sources(depth: int, rows: int) -> None:
+    found = data.mixture(dim=6, rows=rows, seed=0, depth=depth, centre=False)
+    assert found.mixing is not None and found.mixing.dtype == torch.float64
+    for part in splits(found):
+        sources = torch.linalg.solve(found.mixing, part.double().T)
+        assert (torch.corrcoef(sources) - torch.eye(6)).abs().max() < 0.1
+        moments = [(sources**k).mean().item() for k in (2, 4)]  # of Laplace's density of scale 1: 2 and 24
+        assert moments == pytest.approx([2, 24], rel=0.1)
+    assert (depth == 0) == bool((found.mixing == found.mixing.diag().diag()).all())
+
+
+def test_no_matrix_is_the_mixing_of_a_deeper_mixture() -> None:
+    assert data.mixture(dim=3, rows=10, seed=0, depth=2).mixing is None
+
+
+@pytest.mark.parametrize("name", ["moons", "circles", "pinwheel", "eight_gaussians"])
+def test_toy_densities_are_in_the_plane_and_drawn_by_the_seed(name: str) -> None:
+    found, same, other = (data.toy(dim=2, rows=300, seed=seed, name=name) for seed in (0, 0, 1))
+    assert torch.equal(found.train, same.train) and not torch.equal(found.train, other.train)
+    assert len(torch.cat(splits(found)).unique(dim=0)) == 900
+    assert found.train.double().std(correction=0).item() == pytest.approx(1)
+    assert name in found.note
+
+
+def test_circles_are_two_circles() -> None:
+    radius = data.toy(dim=2, rows=2_000, seed=0, name="circles").train.norm(dim=1)
+    outer = radius > radius.mean()
+    assert outer.double().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert (radius[outer].mean() / radius[~outer].mean()).item() == pytest.approx(2, abs=0.05)
+
+
+def test_eight_gaussians_are_evenly_filled_and_their_width_is_an_eighth_of_their_radius() -> None:
+    x = data._eight_gaussians(8_000, np.random.default_rng(0))
+    angle = np.arange(8) * np.pi / 4
+    offsets = x[:, None] - 4 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    nearest = (offsets**2).sum(axis=2).argmin(axis=1)
+    assert np.bincount(nearest) == pytest.approx(np.full(8, 1_000), rel=0.1)
+    assert offsets[np.arange(8_000), nearest].std() == pytest.approx(0.5, rel=0.03)
+
+
+def test_a_pinwheel_unwound_has_five_straight_arms() -> None:
+    x = data._pinwheel(8_000, np.random.default_rng(0))
+    radius, angle = np.hypot(*x.T), np.arctan2(x[:, 1], x[:, 0])
+    straight = (angle - np.exp(radius) / 4) * 5 / (2 * np.pi)  # a whole number at the middle of every arm
+    arm = straight.round()
+    assert np.bincount((arm % 5).astype(int)) == pytest.approx(np.full(5, 1_600), rel=0.1)
+    assert radius.mean() == pytest.approx(1, abs=0.02)
+    inner = abs(radius - 1) < 0.1
+    assert (straight - arm)[inner].std() * 2 * np.pi / 5 == pytest.approx(0.1, rel=0.2)
+
+
+def test_toy_data_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="toy data have dim 2, got dim=256; set dim=2"):
+        data.toy(dim=256, rows=3, seed=0)
+    with pytest.raises(ValueError, match="named spiral; choose moons, circles, pinwheel or eight_gaussians"):
+        data.toy(dim=2, rows=3, seed=0, name="spiral")
+
+
 @pytest.mark.parametrize("suffix", ["npy", "npz", "csv", "headed.csv"])
 def test_the_users_file(tmp_path: Path, suffix: str) -> None:
     rows = np.random.default_rng(0).normal(5, 3, size=(40, 6))
@@ -75,13 +173,24 @@ def test_the_users_file(tmp_path: Path, suffix: str) -> None:
         np.savez(path, x=rows)
     else:
         np.savetxt(path, rows, delimiter=",", header=",".join("abcdef") if "headed" in suffix else "", comments="")
-    found = data.file(str(path), dim=6, rows=30, seed=0)
-    assert found.train.shape == (30, 6)
-    assert found.held_out.shape == (10, 6)
+    found = data.file(str(path), dim=6, rows=25, seed=0)
     # a change of order, of mean and of scale, and nothing else
-    flat, train = rows[:30], found.train.double().numpy()
-    scale = (flat - flat.mean(0)).std()
-    np.testing.assert_allclose(np.sort(train[:, 0]), np.sort((flat - flat.mean(0))[:, 0] / scale), atol=1e-6)
+    seen, scale = rows[:25], (rows[:25] - rows[:25].mean(0)).std()
+    expected = (rows - seen.mean(0)) / scale
+    assert not np.allclose(found.train, expected[:25], atol=1e-6)
+    np.testing.assert_allclose(found.train[found.train[:, 0].argsort()], expected[seen[:, 0].argsort()], atol=1e-6)
+    np.testing.assert_allclose(found.validation, expected[25:30], atol=1e-6)
+    np.testing.assert_allclose(found.held_out, expected[30:], atol=1e-6)
+
+
+def test_all_train_rows_of_a_file_or_some(tmp_path: Path) -> None:
+    path = saved(tmp_path / "mine.npy", np.random.default_rng(0).normal(5, 3, size=(40, 6)))
+    everything, some = (data.file(path, dim=6, rows=rows, seed=0, centre=False) for rows in (None, 4))
+    assert [len(part) for part in splits(everything)] == [25, 5, 10]
+    assert [len(part) for part in splits(some)] == [4, 5, 10]
+    drawn = some.train * (everything.train[0, 0] / some.train[0, 0])  # each scaled by its own train rows
+    torch.testing.assert_close(drawn, everything.train[:4])
+    assert everything.train.mean() > 1
 
 
 def saved(path: Path, array: np.ndarray) -> str:
@@ -95,7 +204,7 @@ def saved(path: Path, array: np.ndarray) -> str:
         (np.zeros(5), r"shape \(5,\); expected \[rows, dim\]"),
         (np.ones((40, 5)), "rows of dim 5, the model has dim 6; set dim=5"),
         (np.where(np.arange(240).reshape(40, 6) == 13, np.nan, 1.0), "1 rows with NaN or infinity, the first is row 2"),
-        (np.ones((20, 6)), "20 rows, of which 15 are for training; 30 are needed"),
+        (np.ones((20, 6)), "20 rows, of which 12 are for training; 20 are needed"),
         (np.full((40, 6), "x"), "expected real numbers"),
         (np.ones((40, 6)), "all the same"),
         (np.ones((40, 6), dtype=complex), "expected real numbers"),
@@ -103,7 +212,7 @@ def saved(path: Path, array: np.ndarray) -> str:
 )
 def test_an_unusable_array_is_named_with_what_is_wrong(tmp_path: Path, array: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        data.file(saved(tmp_path / "mine.npy", array), dim=6, rows=30, seed=0)
+        data.file(saved(tmp_path / "mine.npy", array), dim=6, rows=20, seed=0)
     assert "mine.npy" in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from stepscale.bench import plots, publish, records, report, scaling
+from stepscale.bench import plots, publish, records, report, scaling, scaling_report
 from tests.synthetic import failed, polynomial, record, run_of
 
 DIMS = [64, 96, 128, 192, 256, 384, 512, 768, 1024]
@@ -62,7 +62,7 @@ def test_the_page_needs_no_other_file(run: Path) -> None:
 
 def test_tables_hold_factors_to_both_baselines(run: Path) -> None:
     times = scaling.times(records.load(run))
-    table = report.factors(times).set_index(["batch", "dim"]).drop(columns=list(set(records.GROUP) - {"batch"}))
+    table = scaling_report.factors(times).set_index(["batch", "dim"]).drop(columns=list(set(records.GROUP) - {"batch"}))
     truth = COSTS["layerwise"](1024) / COSTS["relative"](1024)
     assert table.loc[(100, 1024), "relative over layerwise"] == pytest.approx(truth, rel=0.03)
     assert table.loc[(100, 1024), "relative over naive"] > 10
@@ -72,7 +72,7 @@ def test_tables_hold_factors_to_both_baselines(run: Path) -> None:
 def test_configurations_are_never_mixed_in_a_table(tmp_path: Path) -> None:
     for depth, seconds in ((2, 1e-3), (8, 9e-3)):
         run_of(tmp_path, {"mine": lambda d, s=seconds: s}, [64], depth=depth)
-    table = report.phases(records.load(tmp_path)).set_index("depth")
+    table = scaling_report.phases(records.load(tmp_path)).set_index("depth")
     assert table["gradient"].to_dict() == pytest.approx({2: 0.9, 8: 8.1}, rel=0.02)
 
 

@@ -13,7 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from stepscale.bench import folder, process, records
-from stepscale.bench.run import Job, classify, measure_cell
+from stepscale.bench.job import Job
+from stepscale.bench.run import classify, measure_cell
 from stepscale.bench.timing import DivergedError, TooSlowError
 from tests.synthetic import cell, failed, polynomial, record
 

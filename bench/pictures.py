@@ -1,0 +1,73 @@
+"""What a trained model looks like: samples, filters, a density in two dimensions. Arrays only; drawn by the report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stepscale.bench.data import Dataset
+
+POINTS, GRID, REACH = 2_000, 128, 1.3  # in two dimensions: dots, cells a side, how far beyond the data
+
+Arrays = dict[str, np.ndarray]
+
+
+@torch.no_grad()
+def look(model: Any, data: Dataset, count: int) -> Arrays:
+    """Return what can be shown of a model; nothing where rows are neither images nor points of the plane.
+
+    ``data``, ``samples`` and ``filters`` are ``[count, height, width]``, or points ``[n, 2]``; ``log_density`` is
+    ``[GRID, GRID]``, its first axis y, over ``extent`` (left, right, bottom, top).
+    """
+    if data.shape is not None and count:
+        rows = {"data": data.held_out[:count], **_samples(model, count), "filters": filters(model, count)}
+        return {name: _numpy(value).reshape(-1, *data.shape) for name, value in rows.items()}
+    if data.held_out.shape[1] == 2:
+        points = {"data": data.held_out[:POINTS], **_samples(model, POINTS)}
+        return {name: _numpy(value) for name, value in points.items()} | _density(model, data.held_out)
+    return {}
+
+
+def filters(model: Any, count: int) -> Tensor:
+    """Return the rows of the first affine layer's weight that are largest, ``[count, dim]``."""
+    weight = next(module.weight for module in model.modules() if isinstance(module, torch.nn.Linear))
+    return weight[weight.norm(dim=1).argsort(descending=True)[:count]]
+
+
+def save(arrays: Arrays, path: Path) -> None:
+    """Write arrays, whole or not at all, at half precision."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **{name: value.astype(np.float16) for name, value in arrays.items()})
+    os.replace(partial, path)
+
+
+def _samples(model: Any, count: int) -> dict[str, Tensor]:
+    """Draw from the model where it can be drawn from: it may be of the user's making, or nearly singular."""
+    if not callable(getattr(model, "sample", None)):
+        return {}
+    try:
+        drawn = model.sample(count)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return {}
+    return {"samples": drawn[torch.isfinite(drawn).all(dim=1)]}
+
+
+def _density(model: Any, rows: Tensor) -> Arrays:
+    if not callable(getattr(model, "log_prob", None)):
+        return {}
+    reach = REACH * float(rows.abs().max())
+    axis = torch.linspace(-reach, reach, GRID, device=rows.device, dtype=rows.dtype)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    density = model.log_prob(torch.stack([x.flatten(), y.flatten()], dim=1)).reshape(GRID, GRID)
+    return {"log_density": _numpy(density), "extent": np.array([-reach, reach, -reach, reach])}
+
+
+def _numpy(value: Tensor) -> np.ndarray:
+    return value.detach().float().cpu().numpy()

@@ -1,0 +1,107 @@
+"""A run's timing records -> the report's section on how a step's time grows. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stepscale.bench import plots, records, scaling, words
+from stepscale.bench.layout import Section, varying
+
+PER_GROUP = list(records.GROUP)
+BUDGETS_MS, BUDGETS_MIB = (1, 10, 100), (1024,)
+
+
+def section(folder: Path, where: str) -> Section:
+    """Say what a run's timing records tell, and write its tables and its figure.
+
+    Raises:
+        FileNotFoundError: the folder holds no such record.
+    """
+    cells = records.load(folder)
+    times, slopes = scaling.times(cells), scaling.local_slopes(cells)
+    growth, crossovers = scaling.growth(cells), scaling.crossovers(cells)
+    tables = {
+        "Growth": growth_table(cells, growth),
+        "Factors to the baselines": varying(factors(times), cells),
+        "Crossovers": varying(crossovers, cells),
+        "Times": varying(times.drop(columns=["operations", "first_step_ms"]), cells),
+        "Phases, ms a step": varying(phases(cells), cells),
+    }
+    failed = cells[cells["status"] != "ok"]
+    if len(failed):
+        tables["Cells that were not measured"] = failed[["optimizer", "dim", "batch", "seed", "status", "reason"]]
+    times.to_csv(folder / "times.csv", index=False)
+    growth_table(cells, growth, every_axis=True).to_csv(folder / "scaling.csv", index=False)
+    slopes.to_csv(folder / "slopes.csv", index=False)
+    crossovers.to_csv(folder / "crossovers.csv", index=False)
+    return Section(
+        title="Scaling of one step",
+        findings=[*words.findings(cells, growth, crossovers, times), words.BASELINES],
+        figures=figures(folder, times, slopes, where),
+        tables=tables,
+        overview=overview(times, cells),
+    )
+
+
+def overview(times: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """Milliseconds a step and, in brackets, times the limit: a row a dim, a column an optimizer."""
+    shown = times.assign(cell=[_overview_cell(row) for row in times.to_dict("records")])
+    index = [column for column in PER_GROUP if cells[column].nunique() > 1]
+    table = shown.pivot(index=[*index, "dim"], columns="optimizer", values="cell").fillna("")
+    return table.reset_index().to_markdown(index=False, tablefmt="simple", stralign="right")
+
+
+def _overview_cell(row: dict[Any, Any]) -> str:
+    known = row["step_ms"] == row["step_ms"]  # no NaN
+    return f"{row['step_ms']:.3g} ({row['ratio']:.3g}x)" if known else row["status"].replace("_", " ")
+
+
+def growth_table(cells: pd.DataFrame, growth: pd.DataFrame, *, every_axis: bool = False) -> pd.DataFrame:
+    """Verdicts and exponents, and the largest measured dim within each budget."""
+    table = growth.set_index([*PER_GROUP, "optimizer"])
+    for budget in BUDGETS_MS:
+        table[f"dim_in_{budget}_ms"] = scaling.within_budget(cells, "step_ms", budget)
+    for budget in BUDGETS_MIB:
+        table[f"dim_in_{budget}_MiB"] = scaling.within_budget(cells, "peak_mib", budget)
+    table = table.reset_index()
+    return table if every_axis else varying(table, cells)
+
+
+def factors(times: pd.DataFrame) -> pd.DataFrame:
+    """How many times faster than each baseline, by batch and dim: the gain is set by d/B."""
+    known = times.dropna(subset=["ratio"])
+    parts = []
+    for key, part in known.groupby([*PER_GROUP, "dim"]):
+        ratios = part.set_index("optimizer")["ratio"]
+        row: dict[str, Any] = dict(zip([*PER_GROUP, "dim"], key, strict=True))
+        row["d/B"] = row["dim"] / row["batch"]
+        for baseline in (name for name in ratios.index if words.base(name) in (words.HONEST, words.NAIVE)):
+            for name, ratio in ratios.drop(baseline).items():
+                row[f"{name} over {baseline}"] = ratios[baseline] / ratio
+        parts.append(row)
+    return pd.DataFrame(parts, columns=None if parts else PER_GROUP)
+
+
+def phases(cells: pd.DataFrame) -> pd.DataFrame:
+    """Median over seeds of each phase's milliseconds a step, amortised over its period."""
+    key = [*PER_GROUP, "optimizer", "dim"]
+    measured = cells[cells["status"] == "ok"].to_dict("records")
+    table = pd.DataFrame([{axis: row[axis] for axis in key} | row["phases_ms"] for row in measured])
+    return table.groupby(key, as_index=False).median() if len(table) else pd.DataFrame(columns=key)
+
+
+def figures(folder: Path, times: pd.DataFrame, slopes: pd.DataFrame, where: str) -> list[str]:
+    """Write ``scaling.png`` and ``.svg`` of the group with most cells; return the SVG of every group."""
+    look = plots.styles(times["optimizer"])
+    groups = sorted(times.groupby(PER_GROUP), key=lambda item: -len(item[1]))
+    drawn = []
+    for rank, (key, part) in enumerate(groups):
+        own = slopes[(slopes[PER_GROUP] == list(key)).all(axis=1)]
+        facts = dict(zip(PER_GROUP, key, strict=True))
+        title = "{model}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts) + f"\n{where}"
+        figure = plots.scaling_figure(part, own, look, title)
+        drawn.append(plots.written(figure, folder / "scaling" if rank == 0 else None))
+    return drawn

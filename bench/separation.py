@@ -1,0 +1,46 @@
+"""How well mixed sources were told apart, where the mixing is known: the one ground truth that training has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stepscale.bench.data import Dataset
+
+
+def amari_distance(P: np.ndarray) -> float:
+    """O(d²): 0 where P = (unmixing)(mixing), ``[dim, dim]``, is a permutation with scales, 1 where it is constant.
+
+    Amari, Cichocki, Yang 1996, "A new learning algorithm for blind signal separation", eq. 5.1, over its maximum
+    2 d (d − 1).
+    """
+    size, dim = np.abs(P), len(P)
+    rows = (size / size.max(axis=1, keepdims=True)).sum() - dim
+    columns = (size / size.max(axis=0, keepdims=True)).sum() - dim
+    return float(rows + columns) / (2 * dim * max(1, dim - 1))
+
+
+def distances(model: Any, data: Dataset) -> dict[str, float]:
+    """Return the Amari distance of a model of depth 1, and FastICA's on the same train rows."""
+    mixing = np.asarray(data.mixing)
+    found = {"amari": unmixing(model), "fast_ica_amari": fast_ica(data.train)}
+    return {name: amari_distance(matrix @ mixing) for name, matrix in found.items()}
+
+
+@torch.no_grad()
+def unmixing(model: Any) -> np.ndarray:
+    """Return W of a model that maps x to x Wᵀ + b, a flow of depth 1; ``[dim, dim]``."""
+    parameter = next(model.parameters())
+    eye = torch.eye(parameter.shape[1], device=parameter.device, dtype=parameter.dtype)
+    return (model(eye) - model(torch.zeros_like(eye))).T.double().cpu().numpy()
+
+
+def fast_ica(rows: Tensor) -> np.ndarray:
+    """Return the unmixing that scikit-learn's FastICA finds on ``[n, dim]``, to compare with; ``[dim, dim]``."""
+    from sklearn.decomposition import FastICA
+
+    ica = FastICA(whiten="unit-variance", max_iter=2_000, tol=1e-7, random_state=0)
+    return np.asarray(ica.fit(rows.double().cpu().numpy()).components_)

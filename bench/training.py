@@ -1,0 +1,188 @@
+"""Training of one cell: how far its steps get, by number and by seconds of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.bench.clock import Clock
+from stepscale.bench.data import Dataset
+from stepscale.optimizers import Step, Tracked
+
+GROWTH, LONGEST = 1.2, 2_000  # evaluations: each this factor of steps after the last, and no more steps apart
+CHUNK, CHUNK_S = 64, 0.1  # steps run between two looks at the clock, and for how long
+ROWS = 8_192  # evaluated at once
+CURVE = ("step", "seconds", "validation_nats", "held_out_nats", "drift_nats", "halved")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to train and what to keep; the files in ``conf/training/``."""
+
+    max_steps: int | None
+    time_limit_s: float | None  # of steps: loading and evaluating do not count
+    rows: int | None  # to train on; None for as many as the data think right
+    evaluation_rows: int  # of each split, for a point of the curve; the final figures use all
+    patience: int | None  # evaluations without a better validation likelihood that end it
+    checkpoint_s: float
+    pictures: int  # samples and filters kept, where rows are images
+    trial: bool  # of tuning: held-out rows are not looked at
+
+    def __post_init__(self) -> None:
+        if self.max_steps is None and self.time_limit_s is None:
+            raise ValueError("training.max_steps and training.time_limit_s are both null: training would never end")
+        for name in ("max_steps", "time_limit_s", "rows", "evaluation_rows", "patience", "checkpoint_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"training.{name} must be positive, got {value}")
+
+
+class Stream:
+    """Batches of the train rows, shuffled anew each epoch: the same for every optimizer of one seed.
+
+    Raises:
+        ValueError: there are fewer rows than a batch has.
+    """
+
+    def __init__(self, rows: Tensor, batch: int, seed: int) -> None:
+        if len(rows) < batch:
+            raise ValueError(f"the data have {len(rows)} train rows, a batch has {batch}: lower batch")
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def at(self, position: int) -> Tensor:
+        """Return the batch of a step, ``[batch, dim]``."""
+        epoch, place = divmod(position, len(self.rows) // self.batch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+            self._epoch, self._order = epoch, torch.randperm(len(self.rows), generator=generator).to(self.rows.device)
+        return self.rows[self._order[place * self.batch : (place + 1) * self.batch]]
+
+
+class Training:
+    """A model, its step, and how far they are. All of it can be saved, and taken up again to the same end."""
+
+    def __init__(self, model: nn.Module, step: Step, data: Dataset, stream: Stream, settings: Settings) -> None:
+        self.model, self.step, self.data, self.stream, self.settings = model, step, data, stream, settings
+        self.position, self.seconds = 0, 0.0
+        self.curve: dict[str, list[Any]] = {name: [] for name in CURVE}
+        self.best: dict[str, Tensor] | None = None  # parameters, kept only where patience asks for them
+
+    def run(self, clock: Clock, look: Callable[[], None]) -> str:
+        """Train until the budget ends, and say what ended it; ``look`` is called every now and then, between steps.
+
+        Raises:
+            FloatingPointError: a parameter or a likelihood is not finite; the curve ends before it.
+        """
+        if not self.curve["step"]:
+            self._evaluate()
+        while not (reason := self._ended()):
+            stop = next_evaluation(self.position)
+            stop = stop if self.settings.max_steps is None else min(stop, self.settings.max_steps)
+            while self.position < stop and not self._out_of_time():
+                self._advance(stop, clock)
+                look()
+            self._evaluate()
+        return reason
+
+    def final(self) -> dict[str, float]:
+        """Return the likelihoods over all rows of the splits; with patience, of the best parameters."""
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
+        return {name: value for name, value in self._likelihoods(None).items() if value is not None}
+
+    def done(self) -> float:
+        """Return how much of the budget is spent, in per cent."""
+        steps, limit_s = self.settings.max_steps, self.settings.time_limit_s
+        shares = [self.position / steps if steps else 0.0, self.seconds / limit_s if limit_s else 0.0]
+        return 100 * min(1.0, max(shares))
+
+    def state_dict(self) -> dict[str, Any]:
+        device = next(self.model.parameters()).device
+        return {
+            "model": self.model.state_dict(),
+            "step": self.step.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "progress": {name: getattr(self, name) for name in ("position", "seconds", "curve", "best")},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.step.load_state_dict(state["step"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
+
+    def _advance(self, stop: int, clock: Clock) -> None:
+        """Run some steps; their batches are gathered before the clock starts."""
+        mean_s = self.seconds / self.position if self.position else CHUNK_S
+        count = min(stop - self.position, max(1, min(CHUNK, int(CHUNK_S / mean_s))))
+        batches, step = [self.stream.at(self.position + k) for k in range(count)], self.step
+        clock.synchronize()
+        began = clock.stamp()
+        for batch in batches:
+            step(batch)
+        ended = clock.stamp()
+        clock.synchronize()
+        self.seconds += clock.seconds(began, ended)
+        self.position += count
+
+    def _evaluate(self) -> None:
+        """Add a point to the curve, and anchor a step that tracks its likelihood."""
+        found = self._likelihoods(self.settings.evaluation_rows)
+        tracked = isinstance(self.step, Tracked)
+        point = {"step": self.position, "seconds": self.seconds, **found}
+        point["drift_nats"] = self.step.anchor() if tracked else None  # type: ignore[attr-defined]
+        point["halved"] = self.step.halved if tracked else None  # type: ignore[attr-defined]
+        for name in CURVE:
+            self.curve[name].append(point[name])
+        if self.settings.patience is not None and self._stale() == 0:
+            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def _likelihoods(self, rows: int | None) -> dict[str, float | None]:
+        exact = deepcopy(self.model).double()
+        validation = mean_log_likelihood(exact, self.data.validation[:rows])
+        held_out = None if self.settings.trial else mean_log_likelihood(exact, self.data.held_out[:rows])
+        for value in (validation, held_out):
+            if value is not None and not math.isfinite(value):
+                raise FloatingPointError(f"the log-likelihood is {value} after step {self.position}: lower the lr")
+        return {"validation_nats": validation, "held_out_nats": held_out}
+
+    def _stale(self) -> int:
+        """How many evaluations ago the best one was."""
+        values = self.curve["validation_nats"]
+        return len(values) - 1 - max(range(len(values)), key=values.__getitem__)
+
+    def _out_of_time(self) -> bool:
+        return self.settings.time_limit_s is not None and self.seconds >= self.settings.time_limit_s
+
+    def _ended(self) -> str | None:
+        if self.settings.max_steps is not None and self.position >= self.settings.max_steps:
+            return "max_steps"
+        if self.settings.patience is not None and self._stale() >= self.settings.patience:
+            return "patience"
+        return "time_limit_s" if self._out_of_time() else None
+
+
+def next_evaluation(position: int) -> int:
+    """Return the step at which to evaluate next: 1, 2, 3, … by a growing distance, whatever the last stop was."""
+    point = 1
+    while point <= position:
+        point = min(point + LONGEST, max(point + 1, math.ceil(point * GROWTH)))
+    return point
+
+
+@torch.no_grad()
+def mean_log_likelihood(exact: Any, rows: Tensor) -> float:
+    """O(L (n d² + d³)): mean over rows ``[n, dim]`` in nats, by a float64 model."""
+    parts = [-len(part) * exact.loss(part.double()).item() for part in rows.split(ROWS)]
+    return math.fsum(parts) / len(rows)

@@ -1,0 +1,143 @@
+"""A run's training records -> the report's section on what a step buys. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stepscale.bench import curves, plots, records, training_plots
+from stepscale.bench.layout import Section, varying
+
+
+def section(folder: Path, where: str) -> Section:
+    """Say what a run's training records tell, and write its tables and figures.
+
+    Raises:
+        FileNotFoundError: the folder holds no such record.
+    """
+    runs, points = records.load(folder, "train"), records.curves(folder)
+    final = runs[~runs["trial"].astype(bool)]
+    if not len(final):
+        return Section(
+            "What a step buys", [curves.budget(runs)], [], {"Trials": trials_table(runs)}, "no final run yet"
+        )
+    results, reached = curves.results(runs), curves.reached(runs, points)
+    joined = curves.to_target(runs, reached) if len(reached) else pd.DataFrame(columns=[*curves.WORKLOAD, "target"])
+    profiles = curves.profiles(joined) if len(reached) else pd.DataFrame()
+    shown = varying(results.dropna(axis=1, how="all"), final)
+    tables = {"Held-out likelihood": shown, "Time to target": varying(joined, final)}
+    if final["data"].nunique() > 1:
+        tables["Held-out nats by data"] = by_data(results, final)
+    if len(trials := trials_table(runs)):
+        tables["Trials"] = trials
+    failed = final[final["status"] != "ok"]
+    if len(failed):
+        tables["Runs that did not end"] = failed[["optimizer", "data", "dim", "seed", "status", "reason"]]
+    points.to_csv(folder / "curves.csv", index=False)
+    results.to_csv(folder / "training.csv", index=False)
+    joined.to_csv(folder / "targets.csv", index=False)
+    return Section(
+        title="What a step buys",
+        findings=findings(runs, joined, results),
+        figures=figures(folder, final, points, curves.targets(runs, points), profiles, where),
+        tables=tables,
+        overview=shown.to_markdown(index=False, tablefmt="simple", floatfmt=".4g", missingval=""),
+    )
+
+
+def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) -> list[str]:
+    """Say how soon each optimizer is where the honest baseline ends, which is best, and what went wrong."""
+    found = []
+    for key, part in joined.groupby(curves.WORKLOAD, sort=False) if len(joined) else ():
+        place = _place(dict(zip(curves.WORKLOAD, key, strict=True)), results)
+        own = part[part["target"] == curves.BASELINE].sort_values("seconds")
+        honest = own[own["of_baseline"] == 1]
+        for row in own.to_dict("records") if len(honest) else ():
+            if row["optimizer"] != honest["optimizer"].iloc[0]:
+                found.append(_overtaking(row, honest["optimizer"].iloc[0], float(honest["seconds"].iloc[0]), place))
+    for key, part in results.dropna(subset=["held_out_nats"]).groupby(curves.WORKLOAD, sort=False):
+        best = part.sort_values("held_out_nats").iloc[-1]
+        place = _place(dict(zip(curves.WORKLOAD, key, strict=True)), results)
+        found.append(
+            f"Best at the end{place}: `{best['optimizer']}`, {best['held_out_nats']:.2f} nats"
+            f" [{best['low']:.2f}, {best['high']:.2f}], {best['held_out_bits']:.3f} bits per dim."
+        )
+    found.append(curves.budget(runs))
+    final = runs[~runs["trial"].astype(bool)]
+    for status, part in final[final["status"] != "ok"].groupby("status"):
+        found.append(f"{len(part)} of {len(final)} final runs: {status}.")
+    if contended := int(final["contended"].fillna(False).astype(bool).sum()):
+        found.append(f"{contended} of {len(final)} final runs shared the machine with others: mind their seconds.")
+    return found
+
+
+def _overtaking(row: dict[Any, Any], honest: str, honest_s: float, place: str) -> str:
+    name = f"`{row['optimizer']}`"
+    if not np.isfinite(row["seconds"]):
+        return f"{name} does not reach the end of `{honest}` ({row['nats']:.2f} nats){place}."
+    return (
+        f"{name} is where `{honest}` ends ({row['nats']:.2f} nats) in **{row['of_baseline']:.3g}** of its time{place}:"
+        f" {row['seconds']:.3g} s and {row['steps']:.4g} steps, against {honest_s:.3g} s."
+    )
+
+
+def _place(workload: dict[str, Any], table: pd.DataFrame) -> str:
+    """Name what varies between the workloads of a run."""
+    names = [name for name in curves.WORKLOAD if table[name].nunique() > 1]
+    return "".join(f", {name} {workload[name]}" for name in names) if names else f" at dim {workload['dim']}"
+
+
+def by_data(results: pd.DataFrame, final: pd.DataFrame) -> pd.DataFrame:
+    """Median held-out nats, a column for each choice of data: centred or not, say."""
+    index = [*(name for name in curves.WORKLOAD if name != "data" and final[name].nunique() > 1), "optimizer"]
+    return results.pivot_table(index=index, columns="data", values="held_out_nats", sort=False).reset_index()
+
+
+def trials_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """What each trial of tuning came to on the validation split."""
+    trials = runs[runs["trial"].astype(bool)]
+    settings = trials["tuned"].map(lambda tuned: ", ".join(f"{key} {value:.3g}" for key, value in tuned.items()))
+    shown = trials.assign(settings=settings)[
+        ["data", "dim", "optimizer", "settings", "status", "validation_nats", "steps"]
+    ]
+    return shown.sort_values(["data", "dim", "optimizer"])
+
+
+def figures(
+    folder: Path, final: pd.DataFrame, points: pd.DataFrame, targets: pd.DataFrame, profiles: pd.DataFrame, where: str
+) -> list[str]:
+    """Write ``training.png`` and ``.svg`` of the last, largest workload; return every figure as SVG."""
+    look, drawn = plots.styles(final["optimizer"]), []
+    workloads = list(final.groupby(curves.WORKLOAD))
+    for rank, (key, part) in enumerate(workloads):
+        facts = dict(zip(curves.WORKLOAD, key, strict=True))
+        title = (
+            "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts) + f"\n{where}"
+        )
+        own = points[points["identity"].isin(part["identity"])]
+        if not len(own):
+            continue
+        aims = targets[(targets[curves.WORKLOAD] == list(key)).all(axis=1)]
+        stem = folder / "training" if rank == len(workloads) - 1 else None
+        drawn.append(plots.written(training_plots.curves_figure(own, aims, look, title), stem))
+        seen = training_plots.pictures_figure(_pictures(folder, part), title)
+        if seen is not None:
+            drawn.append(plots.written(seen, folder / "pictures" if stem else None))
+    if len(profiles):
+        count = len(targets)
+        drawn.append(plots.written(training_plots.profile_figure(profiles, look, count)))
+    return drawn
+
+
+def _pictures(folder: Path, part: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Load what the first seed of each optimizer left."""
+    found = {}
+    for name, own in part[part["status"] == "ok"].groupby("optimizer"):
+        path = folder / "pictures" / f"{own.sort_values('seed')['identity'].iloc[0]}.npz"
+        if path.exists():
+            with np.load(path) as arrays:
+                found[str(name)] = dict(arrays)
+    return found

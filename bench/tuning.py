@@ -1,0 +1,89 @@
+"""Fair tuning: as many trials for every optimizer, chosen by a validation split, and then the runs that count.
+
+A trial is a training run with ``training.trial=true``: it never reads a held-out row. Factors to the learning rate and
+the damping that an optimizer's own file gives span a log grid; each optimizer gets the grid of what it has, and all
+grids have the same number of points.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from stepscale.bench import records
+
+CONF = Path(__file__).parent / "conf"
+
+Words = list[str]
+
+
+def expand(words: Words) -> list[Words]:
+    """Return each point of a grid of Hydra's overrides, ``dim=64,256 data=photos``."""
+    parsed = OverridesParser.create().parse_overrides(words)
+    choices = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [word]
+        for word, o in zip(words, parsed, strict=True)
+    ]
+    return [list(point) for point in itertools.product(*choices)]
+
+
+def label_of(group: str, choice: str, words: Words) -> str:
+    """Return the file chosen for a group, with what the command line changed in it."""
+    changes = [word.lstrip("+~") for word in words if word.lstrip("+~").startswith(f"{group}.")]
+    changes = [change.removeprefix(f"{group}.") for change in changes]
+    return choice + (f"[{','.join(sorted(changes))}]" if changes else "")
+
+
+def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
+    """Return the multirun that tunes one optimizer on one workload; None where it has nothing to tune.
+
+    Raises:
+        SystemExit: the grids differ in size, so that the budget would not be the same.
+    """
+    sizes = {math.prod(len(values) for values in grid.values()) for grid in factors}
+    if len(sizes) > 1:
+        sys.exit(f"tuning.factors have grids of {sorted(sizes)} points: the same number for every optimizer is fair")
+    defaults = records.tuned(_composed(point)["optimizer"])
+    names = {key.split(".")[-1] for key in defaults}
+    grid = next((grid for grid in factors if set(grid) == names), None)
+    if grid is None:
+        return None
+    swept = [
+        f"optimizer.{key}=" + ",".join(f"{factor * value:.6g}" for factor in grid[key.split(".")[-1]])
+        for key, value in defaults.items()
+    ]
+    return [*point, *swept, f"label='{_label(point)}'", "training.trial=true", "training.pictures=0"]
+
+
+def finals(point: Words, rows: list[dict[str, Any]], seeds: int) -> Words:
+    """Return the multirun that counts: what the trials among ``rows`` chose, on seeds that no trial had."""
+    best = max(_trials_of(point, rows), key=lambda row: row["validation_nats"], default=None)
+    chosen = [f"optimizer.{key}={value:.6g}" for key, value in best["tuned"].items()] if best else []
+    return [*point, *chosen, f"label='{_label(point)}'", f"seed={','.join(str(1 + k) for k in range(seeds))}"]
+
+
+def _trials_of(point: Words, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the trials of one optimizer on one workload that came to their end."""
+    config = _composed(point)
+    facts = {axis: config[axis] for axis in ("dim", "batch", "depth", "dtype")}
+    facts |= {group: _label(point, group) for group in ("optimizer", "model", "data")}
+    done = [row for row in rows if row["task"] == "train" and row["trial"] and row["status"] == "ok"]
+    return [row for row in done if all(row[axis] == value for axis, value in facts.items())]
+
+
+def _label(point: Words, group: str = "optimizer") -> str:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        choice = compose("config", point, return_hydra_config=True).hydra.runtime.choices[group]
+    return label_of(group, choice, point)
+
+
+def _composed(point: Words) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", point), resolve=True)
