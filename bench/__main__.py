@@ -61,7 +61,7 @@ def describe(cfg: DictConfig, path: Path) -> Job:
         sys.exit(f"task must be one of {', '.join(TASKS)}, got {config['task']!r}")
     chosen = HydraConfig.get()
     choices, words = chosen.runtime.choices, list(chosen.overrides.task)
-    facts = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
+    facts: dict[str, Any] = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
     facts["optimizer"] = config["label"] or facts["optimizer"]
     facts["device"] = _device(str(config["device"]))
     facts["threads"] = config["threads"] or int(OMP_NUM_THREADS or environment.available_cores())

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -52,7 +53,8 @@ class Checkpoint:
             torch.save(self.training.state_dict(), partial)
             os.replace(partial, self.path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             print(f"\n{self.path} cannot be written: {error}; training goes on without", file=sys.stderr)
         self._saved = time.perf_counter()
 

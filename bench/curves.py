@@ -47,8 +47,8 @@ def targets(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         medians = part.groupby("optimizer")["end"].median()
         start = float(part["start"].median())
         rows.append(place | {"target": BEST, "nats": start + GAIN * (medians.max() - start)})
-        honest = part[part["optimizer"].map(base) == HONEST].groupby("optimizer")["end"]
-        honest = honest.quantile(0.5, interpolation="lower")  # which half of its runs reach, also where they are even
+        baseline = part[part["optimizer"].map(base) == HONEST].groupby("optimizer")["end"]
+        honest = baseline.quantile(0.5, interpolation="lower").to_numpy()  # half of its runs reach it, be they even
         if len(honest):
             rows.append(place | {"target": BASELINE, "nats": float(honest.max())})
     return pd.DataFrame(rows, columns=[*WORKLOAD, "target", "nats"])

@@ -44,7 +44,8 @@ def save(arrays: Arrays, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.savez_compressed(file, **{name: value.astype(np.float16) for name, value in arrays.items()})
+        halves: Any = {name: value.astype(np.float16) for name, value in arrays.items()}
+        np.savez_compressed(file, **halves)
     os.replace(partial, path)
 
 

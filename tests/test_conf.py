@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 
 from stepscale.bench import sweep
 from stepscale.bench.timing import Settings
+from stepscale.bench.training import Settings as TrainingSettings
 
 CONF = Path(__file__).parent.parent / "bench" / "conf"
 
@@ -61,10 +62,18 @@ def test_no_hydra_object_runs_inside_a_step(name: str) -> None:
     assert not isinstance(step, functools.partial)
 
 
-@pytest.mark.parametrize("name", [name for name in named("data") if name != "file"])
+@pytest.mark.parametrize(
+    "name", [name for name in named("data") if "???" not in (CONF / f"data/{name}.yaml").read_text()]
+)
 def test_data_loads(name: str) -> None:
-    data = instantiate(composed(f"data={name}").data)(dim=12, rows=20, seed=0)
-    assert data.train.shape == (20, 12)
+    dim = 2 if name == "toy" else 12
+    data = instantiate(composed(f"data={name}").data)(dim=dim, rows=20, seed=0)
+    assert data.train.shape == (20, dim)
+
+
+@pytest.mark.parametrize("name", named("training"))
+def test_training_is_whole(name: str) -> None:
+    TrainingSettings(**composed(f"training={name}").training)
 
 
 @pytest.mark.parametrize("name", named("timing"))

@@ -22,6 +22,7 @@ ORDERS = {
     "relative": (1.99, 2.05),
     "relative_momentum": (1.99, 2.05),
     "relative_adam": (1.99, 2.05),
+    "relative_fused": (1.9, 2.05),  # B² d and B³ on top of B d²
     "kfac": (2.5, 3.0),
 }
 
