@@ -6,7 +6,7 @@ RUN         ?= results/local/latest
 REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dims=$(DIMS)) $(if $(THREADS),--threads=$(THREADS))
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick report publish regress doctor counts counts-update gate-check test lint clean help
+.PHONY: setup bench bench-quick train report publish regress doctor counts counts-update gate-check test lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -23,6 +23,9 @@ bench: .venv/ready  ## Time every optimizer across dims, write the report; goes 
 
 bench-quick: .venv/ready  ## The same in a minute, with too few sizes for a verdict
 	$(PY) -m stepscale.bench.sweep quick $(OVERRIDES)
+
+train: .venv/ready  ## Tune and train each optimizer alike, on real data: likelihood by step and second; 10 minutes on 2 cores
+	$(PY) -m stepscale.bench.sweep train $(OVERRIDES)
 
 report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench.report $(RUN)

@@ -48,13 +48,13 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     Raises:
         SystemExit: a value is out of range; the message names it and what was expected.
     """
+    for name in ("dim", "batch", "depth"):  # first: learning rates are computed from the dim
+        if not isinstance(cfg[name], int) or cfg[name] < 1:
+            sys.exit(f"{name} must be a whole number of at least 1, got {cfg[name]!r}")
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         sys.exit(f"{error.full_key}: {str(error).splitlines()[0]}")
-    for name in ("dim", "batch", "depth"):
-        if not isinstance(config[name], int) or config[name] < 1:
-            sys.exit(f"{name} must be a whole number of at least 1, got {config[name]!r}")
     if config["dtype"] not in DTYPES:
         sys.exit(f"dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
     if config["task"] not in TASKS:
