@@ -35,8 +35,8 @@ class Settings:
     trial: bool  # of tuning: held-out rows are not looked at
 
     def __post_init__(self) -> None:
-        if self.max_steps is None and self.time_limit_s is None:
-            raise ValueError("training.max_steps and training.time_limit_s are both null: training would never end")
+        if self.max_steps is self.time_limit_s is self.patience is None:
+            raise ValueError("training.max_steps, time_limit_s and patience are all null: training would never end")
         for name in ("max_steps", "time_limit_s", "rows", "evaluation_rows", "patience", "checkpoint_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:

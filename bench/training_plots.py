@@ -99,7 +99,7 @@ def _limits(ax: Axes, points: pd.DataFrame, targets: pd.DataFrame, share: float)
     ax.set_ylim(best - share * span - 0.02 * share * span, best + 0.05 * share * span)
     for target in targets.to_dict("records"):
         ax.axhline(target["nats"], linestyle="--", **GUIDE)
-        if share < 1:
+        if share < 1 and target["nats"] > ax.get_ylim()[0]:
             ax.annotate(
                 target["target"], (0.01, target["nats"]), xycoords=("axes fraction", "data"), color="0.4",
                 va="bottom", fontsize=7,

@@ -1,6 +1,7 @@
 """Every file found under conf/ must build what its group promises."""
 
 import functools
+import math
 import sys
 from pathlib import Path
 from types import FrameType
@@ -10,8 +11,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from stepscale.bench import sweep
+from stepscale.bench import records, sweep
+from stepscale.bench.data import photos
 from stepscale.bench.timing import Settings
 from stepscale.bench.training import Settings as TrainingSettings
 
@@ -74,6 +77,23 @@ def test_data_loads(name: str) -> None:
 @pytest.mark.parametrize("name", named("training"))
 def test_training_is_whole(name: str) -> None:
     TrainingSettings(**composed(f"training={name}").training)
+
+
+@pytest.mark.parametrize("name", named("optimizer"))
+@pytest.mark.parametrize(("dim", "steps"), [(16, 200), (64, 60), (256, 20), (1024, 4)])
+def test_default_learning_rates_hold_at_every_dim(name: str, dim: int, steps: int) -> None:
+    """On photographs, whose first principal component has nine tenths of the variance: early steps are the hardest."""
+    if name == "naive" and dim > 64:
+        pytest.skip("takes too long, and is the same update as layerwise")
+    cfg = composed(f"optimizer={name}", f"dim={dim}")
+    assert float(records.tuned(OmegaConf.to_container(cfg.optimizer, resolve=True)).popitem()[1]) > 0
+    rows = photos(dim, 100 * min(steps, 20), seed=0)
+    model = instantiate(cfg.model)
+    step, start = instantiate(cfg.optimizer)(model), model.loss(rows.held_out[:200]).item()
+    for k in range(steps):
+        step(rows.train[100 * k % len(rows.train) :][:100])
+    end = model.loss(rows.held_out[:200]).item()
+    assert math.isfinite(end) and end < start
 
 
 @pytest.mark.parametrize("name", named("timing"))

@@ -187,7 +187,7 @@ def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.max_steps=null"], "both null: training would never end"),
+        (["training.max_steps=null"], "all null: training would never end"),
         (["training.checkpoint_s=0"], "training.checkpoint_s must be positive, got 0"),
         (["batch=2000"], "the data have 1000 train rows, a batch has 2000: lower batch"),
     ],

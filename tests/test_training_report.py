@@ -1,0 +1,101 @@
+"""Targets, times to them and profiles from made-up curves whose truth is known; and the section they become."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stepscale.bench import curves, records, report
+from tests.synthetic import cell, record
+
+# a run gains 100 (1 - exp(-t / τ)) nats in t seconds; τ, and seconds a step
+RUNS = {"layerwise": (10.0, 0.1), "relative": (1.0, 0.01), "slow": (1e3, 0.1)}
+START, END_S = -50.0, 20.0
+
+
+def train_record(optimizer: str, seed: int, dim: int = 64, trial: bool = False, **changes: Any) -> records.Record:
+    tau, step_s = RUNS[optimizer]
+    seconds = np.concatenate([[0.0], np.geomspace(0.01, END_S, 400)])
+    nats = START + 100 * (1 - np.exp(-seconds / tau))
+    axes, none = cell(optimizer, dim, seed), [None] * len(seconds)
+    curve = {
+        "step": list(seconds / step_s), "seconds": list(seconds), "validation_nats": list(nats),
+        "held_out_nats": none if trial else list(nats), "drift_nats": none, "halved": none,
+    }  # fmt: skip
+    final = {"validation_nats": nats[-1]} | ({} if trial else {"held_out_nats": nats[-1]})
+    config = {"training": {"trial": trial}, "optimizer": {"update": {"lr": 0.1}}, "data": {"centre": True}}
+    made = {
+        "schema": records.SCHEMA, "task": "train", "status": "ok", "reason": None, "cell": axes, "config": config,
+        "identity": records.identity(axes, config, "code", "torch"), "command": "made", "finished": "2026-01-01T",
+        "environment": {"code": "made"}, "data": {"bits_offset": 6.0},
+        "training": {
+            "curve": curve, "steps": END_S / step_s, "seconds": END_S, "stopped_by": "time_limit_s", "final": final,
+            "other_cores": 0.0,
+        },
+    }  # fmt: skip
+    return made | changes
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for name in RUNS:
+        for seed in (1, 2, 3):
+            records.save(train_record(name, seed), tmp_path / "records")
+        records.save(train_record(name, 0, trial=True), tmp_path / "records")
+    return tmp_path
+
+
+def test_time_to_target_is_the_curves_own(run: Path) -> None:
+    runs, points = records.load(run, "train"), records.curves(run)
+    table = curves.to_target(runs, curves.reached(runs, points)).set_index(["target", "optimizer"])
+    gain = 1 - math.exp(-END_S / 10)  # of layerwise at its end
+    row = table.loc[(curves.BASELINE, "relative")]
+    assert row["seconds"] == pytest.approx(-math.log(1 - gain), rel=1e-2)
+    assert row["steps"] == pytest.approx(row["seconds"] / 0.01)
+    assert row["of_baseline"] == pytest.approx(row["seconds"] / END_S, rel=1e-2)
+    assert row["step_ms"] == pytest.approx(10)
+    assert table.loc[(curves.BASELINE, "slow"), "missed"] == 3
+    assert math.isinf(table.loc[(curves.BASELINE, "slow"), "seconds"])
+    assert table.loc[(curves.BEST, "relative"), "seconds"] == pytest.approx(-math.log(0.01), rel=2e-2)
+
+
+def test_profiles_count_misses_as_never(run: Path) -> None:
+    runs, points = records.load(run, "train"), records.curves(run)
+    found = curves.profiles(curves.to_target(runs, curves.reached(runs, points)))
+    assert found[found["optimizer"] == "relative"]["share"].max() == 1
+    assert found[found["optimizer"] == "layerwise"]["share"].max() == 0.5
+    assert found[found["optimizer"] == "slow"]["share"].max() == 0
+
+
+def test_trials_are_in_no_result(run: Path) -> None:
+    results = curves.results(records.load(run, "train"))
+    assert set(results["seeds"]) == {3}
+
+
+def test_bits_per_dim(run: Path) -> None:
+    results = curves.results(records.load(run, "train")).set_index("optimizer")
+    nats = results.loc["relative", "held_out_nats"]
+    assert results.loc["relative", "held_out_bits"] == pytest.approx(6 - nats / 64 / math.log(2))
+
+
+def test_the_report_says_it_and_shows_no_nan(run: Path) -> None:
+    failed = train_record("slow", 4, status="diverged", reason="made to")
+    failed["training"] = {"curve": {name: values[:3] for name, values in failed["training"]["curve"].items()}}
+    records.save(failed, run / "records")
+    said = report.write(run)
+    assert "`relative` is where `layerwise` ends" in said
+    assert "`slow` does not reach the end of `layerwise`" in said
+    assert "1 of 10 final runs: diverged." in said
+    assert "Tuned alike: 1 trials of 20 s" in said
+    for name in ("training.png", "training.svg", "curves.csv", "targets.csv", "training.csv", "report.html"):
+        assert (run / name).stat().st_size > 0
+    assert "nan" not in (run / "training.svg").read_text().lower().split("<metadata")[0]
+    assert (run / "report.html").read_text().count("<svg") == 2
+
+
+def test_timing_and_training_share_a_page(run: Path) -> None:
+    records.save(record("relative", 64, 0, 1e-3), run / "records")
+    page = (report.write(run), (run / "report.html").read_text())[1]
+    assert page.index("Scaling of one step") < page.index("What a step buys")
