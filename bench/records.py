@@ -150,7 +150,6 @@ def _training_figures(record: Record) -> dict[str, Any]:
     """What a run came to; likelihoods are None where it did not come to its end."""
     result: dict[str, Any] = dict.fromkeys(TRAINING_FIGURES)
     result |= {"trial": record["config"]["training"]["trial"], "tuned": tuned(record["config"]["optimizer"])}
-    result["centre"] = record["config"]["data"].get("centre")
     if record["status"] != "ok":
         return result
     training, curve = record["training"], record["training"]["curve"]
@@ -165,7 +164,7 @@ def _training_figures(record: Record) -> dict[str, Any]:
 
 
 TRAINING_FIGURES = (
-    "trial", "tuned", "centre", "steps", "seconds", "step_ms", "stopped_by", "validation_nats", "held_out_nats",
+    "trial", "tuned", "steps", "seconds", "step_ms", "stopped_by", "validation_nats", "held_out_nats",
     "held_out_bits", "amari", "fast_ica_amari", "halved", "drift_nats", "contended",
 )  # fmt: skip
 

@@ -34,8 +34,7 @@ class RelativeSGD:
         lr: learning rate η.
         bias: the group whose relative gradient it is, as for ``Relative``.
         bound: share of W's regularity that a step may use up, in (0, 1]: no direction shrinks by more. At 1 W stays
-            regular, yet one batch of heavy tails may squash a direction for a thousand steps; on photographs a quarter
-            keeps η from 0.3/d to 10/d from diverging.
+            regular, yet one batch of heavy tails may squash a direction, which takes long to grow back.
         track: whether to guard the step and to carry the log-determinants along.
 
     Attributes:
