@@ -24,8 +24,9 @@ bench: .venv/ready  ## Time every optimizer across dims, write the report; goes 
 bench-quick: .venv/ready  ## The same in a minute, with too few sizes for a verdict
 	$(PY) -m stepscale.bench.sweep quick $(OVERRIDES)
 
-train: .venv/ready  ## Tune and train each optimizer alike, on real data: likelihood by step and second; 10 minutes on 2 cores
-	$(PY) -m stepscale.bench.sweep train $(OVERRIDES)
+train: SWEEP = train
+train: .venv/ready  ## Tune and train each optimizer alike: likelihood by step and second; 10 minutes on 2 cores (SWEEP=paper)
+	$(PY) -m stepscale.bench.sweep $(SWEEP) $(OVERRIDES)
 
 report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench.report $(RUN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from stepscale.bench.training import Stream, Training
 from stepscale.bench.workload import Workload
 
 BATCHES = 3  # rotated, so that no step finds its batch in the cache
+WARM_UP_S = 1.0  # of training: one step is enough of a slow optimizer
 SPLITS = ("train", "validation", "held_out")
 OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -94,9 +96,11 @@ TASKS = {"time": time_cell, "train": train_cell}
 def _warm_up(job: Job, stream: Stream, device: torch.device, dtype: torch.dtype) -> None:
     """Spend what the first steps of a process cost on a step that is thrown away."""
     _, step = build(job, device, dtype)
+    begun = time.monotonic()
     try:
         for position in range(BATCHES):
-            step(stream.at(position))
+            if time.monotonic() - begun < WARM_UP_S:
+                step(stream.at(position))
     except FloatingPointError:
         pass  # the run itself will meet it, and say so
     torch.manual_seed(job.cell["seed"])

@@ -87,7 +87,7 @@ def pictures_figure(shown: dict[str, Arrays], title: str) -> Figure | None:
         for column, (name, arrays) in enumerate(shown.items(), 1):
             for row, kind in enumerate(kinds):
                 _show(axes[row, column], arrays, kind)
-                axes[row, column].set_title(f"{name}\n{kind.replace('_', ' ')}", fontsize=8)
+                axes[row, column].set_title(f"{name}\n{kind.removeprefix('log_')}", fontsize=8)
         figure.suptitle(title, fontsize=9)
     return figure
 

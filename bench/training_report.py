@@ -65,6 +65,12 @@ def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) ->
             f"Best at the end{place}: `{best['optimizer']}`, {best['held_out_nats']:.2f} nats"
             f" [{best['low']:.2f}, {best['high']:.2f}], {best['held_out_bits']:.3f} bits per dim."
         )
+        if part["amari"].notna().any():
+            closest = part.sort_values("amari").iloc[0]
+            found.append(
+                f"Sources told apart best{place} by `{closest['optimizer']}`: median Amari distance"
+                f" {closest['amari']:.4f}, FastICA's on the same rows {closest['fast_ica_amari']:.4f}."
+            )
     found.append(curves.budget(runs))
     final = runs[~runs["trial"].astype(bool)]
     for status, part in final[final["status"] != "ok"].groupby("status"):

@@ -116,6 +116,14 @@ def test_the_mixing_undone_gives_independent_laplace_sources(depth: int, rows: i
     assert (depth == 0) == bool((found.mixing == found.mixing.diag().diag()).all())
 
 
+def test_different_mixings_leave_the_same_entropy() -> None:
+    one, other = (data.mixture(dim=16, rows=20_000, seed=seed) for seed in (0, 1))
+    assert one.mixing is not None and other.mixing is not None
+    assert (one.mixing - other.mixing).abs().max() > 0.1
+    log_dets = [torch.linalg.slogdet(found.mixing).logabsdet.item() for found in (one, other)]
+    assert log_dets[0] == pytest.approx(log_dets[1], abs=0.1)  # but for the scale of a finite sample
+
+
 def test_no_matrix_is_the_mixing_of_a_deeper_mixture() -> None:
     assert data.mixture(dim=3, rows=10, seed=0, depth=2).mixing is None
 
