@@ -19,6 +19,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from stepscale.models import Batch
+
 PHOTOS = ("china.jpg", "flower.jpg")
 PHOTO_LIMIT = 4096  # widest patch
 PHOTO_EDGES = (0, 3 / 5, 4 / 5, 1)  # of a photograph's width; the narrowest strip, 128 pixels, holds the widest patch
@@ -27,11 +29,14 @@ EVALUATION_ROWS = 2_000  # most validation rows, and most held-out rows, of what
 
 
 class Dataset(NamedTuple):
-    """Three splits of float32, ``[rows, dim]``, a remark for the record, and what is known of the rows."""
+    """Three splits, a remark for the record, and what is known of the rows.
 
-    train: Tensor
-    validation: Tensor
-    held_out: Tensor
+    A split is float32, ``[rows, dim]``, or such inputs and their targets.
+    """
+
+    train: Batch
+    validation: Batch
+    held_out: Batch
     note: str
     shape: tuple[int, int] | None = None  # height and width, where a row is an image drawn row by row
     mixing: Tensor | None = None  # float64 M, [dim, dim], where x = s Mᵀ for independent sources s, less the mean
@@ -101,11 +106,11 @@ def toy(dim: int, rows: int | None, seed: int, name: str = "moons", centre: bool
     return standardised(_split(_plane(name, sum(counts), seed), counts), f"toy density {name}", centre)
 
 
-def file(path: str, dim: int, rows: int | None, seed: int, centre: bool = True) -> Dataset:
+def file(path: str, dim: int, rows: int | None, seed: int, centre: bool = True, raw: bool = False) -> Dataset:
     """Return the user's own ``.npy``, ``.npz`` (its only array) or ``.csv`` of numbers, ``[rows, dim]``.
 
     The first five eighths of the rows are for training, the next eighth for validation, the last quarter is held out;
-    train rows are drawn in random order.
+    train rows are drawn in random order. ``raw`` leaves the values as they are, 0 … 1 for Bernoulli outputs.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, what is wrong with it and what was expected.
@@ -128,7 +133,11 @@ def file(path: str, dim: int, rows: int | None, seed: int, centre: bool = True) 
             " lower batch, or add rows"
         )
     order = np.random.default_rng(seed).permutation(len(train))[:rows]
-    return standardised([train[order], validation, held_out], str(path), centre)
+    parts = [train[order], validation, held_out]
+    if raw:
+        plain = [torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in parts]
+        return Dataset(plain[0], plain[1], plain[2], str(path))
+    return standardised(parts, str(path), centre)
 
 
 def standardised(

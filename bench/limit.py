@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.bench.counts import Counts, product_flops
-from stepscale.models import Batch
+from stepscale.models import Batch, rows_of
 
 Shape = tuple[int, int, int]
 
@@ -63,7 +63,7 @@ def products_of(model: Any, batch: Batch, dim: int) -> list[Shape]:
 
     Without ``model.products`` it runs that pass once.
     """
-    rows = len(batch[0] if isinstance(batch, tuple) else batch)
+    rows = rows_of(batch)
     if callable(getattr(model, "products", None)):
         return list(model.products(rows))
     with Counts() as counts:

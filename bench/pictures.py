@@ -24,12 +24,13 @@ def look(model: Any, data: Dataset, count: int) -> Arrays:
     ``data``, ``samples`` and ``filters`` are ``[count, height, width]``, or points ``[n, 2]``; ``log_density`` is
     ``[GRID, GRID]``, its first axis y, over ``extent`` (left, right, bottom, top).
     """
+    held_out = data.held_out if isinstance(data.held_out, Tensor) else data.held_out[0]
     if data.shape is not None and count:
-        rows = {"data": data.held_out[:count], **_samples(model, count), "filters": filters(model, count)}
+        rows = {"data": held_out[:count], **_samples(model, count), "filters": filters(model, count)}
         return {name: _numpy(value).reshape(-1, *data.shape) for name, value in rows.items()}
-    if data.held_out.shape[1] == 2:
-        points = {"data": data.held_out[:POINTS], **_samples(model, POINTS)}
-        return {name: _numpy(value) for name, value in points.items()} | _density(model, data.held_out)
+    if held_out.shape[1] == 2:
+        points = {"data": held_out[:POINTS], **_samples(model, POINTS)}
+        return {name: _numpy(value) for name, value in points.items()} | _density(model, held_out)
     return {}
 
 

@@ -157,7 +157,7 @@ def _training_figures(record: Record) -> dict[str, Any]:
     result |= {"step_ms": 1e3 * training["seconds"] / training["steps"], "halved": curve["halved"][-1]}
     result["drift_nats"] = max((abs(drift) for drift in curve["drift_nats"] if drift is not None), default=None)
     result["contended"] = (training["other_cores"] or 0) > CONTENDED
-    if "held_out_nats" in training["final"]:
+    if "held_out_nats" in training["final"] and record["data"]["bits_offset"] is not None:
         nats = training["final"]["held_out_nats"]
         result["held_out_bits"] = record["data"]["bits_offset"] - nats / (record["cell"]["dim"] * math.log(2))
     return result
@@ -198,13 +198,14 @@ def _figures(record: Record) -> dict[str, Any]:
         "gflop_per_s": counts["flops"] / judged.step_s * 1e-9,
         "peak_mib": record["memory"]["peak_mib"],
         "phases_ms": _phases_ms(timing["trace"]),
+        **{name: record.get("direction", {}).get(name) for name in ("log_det", "cosine")},  # older records lack it
     }
 
 
 FIGURES = (
     "contended", "step_ms", "limit_ms", "ratio", "ratio_low", "ratio_high", "cheap_ms", "peak_ms", "first_step_ms",
     "period", "composed", "blocks", "stopped_by", "waiting", "launch_bound", "flops", "limit_flops", "operations",
-    "synchronisations", "uncounted", "gflop_per_s", "peak_mib", "phases_ms",
+    "synchronisations", "uncounted", "gflop_per_s", "peak_mib", "phases_ms", "log_det", "cosine",
 )  # fmt: skip
 
 

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from stepscale.bench import environment, pictures, records, separation, training
+from stepscale.bench.agreement import agreement
 from stepscale.bench.checkpoint import Checkpoint
 from stepscale.bench.clock import clock_of
 from stepscale.bench.contention import OtherCpu
@@ -22,6 +24,7 @@ from stepscale.bench.limit import limit_of
 from stepscale.bench.timing import DivergedError, Settings, TooSlowError, measure
 from stepscale.bench.training import Stream, Training
 from stepscale.bench.workload import Workload
+from stepscale.models import Batch, each, rows_of
 
 BATCHES = 3  # rotated, so that no step finds its batch in the cache
 WARM_UP_S = 1.0  # of training: one step is enough of a slow optimizer
@@ -57,7 +60,8 @@ def time_cell(job: Job, device: torch.device) -> dict[str, Any]:
     """Time a step: the record's ``timing``, ``counts`` and ``memory``."""
     dtype = getattr(torch, job.cell["dtype"])
     data = load_data(job, BATCHES * job.cell["batch"])
-    batches = list(data.train.to(device=device, dtype=dtype).split(job.cell["batch"]))
+    rows, size = moved(data.train, device, dtype), job.cell["batch"]
+    batches = [each(rows, lambda part, k=k: part[k * size : (k + 1) * size]) for k in range(BATCHES)]  # type: ignore[misc]
     peak_memory = environment.start_peak_memory(device)
     workload = Workload(*build(job, device, dtype), batches)  # type: ignore[arg-type]
     found = measure(
@@ -67,19 +71,20 @@ def time_cell(job: Job, device: torch.device) -> dict[str, Any]:
         Settings(**job.config["timing"]),
         peak_memory,
     )
-    return {**found, "data_note": data.note}
+    return {**found, "direction": agreement(workload, job.cell["dim"]), "data_note": data.note}
 
 
 def train_cell(job: Job, device: torch.device) -> dict[str, Any]:
     """Train a model: the record's ``training``, and its pictures in a file beside."""
     settings, dtype = training.Settings(**job.config["training"]), getattr(torch, job.cell["dtype"])
     data = load_data(job, settings.rows)
-    data = data._replace(**{name: getattr(data, name).to(device=device, dtype=dtype) for name in SPLITS})
+    train, validation, held_out = (moved(getattr(data, name), device, dtype) for name in SPLITS)
+    data = data._replace(train=train, validation=validation, held_out=held_out)
     stream = Stream(data.train, job.cell["batch"], job.cell["seed"])
     _warm_up(job, stream, device, dtype)
     run = Training(*build(job, device, dtype), data, stream, settings)
     others = OtherCpu((os.cpu_count() or 1) - torch.get_num_threads())
-    found: dict[str, Any] = {"data_note": data.note, "data": _facts(data)}
+    found: dict[str, Any] = {"data_note": data.note, "data": _facts(data, run.model)}
     try:
         trained = _trained(run, job, device)
     except FloatingPointError as error:  # what the curve holds up to there is the record's all the same
@@ -88,6 +93,11 @@ def train_cell(job: Job, device: torch.device) -> dict[str, Any]:
     job.checkpoint.unlink(missing_ok=True)
     progress = {"curve": run.curve, "steps": run.position, "seconds": run.seconds, "other_cores": others.cores()}
     return found | {"training": trained | progress}
+
+
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """Bring a batch to a device, and its numbers, but no labels, to a type."""
+    return each(batch, lambda part: part.to(device=device, dtype=dtype if part.is_floating_point() else None))
 
 
 TASKS = {"time": time_cell, "train": train_cell}
@@ -140,8 +150,10 @@ def _progress(run: Training, label: str) -> Iterator[Any]:
         yield show
 
 
-def _facts(data: Dataset) -> dict[str, Any]:
-    return {"shape": data.shape, "bits_offset": data.bits_offset} | {name: len(getattr(data, name)) for name in SPLITS}
+def _facts(data: Dataset, model: nn.Module) -> dict[str, Any]:
+    """What the records say of the data; bits per dim only where the likelihood is of the rows themselves."""
+    bits = None if getattr(model, "conditional", False) else data.bits_offset
+    return {"shape": data.shape, "bits_offset": bits} | {name: rows_of(getattr(data, name)) for name in SPLITS}
 
 
 def classify(error: BaseException) -> tuple[str, str]:

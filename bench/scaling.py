@@ -91,7 +91,9 @@ def _time_row(part: pd.DataFrame, spread: dict[str, Pooled]) -> dict[str, Any]:
         row |= {column: mean, f"{column}_low": mean * math.exp(-half), f"{column}_high": mean * math.exp(half)}
     for column in ("limit_ms", "cheap_ms", "peak_ms", "first_step_ms", "peak_mib", "flops", "operations"):
         row[column] = _geometric_mean(ok[column])
-    row["period"] = ok["period"].iloc[0] if len(ok) else None
+    row["cosine"] = pd.to_numeric(ok["cosine"], errors="coerce").median()
+    for column in ("log_det", "period"):
+        row[column] = ok[column].iloc[0] if len(ok) else None
     row["composed"] = bool(ok["composed"].astype(bool).any())
     row["contended"] = contended
     row["launch_bound"] = bool(ok["launch_bound"].astype(bool).any())

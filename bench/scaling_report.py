@@ -27,7 +27,7 @@ def section(folder: Path, where: str) -> Section:
         "Growth": growth_table(cells, growth),
         "Factors to the baselines": varying(factors(times), cells),
         "Crossovers": varying(crossovers, cells),
-        "Times": varying(times.drop(columns=["operations", "first_step_ms"]), cells),
+        "Times": varying(times.drop(columns=["operations", "first_step_ms"]).dropna(axis=1, how="all"), cells),
         "Phases, ms a step": varying(phases(cells), cells),
     }
     failed = cells[cells["status"] != "ok"]

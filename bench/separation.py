@@ -26,8 +26,13 @@ def amari_distance(P: np.ndarray) -> float:
 def distances(model: Any, data: Dataset) -> dict[str, float]:
     """Return the Amari distance of a model of depth 1, and FastICA's on the same train rows."""
     mixing = np.asarray(data.mixing)
-    found = {"amari": unmixing(model), "fast_ica_amari": fast_ica(data.train)}
+    found = {"amari": unmixing(model), "fast_ica_amari": fast_ica(_rows(data))}
     return {name: amari_distance(matrix @ mixing) for name, matrix in found.items()}
+
+
+def _rows(data: Dataset) -> Tensor:
+    assert isinstance(data.train, Tensor)  # mixtures have no targets
+    return data.train
 
 
 @torch.no_grad()

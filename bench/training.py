@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stepscale.bench.clock import Clock
 from stepscale.bench.data import Dataset
+from stepscale.models import Batch, each, rows_of
 from stepscale.optimizers import Step, Tracked
 
 GROWTH, LONGEST = 1.2, 2_000  # evaluations: each this factor of steps after the last, and no more steps apart
@@ -50,19 +51,21 @@ class Stream:
         ValueError: there are fewer rows than a batch has.
     """
 
-    def __init__(self, rows: Tensor, batch: int, seed: int) -> None:
-        if len(rows) < batch:
-            raise ValueError(f"the data have {len(rows)} train rows, a batch has {batch}: lower batch")
-        self.rows, self.batch, self.seed = rows, batch, seed
+    def __init__(self, rows: Batch, batch: int, seed: int) -> None:
+        if rows_of(rows) < batch:
+            raise ValueError(f"the data have {rows_of(rows)} train rows, a batch has {batch}: lower batch")
+        self.rows, self.count, self.batch, self.seed = rows, rows_of(rows), batch, seed
+        self.device = (rows if isinstance(rows, Tensor) else rows[0]).device
         self._epoch, self._order = -1, torch.empty(0)
 
-    def at(self, position: int) -> Tensor:
-        """Return the batch of a step, ``[batch, dim]``."""
-        epoch, place = divmod(position, len(self.rows) // self.batch)
+    def at(self, position: int) -> Batch:
+        """Return the batch of a step, ``[batch, dim]``, or inputs and targets."""
+        epoch, place = divmod(position, self.count // self.batch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.rows), generator=generator).to(self.rows.device)
-        return self.rows[self._order[place * self.batch : (place + 1) * self.batch]]
+            self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator).to(self.device)
+        chosen = self._order[place * self.batch : (place + 1) * self.batch]
+        return each(self.rows, lambda part: part[chosen])
 
 
 class Training:
@@ -150,8 +153,10 @@ class Training:
 
     def _likelihoods(self, rows: int | None) -> dict[str, float | None]:
         exact = deepcopy(self.model).double()
-        validation = mean_log_likelihood(exact, self.data.validation[:rows])
-        held_out = None if self.settings.trial else mean_log_likelihood(exact, self.data.held_out[:rows])
+        validation = mean_log_likelihood(exact, each(self.data.validation, lambda part: part[:rows]))
+        held_out = None
+        if not self.settings.trial:
+            held_out = mean_log_likelihood(exact, each(self.data.held_out, lambda part: part[:rows]))
         for value in (validation, held_out):
             if value is not None and not math.isfinite(value):
                 raise FloatingPointError(f"the log-likelihood is {value} after step {self.position}: lower the lr")
@@ -182,7 +187,14 @@ def next_evaluation(position: int) -> int:
 
 
 @torch.no_grad()
-def mean_log_likelihood(exact: Any, rows: Tensor) -> float:
+def mean_log_likelihood(exact: Any, batch: Batch) -> float:
     """O(L (n d² + d³)): mean over rows ``[n, dim]`` in nats, by a float64 model."""
-    parts = [-len(part) * exact.loss(part.double()).item() for part in rows.split(ROWS)]
-    return math.fsum(parts) / len(rows)
+    count, parts = rows_of(batch), []
+    for first in range(0, count, ROWS):
+        part = each(batch, lambda rows: _doubled(rows[first : first + ROWS]))  # noqa: B023 - called at once
+        parts.append(-rows_of(part) * exact.loss(part).item())
+    return math.fsum(parts) / count
+
+
+def _doubled(rows: Tensor) -> Tensor:
+    return rows.double() if rows.is_floating_point() else rows

@@ -1,6 +1,23 @@
 """What is trained: one file a model family."""
 
+from stepscale.models.autoencoder import Autoencoder
+from stepscale.models.classifier import Classifier
 from stepscale.models.flow import Flow
-from stepscale.models.protocol import Batch, LayerIO, Model
+from stepscale.models.mlp import MLP
+from stepscale.models.plu import PLUFlow
+from stepscale.models.protocol import Batch, LayerIO, Model, Tangents, each, rows_of, slopes
 
-__all__ = ["Batch", "Flow", "LayerIO", "Model"]
+__all__ = [
+    "MLP",
+    "Autoencoder",
+    "Batch",
+    "Classifier",
+    "Flow",
+    "LayerIO",
+    "Model",
+    "PLUFlow",
+    "Tangents",
+    "each",
+    "rows_of",
+    "slopes",
+]

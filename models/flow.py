@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stepscale.models.protocol import LayerIO
+from stepscale.models.protocol import LayerIO, Tangents, slopes
 
 BASES = ("normal", "logistic")
 QR_LIMIT = 1024  # widest layer whose initial weights come from a QR, which is cubic
@@ -126,7 +126,17 @@ class Flow(nn.Module):
             curvature = torch.addcmul(s, s, s, value=-1).div_(slope)
             delta = (delta @ layers[k + 1].weight).mul_(slope).sub_(curvature, alpha=1 - self.alpha)
             deltas.append(delta)
-        return [LayerIO(*io, delta) for io, delta in zip(seen, reversed(deltas), strict=True)]
+        return [LayerIO(*io, delta, log_det=True) for io, delta in zip(seen, reversed(deltas), strict=True)]
+
+    def capture_samples(self, ios: list[LayerIO]) -> list[LayerIO]:
+        """O(L (B d² + d³)): as many rows drawn from the model, captured."""
+        return self.capture(self.sample(len(ios[0].a)))
+
+    @torch.no_grad()
+    def fisher_roots(self, ios: list[LayerIO], directions: Sequence[Tangents]) -> list[Tensor]:
+        """O(L (B d² + d³)): scores of as many rows drawn from the model, times each direction, ``[batch]``."""
+        samples = self.capture_samples(ios)
+        return [slopes(samples, tangents) for tangents in directions]
 
     def products(self, batch: int) -> list[tuple[int, int, int]]:
         """List the 4L − 1 products of a relative step: 3L − 1 of ``[B, d] × [d, d]``, L of ``[d, B] × [B, d]``."""

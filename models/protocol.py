@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Batch = Tensor | tuple[Tensor, Tensor]
 """``[batch, dim]``, or inputs and targets."""
+
+
+def each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Change a batch, or its inputs and its targets."""
+    return change(batch) if isinstance(batch, Tensor) else (change(batch[0]), change(batch[1]))
+
+
+def rows_of(batch: Batch) -> int:
+    """How many rows a batch has."""
+    return len(batch if isinstance(batch, Tensor) else batch[0])
 
 
 class LayerIO(NamedTuple):
@@ -22,6 +34,25 @@ class LayerIO(NamedTuple):
     u: Tensor  # a Wᵀ, [batch, dim_out]; y itself where there is no bias
     y: Tensor  # [batch, dim_out]
     delta: Tensor  # [batch, dim_out]
+    log_det: bool  # whether the loss holds −log|det W| besides
+
+
+Tangents = list[tuple[Tensor, Tensor | None]]
+"""A direction in the space of the parameters: (dW, db) of each captured layer, db None where it has no bias."""
+
+
+def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:
+    """O(B P), and O(d³) a layer with a log-determinant: derivative of each row's loss along a direction, ``[batch]``.
+
+    Its mean over the rows is the inner product of the gradient and the direction; no gradient is formed.
+    """
+    total = ios[0].y.new_zeros(len(ios[0].y))
+    for io, (dW, db) in zip(ios, tangents, strict=True):
+        rate = io.a @ dW.T if db is None else torch.addmm(db, io.a, dW.T)
+        total = total + (io.delta * rate).sum(1)
+        if io.log_det:
+            total = total - torch.linalg.solve(io.layer.weight, dW).trace()
+    return total
 
 
 class Model(Protocol):
@@ -37,6 +68,14 @@ class Model(Protocol):
 
     def capture(self, batch: Batch) -> list[LayerIO]:
         """Forward and backward pass of the determinant-free part of the loss, first layer first."""
+        ...
+
+    def capture_samples(self, ios: list[LayerIO]) -> list[LayerIO]:
+        """As many samples of the model, captured, for the true Fisher; given inputs keep theirs and draw targets."""
+        ...
+
+    def fisher_roots(self, ios: list[LayerIO], directions: Sequence[Tangents]) -> list[Tensor]:
+        """X v for each direction v, ``[batch, …]``, with XᵀX / batch the true Fisher matrix at the captured inputs."""
         ...
 
     def captured_log_prob(self, ios: list[LayerIO]) -> Tensor:
@@ -56,7 +95,7 @@ class Model(Protocol):
         ...
 
     def sample(self, n: int) -> Tensor:
-        """Draw ``[n, dim]`` from the model; for statistics of the true Fisher."""
+        """Draw ``[n, dim]`` from the model; for pictures."""
         ...
 
     def products(self, batch: int) -> list[tuple[int, int, int]]:

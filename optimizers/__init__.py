@@ -1,22 +1,38 @@
 """How it is trained: one file a method, pure functions of tensors beside a thin class that owns the state."""
 
+from stepscale.optimizers.ekfac import EKFAC
 from stepscale.optimizers.exact import Jacobian, Layerwise
+from stepscale.optimizers.foof import FOOF
+from stepscale.optimizers.inverse import ExplicitInverse, SelfNormalizing, StochasticTrace
 from stepscale.optimizers.kfac import KFAC
+from stepscale.optimizers.kronecker import Kronecker, Schedule
+from stepscale.optimizers.natural import NaturalGradient
+from stepscale.optimizers.quadratic import KLClipped, QuadraticStep
 from stepscale.optimizers.relative import Relative
 from stepscale.optimizers.relative_sgd import RelativeSGD
 from stepscale.optimizers.step import Direction, Mark, Paired, Stateless, Step, Tracked, no_mark, pair, require
 
 __all__ = [
+    "EKFAC",
+    "FOOF",
     "KFAC",
     "Direction",
+    "ExplicitInverse",
     "Jacobian",
+    "KLClipped",
+    "Kronecker",
     "Layerwise",
     "Mark",
+    "NaturalGradient",
     "Paired",
+    "QuadraticStep",
     "Relative",
     "RelativeSGD",
+    "Schedule",
+    "SelfNormalizing",
     "Stateless",
     "Step",
+    "StochasticTrace",
     "Tracked",
     "no_mark",
     "pair",

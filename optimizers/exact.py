@@ -18,6 +18,8 @@ class Layerwise(Stateless):
     The honest baseline. It needs nothing but ``loss``, so it serves any model.
     """
 
+    log_det = "exact"
+
     def __init__(self, model: nn.Module) -> None:
         require(model, "loss", "layerwise")
         self.model: Any = model
@@ -32,6 +34,8 @@ class Jacobian(Stateless):
 
     What one writes without using the structure of the model; the naive baseline.
     """
+
+    log_det = "exact"
 
     def __init__(self, model: nn.Module) -> None:
         for method in ("forward", "base_log_prob"):

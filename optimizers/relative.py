@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.models import Batch, LayerIO
+from stepscale.optimizers.frames import require_log_dets
 from stepscale.optimizers.step import Mark, Stateless, no_mark, require
 
 BIASES = ("plain", "affine", "official")
@@ -32,6 +33,8 @@ class Relative(Stateless):
         TypeError: the model has no ``capture``.
     """
 
+    log_det = "exact"
+
     def __init__(self, model: nn.Module, bias: str = "plain") -> None:
         require(model, "capture", "relative")
         if bias not in BIASES:
@@ -41,7 +44,9 @@ class Relative(Stateless):
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        for io in self.model.capture(batch):
+        ios = self.model.capture(batch)
+        require_log_dets(ios, "the relative gradient")
+        for io in ios:
             io.layer.weight.grad = weight_gradient(io, self.bias)
             if io.layer.bias is not None:
                 io.layer.bias.grad = bias_gradient(io, self.bias)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.models import Batch, LayerIO
+from stepscale.optimizers.frames import require_log_dets
 from stepscale.optimizers.relative import BIASES, bias_gradient
 from stepscale.optimizers.step import Mark, no_mark, require
 
@@ -46,7 +47,7 @@ class RelativeSGD:
         FloatingPointError: when called, and a layer's δ or v is not finite.
     """
 
-    period = 1
+    period, log_det = 1, "exact"
 
     def __init__(
         self, model: nn.Module, lr: float, bias: str = "plain", bound: float = 0.25, track: bool = True
@@ -69,6 +70,7 @@ class RelativeSGD:
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = self.model.capture(batch)
+        require_log_dets(ios, "the relative gradient")
         mark("gradient")
         rates = self._tracked_rates(ios) if self.track else [self.lr] * len(ios)
         mark("likelihood")

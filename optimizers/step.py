@@ -22,7 +22,8 @@ def no_mark(phase: str) -> None:
 class Direction(Protocol):
     """Writes ``.grad`` of every parameter of the model it was built with; returns nothing.
 
-    ``period`` is the number of calls after which its work repeats.
+    ``period`` is the number of calls after which its work repeats. It may say in ``log_det`` how it comes by the
+    log-determinant's gradient: exact, stale, stochastic or biased; tables show it.
     """
 
     period: int
@@ -73,6 +74,7 @@ class Paired:
 
     def __init__(self, direction: Direction, update: torch.optim.Optimizer) -> None:
         self.direction, self.update, self.period = direction, update, direction.period
+        self.log_det = getattr(direction, "log_det", None)
         self.parameters = [p for group in update.param_groups for p in group["params"]]
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.models import Flow, LayerIO
-from stepscale.optimizers import KFAC, Layerwise
-from stepscale.optimizers.kfac import damped_inverses
+from stepscale.optimizers import KFAC, Layerwise, Schedule
+from stepscale.optimizers.kronecker import cholesky_inverse
 from tests.conftest import batch_of, generic_flow, gradients
 
 
@@ -62,7 +62,7 @@ def test_between_inversions_exact_follows_the_weights_and_stale_does_not(frame: 
         step = KFAC(model, frame=frame, statistics="data", log_det=log_det)
         step(x)
         gradients(model)
-        inverses = [(f.A_inv.clone(), f.G_inv.clone()) for f in step.factors]
+        inverses = [(f["A_inv"].clone(), f["G_inv"].clone()) for f in step.state]
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -113,11 +113,11 @@ def test_closed_form_of_one_gaussian_layer_with_statistics_from_the_model(monkey
 
 def test_sampled_factors_tend_to_the_models() -> None:
     model = generic_flow(3, 1, bias=False)
-    step = KFAC(model, statistics="model", statistics_interval=1, inverse_interval=1000, decay=0.999)
+    step = KFAC(model, statistics="model", schedule=Schedule(statistics=1, inverse=1000, decay=0.999))
     for _ in range(400):
         step(torch.randn(200, 3, dtype=torch.float64))
-    assert (step.factors[0].A - torch.eye(3)).abs().max() < 0.02
-    assert (step.factors[0].G - torch.eye(3)).abs().max() < 0.02
+    assert (step.state[0]["A"] - torch.eye(3)).abs().max() < 0.02
+    assert (step.state[0]["G"] - torch.eye(3)).abs().max() < 0.02
 
 
 def test_heavy_damping_gives_the_gradient() -> None:
@@ -146,7 +146,7 @@ def test_one_sample_is_exactly_kronecker() -> None:
     score = (io.delta.T @ homogeneous(io.a)).reshape(-1)
     step = KFAC(model, frame="euclidean", statistics="data")
     step(x)
-    kron = torch.kron(step.factors[0].G, step.factors[0].A)
+    kron = torch.kron(step.state[0]["G"], step.state[0]["A"])
     torch.testing.assert_close(kron, torch.outer(score, score))
 
 
@@ -157,30 +157,30 @@ def test_curvature_is_per_sample_not_of_the_mean_gradient() -> None:
     for data in (x, x.repeat(10, 1)):
         step = KFAC(model, statistics="data")
         step(data)
-        traces.append(step.factors[0].G.trace())
+        traces.append(step.state[0]["G"].trace())
     torch.testing.assert_close(traces[0], traces[1])
 
 
 def test_running_averages_are_unbiased() -> None:
     """ε = min(1 − 1/k, decay): a plain mean while k ≤ 20, then exponential."""
     model = generic_flow(3, 1, bias=False)
-    step = KFAC(model, statistics="data", statistics_interval=1, decay=0.9)
+    step = KFAC(model, statistics="data", schedule=Schedule(statistics=1, decay=0.9))
     moments = []
     for k in range(1, 16):
         x = batch_of(10, 3)
         moments.append(model.capture(x)[0].y.T @ model.capture(x)[0].y / 10)
         step(x)
         if k == 10:
-            torch.testing.assert_close(step.factors[0].A, torch.stack(moments).mean(0))
+            torch.testing.assert_close(step.state[0]["A"], torch.stack(moments).mean(0))
     expected = torch.stack(moments[:10]).mean(0)
     for moment in moments[10:]:
         expected = 0.9 * expected + 0.1 * moment
-    torch.testing.assert_close(step.factors[0].A, expected)
+    torch.testing.assert_close(step.state[0]["A"], expected)
 
 
 def test_work_follows_the_intervals() -> None:
     model = generic_flow()
-    step = KFAC(model, statistics_interval=2, inverse_interval=3)
+    step = KFAC(model, schedule=Schedule(statistics=2, inverse=3))
     assert step.period == 6
     seen = []
     for _ in range(6):
@@ -194,9 +194,9 @@ def test_work_follows_the_intervals() -> None:
 
 def test_state_restores_the_same_continuation() -> None:
     model, x = generic_flow(), batch_of()
-    step = KFAC(model, statistics="data", statistics_interval=1)
+    step = KFAC(model, statistics="data", schedule=Schedule(statistics=1))
     step(x)
-    state, again = step.state_dict(), KFAC(model, statistics="data", statistics_interval=1)
+    state, again = step.state_dict(), KFAC(model, statistics="data", schedule=Schedule(statistics=1))
     again.load_state_dict(state)
     step(x)
     first = gradients(model)
@@ -210,7 +210,8 @@ def test_state_restores_the_same_continuation() -> None:
     [
         ({"frame": "riemannian"}, "relative, euclidean, got 'riemannian'"),
         ({"damping": -1.0}, "damping=-1.0"),
-        ({"inverse_interval": 0}, "inverse_interval=0"),
+        ({"rank": 0}, "rank=0"),
+        ({"rank": 5, "damping": 0.0}, "needs damping"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict, message: str) -> None:
@@ -218,12 +219,17 @@ def test_options_out_of_range_are_named(options: dict, message: str) -> None:
         KFAC(Flow(3), **options)
 
 
+def test_a_schedule_out_of_range_is_named() -> None:
+    with pytest.raises(ValueError, match="inverse=0"):
+        Schedule(inverse=0)
+
+
 def test_a_model_without_samples_is_refused() -> None:
     class OnlyCapture(nn.Module):
         def capture(self, batch: Tensor) -> list[LayerIO]:
             return []
 
-    with pytest.raises(TypeError, match=r"needs OnlyCapture\.sample"):
+    with pytest.raises(TypeError, match=r"needs OnlyCapture\.capture_samples"):
         KFAC(OnlyCapture())
 
 
@@ -233,4 +239,4 @@ def test_a_model_without_samples_is_refused() -> None:
 )
 def test_a_factor_without_inverse_is_refused(value: float, error: type, remedy: str) -> None:
     with pytest.raises(error, match=remedy):
-        damped_inverses(torch.diag(torch.tensor([1.0, value])), torch.eye(2), damping=0.0)
+        cholesky_inverse(torch.diag(torch.tensor([1.0, value])), 0.0)

@@ -1,0 +1,48 @@
+"""How a direction comes by the log-determinant's gradient, and how far it points from the exact gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepscale.bench.workload import Workload
+
+WIDEST = 4096  # the exact gradient is cubic
+
+
+def agreement(workload: Workload, dim: int) -> dict[str, Any]:
+    """O(d³): the step's ``log_det``, and the cosine of what it writes to the exact Euclidean gradient.
+
+    Taken on the last step of a period, where what is stale is most so. The cosine is None where a step writes no
+    ``.grad``, where the exact gradient takes too long, and where there is not memory enough for both.
+    """
+    model: Any = workload.model
+    said = None if getattr(model, "conditional", False) else getattr(workload.step, "log_det", None)
+    try:
+        return {"log_det": said, "cosine": _cosine(workload) if dim <= WIDEST else None}
+    except (MemoryError, RuntimeError):
+        return {"log_det": said, "cosine": None}
+
+
+def _cosine(workload: Workload) -> float | None:
+    workload.run((-workload.position - 1) % workload.period)
+    model: Any = workload.model
+    model.zero_grad()
+    model.loss(workload.batches[workload.position % len(workload.batches)]).backward()
+    exact = _flat(model)
+    model.zero_grad()
+    workload.run(1)
+    written = _flat(model)
+    if exact is None or written is None:
+        return None
+    return float(exact @ written / (exact.norm() * written.norm()))
+
+
+def _flat(model: torch.nn.Module) -> Tensor | None:
+    """Return all gradients as one float64 vector; None where a parameter has none."""
+    found = [parameter.grad for parameter in model.parameters()]
+    if any(gradient is None for gradient in found):
+        return None
+    return torch.cat([gradient.detach().flatten().double() for gradient in found if gradient is not None])

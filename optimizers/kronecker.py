@@ -1,0 +1,188 @@
+"""What Kronecker-factored directions share: running second moments, when to invert, and the product of rank B.
+
+A layer's preconditioned gradient is G⁻¹ ∇ A⁻¹ = (g G⁻¹)ᵀ(x̄ A⁻¹)/B − G⁻¹ [N, 0] A⁻¹ (the notation of ``frames``): a part
+of rank B that costs O(B d²), and where the loss holds a log-determinant, a part of full rank from it, which no exact
+step gets below O(d³). Without one no product between inversions is cubic: for fewer rows than the layer is wide the
+factors of rank B are preconditioned first and multiplied last (Martens & Grosse 2015, section 8).
+
+All statistics are means over samples (Fisher scale).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.models import Batch, LayerIO
+from stepscale.optimizers.frames import FRAMES, inputs, log_det_gradient, map_back, require_log_dets, write
+from stepscale.optimizers.step import Mark, no_mark, require
+
+STATISTICS = ("model", "data")
+LOG_DETS = ("exact", "stale")
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When to do what, and what running averages forget.
+
+    ``statistics`` and ``inverse`` are the numbers of steps between updates of the factors and between inversions (T₃ in
+    section 8 of Martens & Grosse 2015), ``decay`` is ε's upper limit in the averages, ε = min(1 − 1/k, decay)
+    (section 5): a plain mean at first, so that nothing has to be debiased.
+    """
+
+    statistics: int = 10
+    inverse: int = 10
+    decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.statistics < 1 or self.inverse < 1 or not 0 <= self.decay < 1:
+            raise ValueError(
+                "statistics and inverse must be at least 1 step and decay in [0, 1), got "
+                f"statistics={self.statistics}, inverse={self.inverse}, decay={self.decay}"
+            )
+
+
+class Kronecker(ABC):
+    """A direction with an input factor A, and mostly an output factor G, for each captured layer.
+
+    ``state`` holds each layer's tensors: the factors, whatever ``invert`` makes of them, and ``log_det``, the
+    log-determinant's part.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, damping: float, frame: str, statistics: str, log_det: str, schedule: Schedule
+    ) -> None:
+        name = type(self).__name__
+        require(model, "capture", name)
+        if statistics == "model":
+            require(model, "capture_samples", f"{name} (statistics=model)")
+        choices = {"frame": (frame, FRAMES), "statistics": (statistics, STATISTICS), "log_det": (log_det, LOG_DETS)}
+        for option, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
+        if damping < 0:
+            raise ValueError(f"damping must be at least 0, got damping={damping}")
+        self.model: Any = model
+        self.damping, self.schedule, self.log_det = damping, schedule, log_det
+        self.relative, self.sampled = frame == "relative", statistics == "model"
+        self.period = math.lcm(schedule.statistics, schedule.inverse)
+        self.steps, self.updates = 0, 0
+        self.state: list[State] = []
+
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        self.apply(self.model.capture(batch), mark)
+
+    @torch.no_grad()
+    def apply(self, ios: list[LayerIO], mark: Mark = no_mark) -> None:
+        """Write the direction of a captured batch into ``.grad``."""
+        if self.relative:
+            require_log_dets(ios, f"{type(self).__name__} with frame=relative")
+        mark("gradient")
+        source: list[LayerIO] | None = None
+        if self.steps % self.schedule.statistics == 0:
+            source = self.model.capture_samples(ios) if self.sampled else ios
+            self._average(source)
+            mark("statistics")
+        if self.steps % self.schedule.inverse == 0:
+            for k, (io, state) in enumerate(zip(ios, self.state, strict=True)):
+                self.invert(io, state, None if source is None else source[k])
+            mark("inverse")
+        for io, state in zip(ios, self.state, strict=True):
+            self.precondition(io, state)
+        mark("precondition")
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "updates": self.updates, "state": [dict(state) for state in self.state]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self.updates = state["steps"], state["updates"]
+        self.state = [dict(layer) for layer in state["state"]]
+
+    def average(self, state: State, io: LayerIO, keep: float) -> None:
+        """O(B d²): take a batch into a layer's factors, which keep that share of what they were."""
+        state["A"] = averaged(state.get("A"), inputs(io, self.relative), keep)
+        state["G"] = averaged(state.get("G"), io.delta, keep)
+
+    @abstractmethod
+    def invert(self, io: LayerIO, state: State, fresh: LayerIO | None) -> None:
+        """Make anew what ``precondition`` needs; ``fresh`` is what the factors have just taken in, if they have."""
+
+    def precondition(self, io: LayerIO, state: State) -> None:
+        """Write G⁻¹ ∇ A⁻¹, mapped back to the parameters, into ``.grad``; no ``G_inv`` in the state says G = I."""
+        x, A_inv, G_inv = inputs(io, self.relative), state["A_inv"], state.get("G_inv")
+        if G_inv is not None and not io.log_det and full_is_cheaper(len(x), *io.layer.weight.shape):
+            return write(io.layer, (io.delta.T @ x).div_(len(x)).T @ G_inv, A_inv, None)
+        left = io.delta / len(x) if G_inv is None else (io.delta @ G_inv).div_(len(x))
+        right = x @ A_inv
+        if self.relative:  # the part of rank B, associated from the right, so that mapping it back costs O(B d²)
+            right = map_back(right, io.layer)
+        return write(io.layer, left, right, self.log_det_part(io.layer, state) if io.log_det else None)
+
+    def log_det_part(self, layer: nn.Linear, state: State) -> Tensor:
+        """O(d³), and O(1) where it is stale: G⁻¹ [N, 0] A⁻¹ in the parameters; its bias column is not zero."""
+        if self.log_det == "stale":
+            return state["log_det"]
+        return self.fresh_log_det_part(layer, state)
+
+    def fresh_log_det_part(self, layer: nn.Linear, state: State) -> Tensor:
+        """O(d³): the same, of today's W and the last inverses."""
+        if self.relative:  # the part within the frame is made when the inverses are: one product here, not two
+            return map_back(state["within"], layer)
+        part = log_det_gradient(layer, relative=False) @ state["A_inv"][: layer.in_features]
+        return part if "G_inv" not in state else state["G_inv"] @ part
+
+    def keep_log_det_part(self, io: LayerIO, state: State) -> None:
+        """O(d³): after an inversion, keep what later steps need of the log-determinant's part."""
+        if not io.log_det:
+            return
+        if self.relative:
+            rows = state["A_inv"][: io.layer.in_features]
+            state["within"] = rows if "G_inv" not in state else state["G_inv"] @ rows
+        if self.log_det == "stale":
+            state["log_det"] = self.fresh_log_det_part(io.layer, state)
+            state.pop("within", None)
+
+    def _average(self, source: list[LayerIO]) -> None:
+        self.updates += 1
+        keep = min(1 - 1 / self.updates, self.schedule.decay)
+        self.state = self.state or [{} for _ in source]
+        for io, state in zip(source, self.state, strict=True):
+            self.average(state, io, keep)
+
+
+def averaged(moments: Tensor | None, x: Tensor, keep: float) -> Tensor:
+    """O(B d²): keep · moments + (1 − keep) · E[x xᵀ] over the rows of ``[batch, dim]``, in place but for the first."""
+    if moments is None:
+        return x.T @ x / len(x)
+    return moments.addmm_(x.T, x, beta=keep, alpha=(1 - keep) / len(x))
+
+
+def full_is_cheaper(rows: int, out: int, width: int) -> bool:
+    """Whether to form a gradient ``[out, width]`` and precondition it rather than its factors of so many rows."""
+    return out * width * (rows + out + width) < rows * (out * out + width * width + out * width)
+
+
+def cholesky_inverse(M: Tensor, shift: float | Tensor) -> Tensor:
+    """O(d³): (M + shift · I)⁻¹.
+
+    Raises:
+        FloatingPointError: M is not finite: the parameters have diverged.
+        torch.linalg.LinAlgError: the sum is not positive definite.
+    """
+    damped = M.clone()
+    damped.diagonal().add_(shift)
+    try:
+        return torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        if not torch.isfinite(damped).all():
+            raise FloatingPointError("a curvature factor is not finite: lower the learning rate") from error
+        least = torch.linalg.eigvalsh(damped)[0].item()
+        error.args = (f"a damped curvature factor has the eigenvalue {least:.3g}: raise damping",)
+        raise

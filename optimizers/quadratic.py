@@ -1,0 +1,214 @@
+"""What K-FAC's paper adds to its direction: step size, momentum and damping from the quadratic model; and KL clipping.
+
+Martens & Grosse 2015, arXiv 1503.05671, sections 6.4, 6.5 and 7: with M(δ) = ½ δᵀ(F + λ I)δ + ∇ᵀδ and F the exact
+Fisher matrix of the batch, the update is the δ = α Δ + μ δ₀ that minimises M, Δ the K-FAC direction and δ₀ the last
+update; and λ follows how well M foretells the loss. Ba, Grosse & Martens 2017, and Wu et al. 2017, arXiv 1708.05144,
+section 3.2: a step is shortened so that it changes the distribution by little.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.models import Batch, LayerIO, Tangents, slopes
+from stepscale.optimizers.kronecker import Kronecker
+from stepscale.optimizers.step import Mark, Paired, no_mark, require
+
+SHRINK = 19 / 20  # of λ, a step: ω₁ = SHRINK ** interval
+POOR, GOOD = 1 / 4, 3 / 4  # of the foretold change, by which λ grows or shrinks
+
+
+class QuadraticStep:
+    """K-FAC's own update; O(B P) a step beside the direction, on the flow O(L d³) more.
+
+    Args:
+        model: offers ``loss``, ``capture`` and ``fisher_roots``.
+        direction: builds the ``Kronecker`` direction Δ; its ``damping`` is λ₀.
+        momentum: whether δ₀ takes part; without it only the step's length is chosen.
+        interval: T₁, steps between adaptations of λ, each at the cost of two more losses; None to keep λ.
+
+    Attributes:
+        damping: λ now.
+        coefficients: α and μ of the last step.
+
+    Raises:
+        ValueError: ``interval`` is out of its range.
+        TypeError: the model lacks a method.
+        FloatingPointError: when called, and the parameters have diverged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        direction: Callable[[nn.Module], Kronecker],
+        *,
+        momentum: bool = True,
+        interval: int | None = 5,
+    ) -> None:
+        for method in ("loss", "capture", "fisher_roots"):
+            require(model, method, "quadratic model's step")
+        if interval is not None and interval < 1:
+            raise ValueError(f"interval must be at least 1 step, or null, got {interval}")
+        self.model: Any = model
+        self.direction, self.momentum, self.interval = direction(model), momentum, interval
+        self.period = math.lcm(self.direction.period, interval or 1)
+        self.log_det = self.direction.log_det
+        self.steps = 0
+        self.last: Tangents = []  # δ₀
+        self.coefficients = torch.zeros(2, dtype=torch.float64)
+
+    @property
+    def damping(self) -> float:
+        return self.direction.damping
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        ios = self.model.capture(batch)
+        self.direction.apply(ios, mark)
+        layers = [io.layer for io in ios]
+        directions = [gradients(layers)] + ([self.last] if self.last else [])
+        weights, foretold = minimum(ios, directions, self.model.fisher_roots(ios, directions), self.damping)
+        self.coefficients = torch.nn.functional.pad(weights, (0, 2 - len(weights)))
+        adapting = self.interval is not None and (self.steps + 1) % self.interval == 0
+        before = self.model.loss(batch) if adapting else foretold
+        update = combined(weights, directions)
+        move(layers, update)
+        self.last = update if self.momentum else []
+        if adapting:
+            self._adapt(((self.model.loss(batch) - before) / foretold).item())
+        self.steps += 1
+        mark("update")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "direction": self.direction.state_dict(),
+            "damping": self.damping,
+            "steps": self.steps,
+            "last": [list(part) for part in self.last],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.direction.load_state_dict(state["direction"])
+        self.direction.damping, self.steps = state["damping"], state["steps"]
+        self.last = [(dW, db) for dW, db in state["last"]]
+
+    def _adapt(self, achieved: float) -> None:
+        """λ by the Levenberg–Marquardt rule, from the share of the foretold change that came."""
+        if not math.isfinite(achieved):
+            raise FloatingPointError(f"the loss is not finite after a step at damping={self.damping:g}: raise damping")
+        factor = SHRINK ** (self.interval or 1)
+        if achieved > GOOD:
+            self.direction.damping *= factor
+        elif achieved < POOR:
+            self.direction.damping /= factor
+
+
+class KLClipped(Paired):
+    """A direction and a torch update, the direction shortened so that η² Dᵀ∇ ≤ κ; O(B P) beside them.
+
+    Dᵀ∇ is about Dᵀ F D for a natural direction D, so that a step changes the model's distribution by at most κ/2 nats.
+
+    Args:
+        model: what both are built with.
+        direction: builds a ``Kronecker`` direction.
+        update: builds a torch optimizer; η is its learning rate.
+        kappa: κ.
+
+    Raises:
+        ValueError: ``kappa`` is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        direction: Callable[[nn.Module], Kronecker],
+        update: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        kappa: float = 1e-3,
+    ) -> None:
+        if not kappa > 0:
+            raise ValueError(f"kappa must be positive, got {kappa}")
+        self.natural = direction(model)
+        super().__init__(self.natural, update(model.parameters()))
+        self.model: Any = model
+        self.kappa = kappa
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        ios = self.model.capture(batch)
+        self.natural.apply(ios, mark)
+        tangents = gradients([io.layer for io in ios])
+        change = self.update.param_groups[0]["lr"] ** 2 * slopes(ios, tangents).mean().abs()
+        share = (self.kappa / change).sqrt().clamp_max(1)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(share)
+        self.update.step()
+        mark("update")
+
+
+def gradients(layers: list[nn.Linear]) -> Tangents:
+    """What a direction wrote."""
+    found: Tangents = []
+    for layer in layers:
+        assert layer.weight.grad is not None
+        found.append((layer.weight.grad, None if layer.bias is None else layer.bias.grad))
+    return found
+
+
+def minimum(
+    ios: list[LayerIO], directions: list[Tangents], roots: list[Tensor], damping: float
+) -> tuple[Tensor, Tensor]:
+    """O(B P): the weights of the directions that minimise M, float64 ``[n]``, and M there less M(0).
+
+    ``roots`` are X v of each, XᵀX / B = F. The inner products of λ are those of the parameters in either frame.
+    """
+    products = [[damping * inner(u, v) for v in directions] for u in directions]
+    curvature = torch.stack([torch.stack(row) for row in products])
+    stacked = torch.stack([root.flatten() for root in roots]).double()
+    curvature = curvature + stacked @ stacked.T / len(ios[0].y)
+    slope = torch.stack([slopes(ios, direction).mean().double() for direction in directions])
+    weights = -torch.linalg.pinv(curvature, hermitian=True) @ slope  # the directions may be parallel
+    return weights, 0.5 * slope @ weights
+
+
+def inner(u: Tangents, v: Tangents) -> Tensor:
+    """O(P): the inner product of two directions in the space of the parameters, float64."""
+    total = sum((one * other).sum().double() for (one, _), (other, _) in zip(u, v, strict=True))
+    biases = [
+        (one * other).sum().double()
+        for (_, one), (_, other) in zip(u, v, strict=True)
+        if one is not None and other is not None
+    ]
+    return torch.as_tensor(total) + sum(biases)
+
+
+def combined(weights: Tensor, directions: list[Tangents]) -> Tangents:
+    """O(P): the sum of the directions with those weights."""
+    found: Tangents = []
+    for parts in zip(*directions, strict=True):
+        biases = [db for _, db in parts if db is not None]
+        dW = weighted(weights, [dW for dW, _ in parts])
+        found.append((dW, weighted(weights, biases) if biases else None))
+    return found
+
+
+def weighted(weights: Tensor, tensors: list[Tensor]) -> Tensor:
+    """O(P): a weighted sum of tensors of one shape."""
+    total = tensors[0] * weights[0].to(tensors[0].dtype)
+    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+        total.addcmul_(tensor, weight.to(tensor.dtype))
+    return total
+
+
+def move(layers: list[nn.Linear], update: Tangents) -> None:
+    """O(P): add an update to the parameters."""
+    for layer, (dW, db) in zip(layers, update, strict=True):
+        layer.weight.add_(dW)
+        if layer.bias is not None and db is not None:
+            layer.bias.add_(db)
