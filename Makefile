@@ -3,10 +3,12 @@ BASE_PYTHON ?= python3
 TORCH       ?= torch==2.13.0
 SWEEP       ?= default
 RUN         ?= results/local/latest
+PEERS        = model=classifier 'model.classes=$${dim}' batch=128 timing=full seed=0,1,2 dim=128,256,512,1024 \
+               'optimizer=shuffle(sgd_momentum,kfac_every_step,foof_every_step,asdl_kfac,singd)'
 REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dims=$(DIMS)) $(if $(THREADS),--threads=$(THREADS))
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick train report publish regress doctor counts counts-update gate-check test lint clean help
+.PHONY: setup bench bench-quick train report publish peers regress doctor counts counts-update gate-check test lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -27,6 +29,10 @@ bench-quick: .venv/ready  ## The same in a minute, with too few sizes for a verd
 train: SWEEP = train
 train: .venv/ready  ## Tune and train each optimizer alike: likelihood by step and second; 10 minutes on 2 cores (SWEEP=paper)
 	$(PY) -m stepscale.bench.sweep $(SWEEP) $(OVERRIDES)
+
+peers: .venv/ready  ## Time K-FAC beside other projects' in one run, one thread, the model and batch of their users
+	$(PY) -m pip install -q -e ".[peers]"
+	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench -m --config-dir tests/peers $(PEERS) $(OVERRIDES)
 
 report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench.report $(RUN)

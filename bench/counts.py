@@ -50,6 +50,10 @@ RULES: dict[Any, Callable[..., float]] = {
     aten.linalg_cholesky_ex: _cubic(1 / 3),
     aten.cholesky_inverse: _cubic(2 / 3),
     aten.linalg_inv_ex: _cubic(2),
+    aten._linalg_eigh: _cubic(9),  # with eigenvectors, by the symmetric QR algorithm
+    aten.linalg_qr: lambda A, *rest: (
+        4.0 * A.numel() * A.shape[-1] - _cubic(4 / 3)(A[..., : A.shape[-1], :])
+    ),  # Q, R thin
     aten.linalg_lu_solve: lambda LU, pivots, B, *rest: _solve(LU, B, 2),
     aten.linalg_solve_triangular: lambda A, B, *rest: _solve(A, B, 1),
     aten.cholesky_solve: lambda B, L, *rest: _solve(L, B, 2),

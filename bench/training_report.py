@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,10 @@ def trials_table(runs: pd.DataFrame) -> pd.DataFrame:
 def figures(
     folder: Path, final: pd.DataFrame, points: pd.DataFrame, targets: pd.DataFrame, profiles: pd.DataFrame, where: str
 ) -> list[str]:
-    """Write ``training.png`` and ``.svg`` of the last, largest workload; return every figure as SVG."""
+    """Write ``training….png`` and ``.svg`` of each workload, named by what varies; return every figure as SVG."""
     look, drawn = plots.styles(final["optimizer"]), []
-    workloads = list(final.groupby(curves.WORKLOAD))
-    for rank, (key, part) in enumerate(workloads):
+    varied = [axis for axis in curves.WORKLOAD if final[axis].nunique() > 1]
+    for key, part in final.groupby(curves.WORKLOAD):
         facts = dict(zip(curves.WORKLOAD, key, strict=True))
         title = (
             "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts) + f"\n{where}"
@@ -127,11 +128,12 @@ def figures(
         if not len(own):
             continue
         aims = targets[(targets[curves.WORKLOAD] == list(key)).all(axis=1)]
-        stem = folder / "training" if rank == len(workloads) - 1 else None
-        drawn.append(plots.written(training_plots.curves_figure(own, aims, look, title), stem))
+        suffix = "".join(f"-{re.sub(r'[^A-Za-z0-9_.]+', '-', str(facts[axis]))}" for axis in varied)
+        figure = training_plots.curves_figure(own, aims, look, title)
+        drawn.append(plots.written(figure, folder / f"training{suffix}"))
         seen = training_plots.pictures_figure(_pictures(folder, part), title)
         if seen is not None:
-            drawn.append(plots.written(seen, folder / "pictures" if stem else None))
+            drawn.append(plots.written(seen, folder / f"pictures{suffix}"))
     if len(profiles):
         count = len(targets)
         drawn.append(plots.written(training_plots.profile_figure(profiles, look, count)))

@@ -21,7 +21,10 @@ def findings(cells: pd.DataFrame, growth: pd.DataFrame, crossovers: pd.DataFrame
     """Say who overtakes whom, what is cubic, and what of the run failed or was disturbed."""
     varying = [column for column in GROUP if cells[column].nunique() > 1]
     found = [_overtaking(row, times, varying) for row in _largest_first(_notable(crossovers), cells)]
-    found += [_growth(row, varying) for row in _largest_first(growth, cells)]
+    rows = _largest_first(growth, cells)
+    found += [_growth(row, varying) for row in rows if row["sizes"] > 1]
+    if any(row["sizes"] < 2 for row in rows):  # one line for all of them, not one each
+        found.append("What was measured at one dim only says nothing of growth: sweep dims, as dim=64,128,256,512.")
     return found + _caveats(cells)
 
 
@@ -38,8 +41,9 @@ def base(optimizer: object) -> str:
 
 
 def _notable(crossovers: pd.DataFrame) -> pd.DataFrame:
-    """Pairs with the honest baseline; the others are in the table."""
-    return crossovers[(crossovers["faster"].map(base) == HONEST) | (crossovers["slower"].map(base) == HONEST)]
+    """Pairs with the honest baseline, but for what one dim leaves undecided; the others are in the table."""
+    own = crossovers[(crossovers["faster"].map(base) == HONEST) | (crossovers["slower"].map(base) == HONEST)]
+    return own[(own["kind"] != "undecided") | (own["dims"] > 1)]
 
 
 def _where(row: Mapping[Any, Any], varying: list[str]) -> str:

@@ -173,8 +173,21 @@ def minimum(
     stacked = torch.stack([root.flatten() for root in roots]).double()
     curvature = curvature + stacked @ stacked.T / len(ios[0].y)
     slope = torch.stack([slopes(ios, direction).mean().double() for direction in directions])
-    weights = -torch.linalg.pinv(curvature, hermitian=True) @ slope  # the directions may be parallel
+    weights = -least_squares(curvature, slope)
     return weights, 0.5 * slope @ weights
+
+
+def least_squares(M: Tensor, right: Tensor) -> Tensor:
+    """M⁺ right for a small symmetric positive semi-definite matrix: the directions may be parallel.
+
+    Raises:
+        FloatingPointError: it is not finite: the parameters have diverged.
+    """
+    if not torch.isfinite(M).all():
+        raise FloatingPointError("the quadratic model is not finite: raise damping")
+    values, vectors = torch.linalg.eigh(M)
+    inverse = torch.where(values > 1e-13 * values[-1], 1 / values, 0.0)
+    return vectors @ (inverse * (vectors.T @ right))
 
 
 def inner(u: Tangents, v: Tangents) -> Tensor:

@@ -44,6 +44,34 @@ def test_optimizer_builds_steps_and_moves_every_parameter(name: str, dtype: torc
         assert not torch.equal(old, new)
 
 
+ON_FLOWS_ALONE = {
+    "naive", "relative", "relative_adam", "relative_fused", "relative_momentum",
+    "inverse", "stale_inverse", "stochastic_trace", "self_normalizing",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", named("optimizer"))
+@pytest.mark.parametrize("kind", ["autoencoder", "classifier"])
+def test_optimizer_moves_a_network_or_says_why_it_cannot(name: str, kind: str) -> None:
+    cfg = composed(f"optimizer={name}", f"model={kind}", "dim=16")
+    data = instantiate(cfg.data)(dim=16, rows=20, seed=0)
+    model = instantiate(cfg.model)
+    before = [parameter.clone() for parameter in model.parameters()]
+
+    def train() -> None:
+        step = instantiate(cfg.optimizer)(model)
+        for _ in range(3):
+            step(data.train)
+
+    if name in ON_FLOWS_ALONE:
+        with pytest.raises(TypeError, match="needs"):
+            train()
+        return
+    train()
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.isfinite(new).all() and not torch.equal(old, new)
+
+
 @pytest.mark.parametrize("name", named("optimizer"))
 def test_no_hydra_object_runs_inside_a_step(name: str) -> None:
     """A ``_partial_`` object of Hydra costs 77 µs a call: as much as a small step."""
@@ -71,7 +99,8 @@ def test_no_hydra_object_runs_inside_a_step(name: str) -> None:
 def test_data_loads(name: str) -> None:
     dim = 2 if name == "toy" else 12
     data = instantiate(composed(f"data={name}").data)(dim=dim, rows=20, seed=0)
-    assert data.train.shape == (20, dim)
+    rows = data.train[0] if name == "labelled_digits" else data.train
+    assert rows.shape == (20, dim)
 
 
 @pytest.mark.parametrize("name", named("training"))

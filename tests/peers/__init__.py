@@ -20,12 +20,16 @@ MOMENTUM = 0.9
 class Asdl:
     """ASDL's K-FAC, empirical Fisher, two-sided with π; statistics every step and inverses every ``interval``."""
 
-    def __init__(self, model: nn.Module, lr: float, damping: float, interval: int) -> None:
+    def __init__(self, model: nn.Module, lr: float, damping: float, interval: int, batch: int) -> None:
         torch.cuda.nvtx.range_push = torch.cuda.nvtx.range_pop = lambda *_: None  # type: ignore[assignment] # no CUDA
         from asdl import FISHER_EMP, KfacGradientMaker, PreconditioningConfig
 
         config = PreconditioningConfig(
-            preconditioner_upd_interval=interval, curvature_upd_interval=1, damping=damping, ema_decay=0.05
+            preconditioner_upd_interval=interval,
+            curvature_upd_interval=1,
+            damping=damping,
+            ema_decay=0.05,
+            data_size=batch,
         )
         self.model, self.period = model, interval
         self.maker = KfacGradientMaker(model, config, fisher_type=FISHER_EMP)
@@ -65,7 +69,7 @@ class Singd:
         mark("update")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.update.steps}
+        return {"steps": self.update.steps, "scales": dict(self.update._grad_scales)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.update.steps = state["steps"]
+        self.update.steps, self.update._grad_scales = state["steps"], dict(state["scales"])
