@@ -3,8 +3,6 @@ BASE_PYTHON ?= python3
 TORCH       ?= torch==2.13.0
 SWEEP       ?= default
 RUN         ?= results/local/latest
-PEERS        = model=classifier 'model.classes=$${dim}' batch=128 timing=full seed=0,1,2 dim=128,256,512,1024 \
-               'optimizer=shuffle(sgd_momentum,kfac_every_step,foof_every_step,asdl_kfac,singd)'
 REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dims=$(DIMS)) $(if $(THREADS),--threads=$(THREADS))
 
 .DEFAULT_GOAL := help
@@ -32,7 +30,7 @@ train: .venv/ready  ## Tune and train each optimizer alike: likelihood by step a
 
 peers: .venv/ready  ## Time K-FAC beside other projects' in one run, one thread, the model and batch of their users
 	$(PY) -m pip install -q -e ".[peers]"
-	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench -m --config-dir tests/peers $(PEERS) $(OVERRIDES)
+	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench.sweep tests/peers/sweep.yaml --config-dir tests/peers $(OVERRIDES)
 
 report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench.report $(RUN)

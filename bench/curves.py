@@ -81,7 +81,7 @@ def first_time(points: pd.DataFrame, what: str, nats: float) -> float:
 def to_target(runs: pd.DataFrame, reaches: pd.DataFrame) -> pd.DataFrame:
     """Join step time, steps to target and time to target: medians over seeds, a miss counting as infinite.
 
-    ``of_baseline`` is the time as a share of the honest baseline's to the same target.
+    ``of_baseline`` is the time as a share of the honest baseline's to the same target; nothing where either missed it.
     """
     keys = [*WORKLOAD, "optimizer", "target"]
     table = reaches.groupby(keys, sort=False).agg(
@@ -92,8 +92,8 @@ def to_target(runs: pd.DataFrame, reaches: pd.DataFrame) -> pd.DataFrame:
     table = table.merge(results(runs)[[*WORKLOAD, "optimizer", "step_ms"]], on=[*WORKLOAD, "optimizer"])
     honest = table[table["optimizer"].map(base) == HONEST].groupby([*WORKLOAD, "target"])["seconds"].min()
     table = table.join(honest.rename("honest_s"), on=[*WORKLOAD, "target"])
-    share = table["seconds"] / table["honest_s"]
-    return table.assign(of_baseline=share.where(np.isfinite(share))).drop(columns="honest_s")
+    both = np.isfinite(table["seconds"]) & np.isfinite(table["honest_s"])
+    return table.assign(of_baseline=(table["seconds"] / table["honest_s"]).where(both)).drop(columns="honest_s")
 
 
 def profiles(table: pd.DataFrame) -> pd.DataFrame:

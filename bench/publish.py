@@ -35,7 +35,7 @@ def publish(run: Path, name: str) -> Path:
         raise ValueError(
             f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
         )
-    shutil.copytree(run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml"))
+    shutil.copytree(run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints"))
     here = f"{Path.cwd()}/"
     for path in (target / "records").glob("*.json"):  # commands name the folder they were given in: nobody's business
         path.write_text(path.read_text().replace(here, ""))

@@ -1,9 +1,9 @@
 """The main job: several Hydra multiruns into one folder, resumed where an earlier one stopped.
 
-``python -m stepscale.bench.sweep NAME`` runs ``conf/sweep/NAME.yaml``. Of timing, each of its grids is one multirun for
-each seed, so that optimizers are shuffled anew within the dims, which ascend. Of training, each point of its grids is
-tuned by one multirun, and what that chose is trained on new seeds by another. Further arguments go to Hydra; one that
-names what a grid names takes its place.
+``python -m stepscale.bench.sweep NAME`` runs ``conf/sweep/NAME.yaml``, or a file of the user's. Of timing, each of its
+grids is one multirun for each seed, so that optimizers are shuffled anew within the dims, which ascend. Of training,
+each point of its grids is tuned by one multirun, and what that chose is trained on new seeds by another. Further
+arguments go to Hydra; one that names what a grid names takes its place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INTERRUPTED = 130
 def main() -> None:
     """Run a sweep, or what is left of it, and write its report."""
     parser = argparse.ArgumentParser(prog="stepscale.bench.sweep", description="Run a sweep and write its report.")
-    parser.add_argument("name", help=f"one of {', '.join(names())}")
+    parser.add_argument("name", help=f"one of {', '.join(names())}, or a .yaml of your own like theirs")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="further words for Hydra, for every cell")
     arguments = parser.parse_args()
     sys.path.insert(0, os.getcwd())
@@ -71,9 +71,10 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
     Raises:
         SystemExit: there is no sweep of that name.
     """
-    if name not in names():
-        sys.exit(f"no sweep {name!r}; there are {', '.join(names())}")
-    config: Any = OmegaConf.to_container(OmegaConf.load(SWEEPS / f"{name}.yaml"))
+    path = Path(name) if name.endswith(".yaml") else SWEEPS / f"{name}.yaml"
+    if not path.is_file():
+        sys.exit(f"no sweep {name!r}; there are {', '.join(names())}, or name a .yaml file")
+    config: Any = OmegaConf.to_container(OmegaConf.load(path))
     words = [f"task={config['task']}", *shlex.split(config["settings"])]
     asked = searchable(overrides)
     there = config["grids"]["cuda" if torch.cuda.is_available() else "cpu"]

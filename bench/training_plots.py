@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from stepscale.bench.plots import GUIDE, RC, Style
 
 ZOOM = 0.08  # share of the whole gain that the lower panels show
+WIDE = 140  # letters that a legend's row holds
 Arrays = dict[str, np.ndarray]
 
 
@@ -36,7 +37,8 @@ def curves_figure(points: pd.DataFrame, targets: pd.DataFrame, look: dict[str, S
                 f"Held-out log-likelihood against {'steps' if what == 'step' else 'seconds of steps'}"
             )
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        columns = max(1, min(4, WIDE // (8 + max(map(len, labels), default=0))))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         figure.suptitle(title, fontsize=9)
     return figure
 

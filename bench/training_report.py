@@ -69,7 +69,7 @@ def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) ->
         if part["amari"].notna().any():
             closest = part.sort_values("amari").iloc[0]
             found.append(
-                f"Sources told apart best{place} by `{closest['optimizer']}`: median Amari distance"
+                f"Sources told apart best{place}: `{closest['optimizer']}`, median Amari distance"
                 f" {closest['amari']:.4f}, FastICA's on the same rows {closest['fast_ica_amari']:.4f}."
             )
     found.append(curves.budget(runs))
@@ -128,7 +128,7 @@ def figures(
         if not len(own):
             continue
         aims = targets[(targets[curves.WORKLOAD] == list(key)).all(axis=1)]
-        suffix = "".join(f"-{re.sub(r'[^A-Za-z0-9_.]+', '-', str(facts[axis]))}" for axis in varied)
+        suffix = "".join(_suffix(axis, facts[axis]) for axis in varied)
         figure = training_plots.curves_figure(own, aims, look, title)
         drawn.append(plots.written(figure, folder / f"training{suffix}"))
         seen = training_plots.pictures_figure(_pictures(folder, part), title)
@@ -138,6 +138,12 @@ def figures(
         count = len(targets)
         drawn.append(plots.written(training_plots.profile_figure(profiles, look, count)))
     return drawn
+
+
+def _suffix(axis: str, value: object) -> str:
+    """Name a file by a fact: ``-dim64``, ``-photos-centre-False``."""
+    words = re.sub(r"[^A-Za-z0-9_.]+", "-", str(value)).strip("-")
+    return f"-{axis}{words}" if isinstance(value, int) else f"-{words}"
 
 
 def _pictures(folder: Path, part: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:

@@ -59,6 +59,7 @@ def test_time_to_target_is_the_curves_own(run: Path) -> None:
     assert table.loc[(curves.BASELINE, "slow"), "missed"] == 3
     assert math.isinf(table.loc[(curves.BASELINE, "slow"), "seconds"])
     assert table.loc[(curves.BEST, "relative"), "seconds"] == pytest.approx(-math.log(0.01), rel=2e-2)
+    assert math.isnan(table.loc[(curves.BEST, "relative"), "of_baseline"])  # layerwise missed it
 
 
 def test_profiles_count_misses_as_never(run: Path) -> None:
