@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,16 +14,17 @@ WIDEST = 4096  # the exact gradient is cubic
 
 
 def agreement(workload: Workload, dim: int) -> dict[str, Any]:
-    """O(d³): the step's ``log_det``, and the cosine of what it writes to the exact Euclidean gradient.
+    """O(d³): the model's or the step's ``log_det``, and the cosine of what it writes to the exact Euclidean gradient.
 
     Taken on the last step of a period, where what is stale is most so. The cosine is None where a step writes no
     ``.grad``, where the exact gradient takes too long, and where there is not memory enough for both.
     """
     model: Any = workload.model
-    said = None if getattr(model, "conditional", False) else getattr(workload.step, "log_det", None)
+    said = getattr(model, "log_det", None) or getattr(workload.step, "log_det", None)
+    said = None if getattr(model, "conditional", False) else said
     try:
         return {"log_det": said, "cosine": _cosine(workload) if dim <= WIDEST else None}
-    except (MemoryError, RuntimeError):
+    except (ArithmeticError, MemoryError, RuntimeError):  # the timing is done and must not be lost
         return {"log_det": said, "cosine": None}
 
 
@@ -37,7 +39,8 @@ def _cosine(workload: Workload) -> float | None:
     written = _flat(model)
     if exact is None or written is None:
         return None
-    return float(exact @ written / (exact.norm() * written.norm()))
+    cosine = float(exact @ written / (exact.norm() * written.norm()))
+    return cosine if math.isfinite(cosine) else None
 
 
 def _flat(model: torch.nn.Module) -> Tensor | None:

@@ -42,7 +42,7 @@ def digits(dim: int, rows: int | None, seed: int, labels: bool = False) -> Datas
 
 
 def curves(dim: int, rows: int | None, seed: int) -> Dataset:
-    """Curves through three random points of the plane, with soft edges, on h×w = dim, 0 … 1: six degrees of freedom.
+    """Bézier curves of three random points, with soft edges, on h×w = dim, 0 … 1: six degrees of freedom.
 
     Like CURVES of Hinton & Salakhutdinov 2006, which is not this: drawn here, so that nothing has to be downloaded.
     """

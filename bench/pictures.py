@@ -26,7 +26,7 @@ def look(model: Any, data: Dataset, count: int) -> Arrays:
     """
     held_out = data.held_out if isinstance(data.held_out, Tensor) else data.held_out[0]
     if data.shape is not None and count:
-        rows = {"data": held_out[:count], **_samples(model, count), "filters": filters(model, count)}
+        rows = {"data": held_out[:count], **_samples(model, count), **filters(model, count)}
         return {name: _numpy(value).reshape(-1, *data.shape) for name, value in rows.items()}
     if held_out.shape[1] == 2:
         points = {"data": held_out[:POINTS], **_samples(model, POINTS)}
@@ -34,10 +34,13 @@ def look(model: Any, data: Dataset, count: int) -> Arrays:
     return {}
 
 
-def filters(model: Any, count: int) -> Tensor:
-    """Return the rows of the first affine layer's weight that are largest, ``[count, dim]``."""
-    weight = next(module.weight for module in model.modules() if isinstance(module, torch.nn.Linear))
-    return weight[weight.norm(dim=1).argsort(descending=True)[:count]]
+def filters(model: Any, count: int) -> dict[str, Tensor]:
+    """Return the rows of the first affine layer's weight that are largest, ``[count, dim]``; nothing without one."""
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    if not layers:
+        return {}
+    weight = layers[0].weight
+    return {"filters": weight[weight.norm(dim=1).argsort(descending=True)[:count]]}
 
 
 def save(arrays: Arrays, path: Path) -> None:
@@ -45,7 +48,8 @@ def save(arrays: Arrays, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        halves: Any = {name: value.astype(np.float16) for name, value in arrays.items()}
+        widest = np.finfo(np.float16).max  # of a model gone astray there may be more
+        halves: Any = {name: value.clip(-widest, widest).astype(np.float16) for name, value in arrays.items()}
         np.savez_compressed(file, **halves)
     os.replace(partial, path)
 
@@ -62,7 +66,7 @@ def _samples(model: Any, count: int) -> dict[str, Tensor]:
 
 
 def _density(model: Any, rows: Tensor) -> Arrays:
-    if not callable(getattr(model, "log_prob", None)):
+    if not callable(getattr(model, "log_prob", None)) or getattr(model, "conditional", False):
         return {}
     reach = REACH * float(rows.abs().max())
     axis = torch.linspace(-reach, reach, GRID, device=rows.device, dtype=rows.dtype)

@@ -62,9 +62,10 @@ def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) ->
     for key, part in results.dropna(subset=["held_out_nats"]).groupby(curves.WORKLOAD, sort=False):
         best = part.sort_values("held_out_nats").iloc[-1]
         place = _place(dict(zip(curves.WORKLOAD, key, strict=True)), results)
+        bits = f", {best['held_out_bits']:.3f} bits per dim" if np.isfinite(best["held_out_bits"]) else ""
         found.append(
             f"Best at the end{place}: `{best['optimizer']}`, {best['held_out_nats']:.2f} nats"
-            f" [{best['low']:.2f}, {best['high']:.2f}], {best['held_out_bits']:.3f} bits per dim."
+            f" [{best['low']:.2f}, {best['high']:.2f}]{bits}."
         )
         if part["amari"].notna().any():
             closest = part.sort_values("amari").iloc[0]

@@ -40,7 +40,8 @@ class Autoencoder(MLP):
         if depth < 2 or depth % 2:
             raise ValueError(f"an autoencoder's depth must be even and at least 2, got depth={depth}")
         if hidden is None:
-            hidden = [max(1, dim // 2**k) for k in range(depth // 2 - 1)] + [max(1, min(CODE, dim // 8))]
+            narrowing = [max(1, dim // 2**k) for k in range(depth // 2 - 1)]
+            hidden = [*narrowing, max(1, min([CODE, dim // 8, *narrowing]))]
         if len(hidden) != depth // 2:
             raise ValueError(f"hidden must name depth/2 = {depth // 2} widths, the code's last, got {list(hidden)}")
         if output == "categorical":

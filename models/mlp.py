@@ -93,10 +93,10 @@ class MLP(nn.Module):
             delta = torch.randn_like(y)
         elif self.output == "bernoulli":
             mean = torch.sigmoid(y)
-            delta = mean - torch.bernoulli(mean)
-        else:
-            mean = torch.softmax(y, dim=1)
-            delta = mean - self._expanded(torch.multinomial(mean, 1).squeeze(1), y)
+            delta = mean - (torch.rand_like(mean) < mean).to(mean.dtype)
+        else:  # the largest of logits and Gumbel noise is categorical; torch.multinomial stops at NaN, and the device
+            gumbel = -torch.empty_like(y).exponential_().log()
+            delta = torch.softmax(y, dim=1) - self._expanded((y + gumbel).argmax(1), y)
         return self._captured([(io.a, io.u, io.y) for io in ios], delta)
 
     @torch.no_grad()
@@ -119,8 +119,8 @@ class MLP(nn.Module):
         """
         x, targets = (batch, batch) if isinstance(batch, Tensor) else batch
         if not self.checked:
-            if self.output == "categorical" and (targets.ndim != 1 or targets.is_floating_point()):
-                raise ValueError(f"a classifier needs labels, got {targets.dtype} of shape {tuple(targets.shape)}")
+            if self.output == "categorical":
+                check_labels(targets, self.layers[-1].out_features)
             if self.output == "bernoulli" and not bool(((targets >= 0) & (targets <= 1)).all()):
                 raise ValueError("Bernoulli outputs need targets in 0 … 1: use data=digits, curves, or output=gaussian")
             self.checked = True
@@ -181,3 +181,11 @@ class MLP(nn.Module):
         if self.output == "categorical":
             return -functional.cross_entropy(y, targets, reduction="none")
         return -0.5 * (y - targets).square().sum(1) - 0.5 * y.shape[1] * math.log(2 * math.pi)
+
+
+def check_labels(targets: Tensor, classes: int) -> None:
+    """Raise a ``ValueError`` where they are none of so many classes'."""
+    if targets.ndim != 1 or targets.dtype != torch.int64:
+        raise ValueError(f"a classifier needs int64 labels, got {targets.dtype} of shape {tuple(targets.shape)}")
+    if targets.min() < 0 or targets.max() >= classes:
+        raise ValueError(f"labels must lie in 0 … {classes - 1}, got {int(targets.min())} … {int(targets.max())}")

@@ -51,6 +51,7 @@ class PLUFlow(Flow):
     Args: as ``Flow``.
     """
 
+    log_det = "restricted"  # said in tables, as directions say theirs
     capture = None  # type: ignore[assignment]
 
     def __init__(

@@ -42,7 +42,7 @@ Tangents = list[tuple[Tensor, Tensor | None]]
 
 
 def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:
-    """O(B P), and O(d³) a layer with a log-determinant: derivative of each row's loss along a direction, ``[batch]``.
+    """O(B P), and O(d³) a layer with a log-determinant: each row's loss differentiated along a direction, ``[batch]``.
 
     Its mean over the rows is the inner product of the gradient and the direction; no gradient is formed.
     """
@@ -58,8 +58,9 @@ def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:
 class Model(Protocol):
     """The interface a model offers; only ``loss`` is needed, the rest opens more directions to it.
 
-    Implementations are ``torch.nn.Module``s. A direction that needs a part the model lacks refuses with a
-    ``TypeError`` naming that part (``stepscale.optimizers.require``).
+    Implementations are ``torch.nn.Module``s. One whose likelihood is of targets given inputs, not of the rows, says so
+    by an attribute ``conditional = True``: bits per dim and densities are then left out. A direction that needs a part
+    the model lacks refuses with a ``TypeError`` naming that part (``stepscale.optimizers.require``).
     """
 
     def loss(self, batch: Batch) -> Tensor:
@@ -67,7 +68,10 @@ class Model(Protocol):
         ...
 
     def capture(self, batch: Batch) -> list[LayerIO]:
-        """Forward and backward pass of the determinant-free part of the loss, first layer first."""
+        """Forward and backward pass of the determinant-free part of the loss, first layer first.
+
+        It is called under ``torch.no_grad``; one that uses autograd opens ``torch.enable_grad`` itself.
+        """
         ...
 
     def capture_samples(self, ios: list[LayerIO]) -> list[LayerIO]:

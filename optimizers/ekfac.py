@@ -17,15 +17,17 @@ SCALES = ("measured", "kronecker")
 
 
 class EKFAC(Kronecker):
-    """Q_G [(Q_Gᵀ ∇ Q_A) ⊘ (S + λ)] Q_Aᵀ, O(L (B d² + d³)) a step: two full products a layer, with or without log-det.
+    """Q_G [(Q_Gᵀ ∇ Q_A) ⊘ (S + λ)] Q_Aᵀ, O(L (B d² + d³)) a step: two full products a layer to come back.
 
-    Q_A and Q_G are the eigenvectors of K-FAC's factors, an eigendecomposition each when they are inverted.
+    The relative frame adds one, and a log-determinant in the Euclidean frame two and an inverse. Q_A and Q_G are the
+    eigenvectors of K-FAC's factors, an eigendecomposition each when they are inverted.
 
     Args:
         model: offers ``capture``, and ``capture_samples`` where statistics come from the model.
         damping: λ, added to S itself: exact Tikhonov.
-        scales: of S, ``[dim_out, dim_in (+1)]``: ``"measured"``, the second moments of per-sample gradients in the
-            eigenbasis (EKFAC), or ``"kronecker"``, products of the factors' eigenvalues (K-FAC with exact damping).
+        scales: of S, ``[dim_out, dim_in (+1)]``: ``"measured"``, the second moments of g x̄ᵀ in the eigenbasis
+            (EKFAC; with as little of a log-determinant's −N as K-FAC's factors have), averaged since that was made, or
+            ``"kronecker"``, products of the factors' eigenvalues (K-FAC with exact damping).
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         statistics: ``"model"``, the true Fisher, or ``"data"``, the empirical.
         schedule: of statistics and eigendecompositions, and the running averages' decay.
@@ -54,15 +56,17 @@ class EKFAC(Kronecker):
 
     def average(self, state: State, io: LayerIO, keep: float) -> None:
         super().average(state, io, keep)
-        if self.measured and "S" in state:
-            state["S"].lerp_(self._scales(io, state), 1 - keep)
+        if self.measured and "S" in state and self.steps % self.schedule.inverse:  # else it is in the old basis
+            state["count"] += 1
+            state["S"].lerp_(self._scales(io, state), 1 - min(1 - 1 / state["count"].item(), self.schedule.decay))
 
     def invert(self, io: LayerIO, state: State, fresh: LayerIO | None) -> None:
         d_A, state["Q_A"] = eigenbasis(state["A"])
         d_G, state["Q_G"] = eigenbasis(state["G"])
+        state["count"] = torch.tensor(float(self.measured and fresh is not None))  # of batches in S
         if self.measured and fresh is not None:
             state["S"] = self._scales(fresh, state)
-        else:
+        else:  # what comes next replaces it: its count is none
             state["S"] = torch.outer(d_G, d_A)
         if io.log_det and self.relative:
             state["within"] = state["Q_G"].T @ state["Q_A"][: io.layer.in_features]
@@ -73,7 +77,7 @@ class EKFAC(Kronecker):
         if io.log_det and self.relative:
             rotated -= state["within"]
         elif io.log_det:
-            rotated -= Q_G.T @ log_det_gradient(layer, relative=False) @ Q_A[: layer.in_features]
+            rotated -= Q_G.T @ log_det_gradient(layer) @ Q_A[: layer.in_features]
         direction = Q_G @ rotated.div_(state["S"] + self.damping) @ Q_A.T
         if self.relative:
             direction = map_back(direction, layer)
@@ -82,7 +86,7 @@ class EKFAC(Kronecker):
             layer.bias.grad = direction[:, layer.in_features].contiguous()
 
     def _scales(self, io: LayerIO, state: State) -> Tensor:
-        """O(B d²): E[(Q_Gᵀ g)² (Q_Aᵀ x̄)²ᵀ], ``[dim_out, dim_in (+1)]``: exact for a layer, summed over rows once."""
+        """O(B d²): E[(Q_Gᵀ g)² (Q_Aᵀ x̄)²ᵀ], ``[dim_out, dim_in (+1)]``."""
         P, R = io.delta @ state["Q_G"], inputs(io, self.relative) @ state["Q_A"]
         return P.square_().T @ R.square_() / len(P)
 

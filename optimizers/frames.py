@@ -34,12 +34,9 @@ def inputs(io: LayerIO, relative: bool) -> Tensor:
     return x if io.layer.bias is None else torch.cat([x, x.new_ones(len(x), 1)], dim=1)
 
 
-def log_det_gradient(layer: nn.Linear, relative: bool) -> Tensor:
-    """N, ``[dim, dim]``: O(d²) in the relative frame and O(d³) in the Euclidean."""
-    W = layer.weight
-    if relative:
-        return torch.eye(len(W), dtype=W.dtype, device=W.device)
-    return torch.linalg.inv(W).T
+def log_det_gradient(layer: nn.Linear) -> Tensor:
+    """O(d³): N of the Euclidean frame, W⁻ᵀ, ``[dim, dim]``."""
+    return torch.linalg.inv(layer.weight).T
 
 
 def map_back(D: Tensor, layer: nn.Linear) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, LayerIO
 from stepscale.optimizers.frames import require_log_dets
-from stepscale.optimizers.step import Mark, no_mark, require
+from stepscale.optimizers.step import Mark, Stateless, no_mark, require
 
 
 class ExplicitInverse:
@@ -48,13 +48,13 @@ class ExplicitInverse:
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "inverses": self.inverses}
+        return {"steps": self.steps, "inverses": list(self.inverses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.inverses = state["steps"], list(state["inverses"])
 
 
-class StochasticTrace:
+class StochasticTrace(Stateless):
     """O(L (B d² + d³)), a third of an inverse's d³: W⁻ᵀ = E[(W⁻ᵀ ε) εᵀ], one solve a probe ε of signs; unbiased.
 
     Hutchinson 1990's estimator of the trace in d log|det W| = tr(W⁻¹ dW); its variance grows with the dim.
@@ -64,7 +64,7 @@ class StochasticTrace:
         TypeError: the model has no ``capture``, or a layer no log-determinant.
     """
 
-    period, log_det = 1, "stochastic"
+    log_det = "stochastic"
 
     def __init__(self, model: nn.Module, probes: int = 1) -> None:
         require(model, "capture", "stochastic trace")
@@ -80,11 +80,6 @@ class StochasticTrace:
             signs = torch.randint(0, 2, (len(W), self.probes), device=W.device).to(W.dtype).mul_(2).sub_(1)
             write_gradient(io, torch.linalg.solve(W.T, signs) @ signs.T / self.probes)
         mark("gradient")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class SelfNormalizing:
@@ -125,10 +120,10 @@ class SelfNormalizing:
         mark("gradient")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"inverses": self.inverses}
+        return {"inverses": list(self.inverses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.inverses = list(state["inverses"])
+        self.inverses = [inverse.clone() for inverse in state["inverses"]]  # changed in place
 
 
 def captured(model: Any, batch: Batch, what: str) -> list[LayerIO]:

@@ -103,7 +103,8 @@ class Kronecker(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.updates = state["steps"], state["updates"]
-        self.state = [dict(layer) for layer in state["state"]]
+        # averages are taken in place, and would be in the caller's tensors
+        self.state = [{name: tensor.clone() for name, tensor in layer.items()} for layer in state["state"]]
 
     def average(self, state: State, io: LayerIO, keep: float) -> None:
         """O(B d²): take a batch into a layer's factors, which keep that share of what they were."""
@@ -117,8 +118,9 @@ class Kronecker(ABC):
     def precondition(self, io: LayerIO, state: State) -> None:
         """Write G⁻¹ ∇ A⁻¹, mapped back to the parameters, into ``.grad``; no ``G_inv`` in the state says G = I."""
         x, A_inv, G_inv = inputs(io, self.relative), state["A_inv"], state.get("G_inv")
-        if G_inv is not None and not io.log_det and full_is_cheaper(len(x), *io.layer.weight.shape):
-            return write(io.layer, (io.delta.T @ x).div_(len(x)).T @ G_inv, A_inv, None)
+        if not io.log_det and full_is_cheaper(len(x), *io.layer.weight.shape, sides=1 if G_inv is None else 2):
+            gradient = (x.T @ io.delta).div_(len(x))
+            return write(io.layer, gradient if G_inv is None else gradient @ G_inv, A_inv, None)
         left = io.delta / len(x) if G_inv is None else (io.delta @ G_inv).div_(len(x))
         right = x @ A_inv
         if self.relative:  # the part of rank B, associated from the right, so that mapping it back costs O(B d²)
@@ -135,7 +137,7 @@ class Kronecker(ABC):
         """O(d³): the same, of today's W and the last inverses."""
         if self.relative:  # the part within the frame is made when the inverses are: one product here, not two
             return map_back(state["within"], layer)
-        part = log_det_gradient(layer, relative=False) @ state["A_inv"][: layer.in_features]
+        part = log_det_gradient(layer) @ state["A_inv"][: layer.in_features]
         return part if "G_inv" not in state else state["G_inv"] @ part
 
     def keep_log_det_part(self, io: LayerIO, state: State) -> None:
@@ -164,9 +166,13 @@ def averaged(moments: Tensor | None, x: Tensor, keep: float) -> Tensor:
     return moments.addmm_(x.T, x, beta=keep, alpha=(1 - keep) / len(x))
 
 
-def full_is_cheaper(rows: int, out: int, width: int) -> bool:
-    """Whether to form a gradient ``[out, width]`` and precondition it rather than its factors of so many rows."""
-    return out * width * (rows + out + width) < rows * (out * out + width * width + out * width)
+def full_is_cheaper(rows: int, out: int, width: int, sides: int = 2) -> bool:
+    """Whether to form a gradient ``[out, width]`` and precondition it rather than its factors of so many rows.
+
+    ``sides`` 1 is the input's alone.
+    """
+    left = out if sides == 2 else 0
+    return out * width * (rows + left + width) < rows * (left * left + width * width + out * width)
 
 
 def cholesky_inverse(M: Tensor, shift: float | Tensor) -> Tensor:

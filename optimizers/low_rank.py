@@ -1,7 +1,8 @@
 """Randomised low-rank approximation of symmetric positive semi-definite matrices.
 
 Halko, Martinsson & Tropp 2011, "Finding structure with randomness", SIAM Review 53(2), arXiv 0909.4061: algorithm 4.4
-(range finder with power iterations) and section 5.3 (eigenvalues from the compressed matrix).
+(range finder with power iterations; M being symmetric, ``power`` products with M are half as many of its iterations)
+and section 5.3 (eigenvalues from the compressed matrix).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class NaturalGradient(Stateless):
     Args:
         model: offers ``capture``, and ``capture_samples`` where statistics come from the model.
         damping: λ, above 0: the Fisher matrix of a batch is singular.
-        blocks: ``"joint"``, F of all parameters, or ``"layer"``, its diagonal blocks.
+        blocks: ``"joint"``, F of all parameters, or ``"layer"``, its diagonal blocks, at B³ for each of them.
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         statistics: ``"data"``, the scores of the batch itself: the empirical Fisher; or ``"model"``, of samples.
 
@@ -85,7 +85,7 @@ class NaturalGradient(Stateless):
         if self.relative:
             require_log_dets(ios, "natural gradient with frame=relative")
         mark("gradient")
-        normals = [log_det_gradient(io.layer, False) if io.log_det and not self.relative else None for io in ios]
+        normals = [log_det_gradient(io.layer) if io.log_det and not self.relative else None for io in ios]
         data = [scores(io, self.relative, N) for io, N in zip(ios, normals, strict=True)]
         drawn = data
         if self.sampled:

@@ -21,10 +21,11 @@ from stepscale.optimizers.step import Mark, Paired, no_mark, require
 
 SHRINK = 19 / 20  # of λ, a step: ω₁ = SHRINK ** interval
 POOR, GOOD = 1 / 4, 3 / 4  # of the foretold change, by which λ grows or shrinks
+LEAST = 1e-5  # λ
 
 
 class QuadraticStep:
-    """K-FAC's own update; O(B P) a step beside the direction, on the flow O(L d³) more.
+    """K-FAC's own update; O(B P) a step beside the direction, and O(L d³) where there are log-determinants.
 
     Args:
         model: offers ``loss``, ``capture`` and ``fisher_roots``.
@@ -80,7 +81,7 @@ class QuadraticStep:
         move(layers, update)
         self.last = update if self.momentum else []
         if adapting:
-            self._adapt(((self.model.loss(batch) - before) / foretold).item())
+            self._adapt((self.model.loss(batch) - before).item(), foretold.item())
         self.steps += 1
         mark("update")
 
@@ -97,21 +98,22 @@ class QuadraticStep:
         self.direction.damping, self.steps = state["damping"], state["steps"]
         self.last = [(dW, db) for dW, db in state["last"]]
 
-    def _adapt(self, achieved: float) -> None:
+    def _adapt(self, change: float, foretold: float) -> None:
         """λ by the Levenberg–Marquardt rule, from the share of the foretold change that came."""
-        if not math.isfinite(achieved):
+        if not math.isfinite(change):
             raise FloatingPointError(f"the loss is not finite after a step at damping={self.damping:g}: raise damping")
         factor = SHRINK ** (self.interval or 1)
-        if achieved > GOOD:
-            self.direction.damping *= factor
-        elif achieved < POOR:
+        if foretold < 0 and change / foretold > GOOD:
+            self.direction.damping = max(LEAST, self.damping * factor)
+        elif foretold < 0 and change / foretold < POOR:
             self.direction.damping /= factor
 
 
 class KLClipped(Paired):
-    """A direction and a torch update, the direction shortened so that η² Dᵀ∇ ≤ κ; O(B P) beside them.
+    """A direction and a torch update, the direction shortened so that η² Dᵀ∇ ≤ κ.
 
-    Dᵀ∇ is about Dᵀ F D for a natural direction D, so that a step changes the model's distribution by at most κ/2 nats.
+    O(B P) beside them, and O(L d³) where there are log-determinants. Dᵀ∇ is about Dᵀ F D for a natural direction D, so
+    that a step of plain descent, ηD, changes the model's distribution by about κ/2 nats at most.
 
     Args:
         model: what both are built with.
@@ -164,37 +166,42 @@ def gradients(layers: list[nn.Linear]) -> Tangents:
 def minimum(
     ios: list[LayerIO], directions: list[Tangents], roots: list[Tensor], damping: float
 ) -> tuple[Tensor, Tensor]:
-    """O(B P): the weights of the directions that minimise M, float64 ``[n]``, and M there less M(0).
+    """O(B P), as ``slopes`` more: the weights of the directions that minimise M, ``[n]``, and M there less M(0).
 
     ``roots`` are X v of each, XᵀX / B = F. The inner products of λ are those of the parameters in either frame.
     """
     products = [[damping * inner(u, v) for v in directions] for u in directions]
     curvature = torch.stack([torch.stack(row) for row in products])
+    tiny = torch.finfo(ios[0].y.dtype).eps  # what the sums resolve
     stacked = torch.stack([root.flatten() for root in roots]).double()
     curvature = curvature + stacked @ stacked.T / len(ios[0].y)
     slope = torch.stack([slopes(ios, direction).mean().double() for direction in directions])
-    weights = -least_squares(curvature, slope)
+    # of a 2×2 matrix, where no launch and no wait is dear
+    weights = -least_squares(curvature.cpu(), slope.cpu(), tiny).to(slope.device)
     return weights, 0.5 * slope @ weights
 
 
-def least_squares(M: Tensor, right: Tensor) -> Tensor:
+def least_squares(M: Tensor, right: Tensor, tiny: float) -> Tensor:
     """M⁺ right for a small symmetric positive semi-definite matrix: the directions may be parallel.
+
+    Eigenvalues below ``tiny`` times the largest count as none, after scaling to a unit diagonal.
 
     Raises:
         FloatingPointError: it is not finite: the parameters have diverged.
     """
     if not torch.isfinite(M).all():
         raise FloatingPointError("the quadratic model is not finite: raise damping")
-    values, vectors = torch.linalg.eigh(M)
-    inverse = torch.where(values > 1e-13 * values[-1], 1 / values, 0.0)
-    return vectors @ (inverse * (vectors.T @ right))
+    size = M.diagonal().clamp_min(torch.finfo(M.dtype).tiny).sqrt()
+    values, vectors = torch.linalg.eigh(M / torch.outer(size, size))
+    inverse = torch.where(values > tiny * values[-1], 1 / values, 0.0)
+    return vectors @ (inverse * (vectors.T @ (right / size))) / size
 
 
 def inner(u: Tangents, v: Tangents) -> Tensor:
     """O(P): the inner product of two directions in the space of the parameters, float64."""
-    total = sum((one * other).sum().double() for (one, _), (other, _) in zip(u, v, strict=True))
+    total = sum((one * other).sum(dtype=torch.float64) for (one, _), (other, _) in zip(u, v, strict=True))
     biases = [
-        (one * other).sum().double()
+        (one * other).sum(dtype=torch.float64)
         for (_, one), (_, other) in zip(u, v, strict=True)
         if one is not None and other is not None
     ]

@@ -134,7 +134,6 @@ def test_state_restores_the_same_continuation(direction: Any, model: str) -> Non
     step, again = make(), make()
     step(x)
     again.load_state_dict(step.state_dict())
-    step.load_state_dict({**step.state_dict(), "state": [{k: v.clone() for k, v in s.items()} for s in step.state]})
     found = []
     for one in (step, again):
         torch.manual_seed(5)
@@ -187,8 +186,8 @@ def test_measured_scales_are_nearer_the_fisher_than_kroneckers_and_have_its_trac
 
 def test_measured_scales_are_averaged_between_eigendecompositions() -> None:
     model = generic_flow(3, 1)
-    step = EKFAC(model, statistics="data", schedule=Schedule(statistics=1, inverse=100, decay=0.5))
-    batches = [batch_of(10, 3) for _ in range(3)]
+    step = EKFAC(model, statistics="data", schedule=Schedule(statistics=1, inverse=6, decay=0.6))
+    batches = [batch_of(10, 3) for _ in range(10)]  # the basis is made anew on the seventh
     for batch in batches:
         step(batch)
     Q_A, Q_G = step.state[0]["Q_A"], step.state[0]["Q_G"]
@@ -196,8 +195,8 @@ def test_measured_scales_are_averaged_between_eigendecompositions() -> None:
     for batch in batches:
         (io,) = model.capture(batch)
         moments.append((io.delta @ Q_G).square().T @ (inputs(io, True) @ Q_A).square() / 10)
-    expected = 0.5 * (0.5 * moments[0] + 0.5 * moments[1]) + 0.5 * moments[2]
-    torch.testing.assert_close(step.state[0]["S"], expected)
+    a, b, c, d = moments[6:]
+    torch.testing.assert_close(step.state[0]["S"], 0.6 * (0.6 * (a + b) / 2 + 0.4 * c) + 0.4 * d)
 
 
 # --- FOOF -------------------------------------------------------------------------------------------------------------
@@ -286,10 +285,8 @@ def test_the_error_is_within_the_expected_bound() -> None:
     errors = []
     for _ in range(30):
         M = spectrum(values)
-        Q = torch.linalg.qr(M @ torch.randn(40, k + p, dtype=torch.float64)).Q
-        found, vectors = randomized_eigh(M, k + p, oversampling=0, power=0)
-        errors.append(torch.linalg.matrix_norm(M - Q @ Q.T @ M).item())
-        assert found.shape == (k + p,) and vectors.shape == (40, k + p)
+        _, vectors = randomized_eigh(M, k + p, oversampling=0, power=0)
+        errors.append(torch.linalg.matrix_norm(M - vectors @ vectors.T @ M).item())
     tail = values.sort().values[: 40 - k].square().sum().sqrt()
     assert sum(errors) / 30 <= math.sqrt(1 + k / (p - 1)) * tail
     with_power = randomized_eigh(spectrum(values), k)[0]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stepscale.bench.agreement import agreement
 from stepscale.bench.workload import Workload
-from stepscale.models import Autoencoder, Flow
+from stepscale.models import Autoencoder, Flow, PLUFlow
 from stepscale.optimizers import (
     ExplicitInverse,
     Layerwise,
@@ -127,6 +127,8 @@ def test_agreement_of_what_has_none() -> None:
     fused = Workload(model, RelativeSGD(model, lr=1e-3), [x])
     assert agreement(fused, 5) == {"log_det": "exact", "cosine": None}
     assert agreement(workload(model, Layerwise, x), 10_000) == {"log_det": "exact", "cosine": None}
+    factored = agreement(workload(PLUFlow(5).double(), Layerwise, x), 5)
+    assert factored["log_det"] == "restricted" and factored["cosine"] == pytest.approx(1)
     network = Autoencoder(5, 2).double()
     found = agreement(workload(network, Layerwise, x), 5)
     assert found["log_det"] is None and found["cosine"] == pytest.approx(1)

@@ -148,7 +148,7 @@ def test_flow_samples_have_scores_of_mean_zero() -> None:
         (lambda: Classifier(5, 2, classes=1), "classes=1"),
         (lambda: Classifier(5, 2, activation="gelu"), "tanh, relu, got 'gelu'"),
         (lambda: Autoencoder(5, 2, output="bernoulli").loss(torch.tensor([[2.0] * 5])), r"targets in 0 … 1"),
-        (lambda: Classifier(5, 2).loss(torch.randn(3, 5)), "a classifier needs labels, got torch.float32"),
+        (lambda: Classifier(5, 2).loss(torch.randn(3, 5)), "a classifier needs int64 labels, got torch.float32"),
     ],
 )
 def test_what_does_not_fit_is_named(build: Any, message: str) -> None:

@@ -70,6 +70,16 @@ def test_a_cell_is_measured(tmp_path: Path, optimizer: str, overrides: list[str]
     assert found["environment"]["torch"] == torch.__version__
 
 
+@pytest.mark.parametrize(
+    ("model", "optimizer", "log_det"),
+    [("autoencoder", "kfac_whole", None), ("classifier", "kfac", None), ("plu_flow", "layerwise", "restricted")],
+)
+def test_a_cell_of_another_model_is_measured(tmp_path: Path, model: str, optimizer: str, log_det: str | None) -> None:
+    found = measure_cell(job(tmp_path, f"model={model}", optimizer=optimizer, dim=16))
+    assert found["status"] == "ok", found["reason"]
+    assert found["direction"]["log_det"] == log_det and -1 <= found["direction"]["cosine"] <= 1.000001
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("optimizer", ["relative", "layerwise", "kfac", "naive"])

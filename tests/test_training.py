@@ -17,14 +17,24 @@ import torch
 from picard import picard
 from picard.densities import Tanh
 
-from stepscale.bench import data, process, records, separation, training
+from stepscale.bench import data, process, records, report, separation, training
 from stepscale.bench.checkpoint import Checkpoint
 from stepscale.bench.clock import WallClock
 from stepscale.bench.job import Job
 from stepscale.bench.run import measure_cell
 from stepscale.bench.training import Settings, Stream, Training, next_evaluation
 from stepscale.models import Flow
-from stepscale.optimizers import KFAC, Layerwise, Relative, RelativeSGD, Step, pair
+from stepscale.optimizers import (
+    EKFAC,
+    KFAC,
+    Layerwise,
+    QuadraticStep,
+    Relative,
+    RelativeSGD,
+    SelfNormalizing,
+    Step,
+    pair,
+)
 from tests.test_run import job as job_for
 
 BRIEF = ["task=train", "training=quick", "training.time_limit_s=null", "training.max_steps=40", "training.rows=1000"]
@@ -37,6 +47,9 @@ STEPS: dict[str, Any] = {
     "relative_momentum": partial(pair, direction=Relative, update=partial(torch.optim.SGD, lr=0.01, momentum=0.9)),
     "adam": partial(pair, direction=Layerwise, update=partial(torch.optim.Adam, lr=0.02)),
     "kfac": partial(pair, direction=KFAC, update=partial(torch.optim.SGD, lr=0.01)),
+    "ekfac": partial(pair, direction=EKFAC, update=partial(torch.optim.SGD, lr=0.01)),
+    "kfac_whole": partial(QuadraticStep, direction=partial(KFAC, damping=10.0)),
+    "self_normalizing": partial(pair, direction=SelfNormalizing, update=partial(torch.optim.SGD, lr=0.01)),
 }
 
 
@@ -51,6 +64,33 @@ def training_of(make: Any, dim: int = 6, **changes: Any) -> Training:
     step: Step = make(model)
     settings = Settings(**{**vars(SETTINGS), **changes})
     return Training(model, step, rows, Stream(rows.train, 50, seed=3), settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "dim", "overrides"),
+    [
+        ("autoencoder", "kfac", 16, ["model.output=bernoulli", "data=curves"]),
+        ("autoencoder", "adam", 2, ["data=toy"]),
+        ("classifier", "natural", 16, []),
+        ("plu_flow", "adam", 16, []),
+    ],
+)
+def test_other_models_are_trained_and_reported(
+    tmp_path: Path, model: str, optimizer: str, dim: int, overrides: list[str]
+) -> None:
+    found = measure_cell(job(tmp_path, f"model={model}", *overrides, optimizer=optimizer, dim=dim))
+    assert found["status"] == "ok", found["reason"]
+    curve = found["training"]["curve"]["held_out_nats"]
+    assert curve[-1] > curve[0]
+    records.save(found, tmp_path / "records")
+    said = report.write(tmp_path)
+    assert ("bits per dim" in said) == (model == "plu_flow") and "nan" not in said.split("Best at the end")[1][:60]
+
+
+def test_a_classifier_that_diverges_keeps_its_curve(tmp_path: Path) -> None:
+    wild = ["model=classifier", "model.activation=relu", "optimizer.update.lr=1e30"]
+    found = measure_cell(job(tmp_path, *wild, optimizer="kfac", dim=16))
+    assert found["status"] == "diverged" and found["training"]["curve"]["step"][0] == 0
 
 
 @pytest.mark.parametrize("name", STEPS)
