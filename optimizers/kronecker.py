@@ -118,7 +118,8 @@ class Kronecker(ABC):
     def precondition(self, io: LayerIO, state: State) -> None:
         """Write G⁻¹ ∇ A⁻¹, mapped back to the parameters, into ``.grad``; no ``G_inv`` in the state says G = I."""
         x, A_inv, G_inv = inputs(io, self.relative), state["A_inv"], state.get("G_inv")
-        if not io.log_det and full_is_cheaper(len(x), *io.layer.weight.shape, sides=1 if G_inv is None else 2):
+        out, width = io.layer.weight.shape
+        if not io.log_det and full_is_cheaper(len(x), out, width, sides=1 if G_inv is None else 2):
             gradient = (x.T @ io.delta).div_(len(x))
             return write(io.layer, gradient if G_inv is None else gradient @ G_inv, A_inv, None)
         left = io.delta / len(x) if G_inv is None else (io.delta @ G_inv).div_(len(x))

@@ -229,6 +229,16 @@ def test_foof_is_a_solve_with_the_input_factor(frame: str) -> None:
         torch.testing.assert_close(written(io), D, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["tanh", "classifier"])  # layers that narrow and that widen: either association
+def test_foof_is_a_solve_on_networks(name: str) -> None:
+    model, batch = network(name, 20)
+    FOOF(model, damping=0.2, frame="euclidean")(batch)
+    for io in model.capture(batch):
+        damped = homogeneous(io.a).T @ homogeneous(io.a) / 20
+        damped.diagonal().add_(0.2)
+        torch.testing.assert_close(written(io), torch.linalg.solve(damped, layer_gradient(io).T).T)
+
+
 @pytest.mark.parametrize("frame", ["relative", "euclidean"])
 def test_foof_is_the_relative_gradient_where_u_is_white(frame: str) -> None:
     model = generic_flow(4, 1, bias=False)
