@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from stepscale.bench.plots import GUIDE, RC, Style
 
 ZOOM = 0.08  # share of the whole gain that the lower panels show
+NARROWEST = 7.5  # inches of a figure
 WIDE = 140  # letters that a legend's row holds
 Arrays = dict[str, np.ndarray]
 
@@ -80,7 +81,8 @@ def pictures_figure(shown: dict[str, Arrays], title: str) -> Figure | None:
     plane = first["data"].ndim == 2
     kinds = [kind for kind in (("log_density", "samples") if plane else ("samples", "filters")) if kind in first]
     with mpl.rc_context(RC | {"axes.grid": False}):
-        figure = Figure(figsize=(1.9 * (1 + len(shown)), 2.1 * max(1, len(kinds)) + 0.4), layout="constrained")
+        width = max(NARROWEST, 1.9 * (1 + len(shown)))  # or the title would not fit
+        figure = Figure(figsize=(width, 2.1 * max(1, len(kinds)) + 0.4), layout="constrained")
         axes = figure.subplots(max(1, len(kinds)), 1 + len(shown), squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
