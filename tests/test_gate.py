@@ -118,9 +118,9 @@ def test_an_empty_selection_measures_nothing_and_a_misspelt_name_is_an_error(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert regress("HEAD", "--optimizers=unheard_of", "--dims=8") == 3
-    assert "Nothing was measured. Optimizers there are: adam, kfac" in capsys.readouterr().out
+    assert "Nothing was measured. Optimizers there are: adam, ekfac" in capsys.readouterr().out
     assert regress("HEAD", "--optimizers=relative, unheard_of") == 2
-    assert "no optimizer unheard_of; there are adam, kfac" in capsys.readouterr().err
+    assert "no optimizer unheard_of; there are adam, ekfac" in capsys.readouterr().err
     assert "unheard_of" in json.loads((checkout / gate.OUT / "regress.json").read_text())["reason"]
 
 

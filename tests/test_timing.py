@@ -115,10 +115,10 @@ def test_what_follows_the_last_mark_is_counted(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_work_without_a_count_makes_no_two_steps_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``eigh`` has no rule: a period with one every 5 steps must be walked whole."""
+    """``svd`` has no rule: a period with one every 5 steps must be walked whole."""
 
     def eigen(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
-        torch.linalg.eigh(torch.eye(2))
+        torch.linalg.svd(torch.eye(2))
         self.clock.move(self.all_seconds[self.count % self.period])
         mark("gradient")
         self.count += 1
