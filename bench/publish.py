@@ -37,7 +37,7 @@ def publish(run: Path, name: str) -> Path:
         )
     shutil.copytree(run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints"))
     here = f"{Path.cwd()}/"
-    for path in (target / "records").glob("*.json"):  # commands name the folder they were given in: nobody's business
+    for path in target.rglob("*.json"):  # commands name the folder they were given in: nobody's business
         path.write_text(path.read_text().replace(here, ""))
     return target
 

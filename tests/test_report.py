@@ -161,7 +161,10 @@ def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pyte
     folder = planned(run_of(tmp_path / "run", {"mine": COSTS["relative"]}, [64]), 2, True)
     named = record("mine", 64, 0, 1e-3) | {"command": f"stepscale hydra.sweep.dir={tmp_path}/run"}
     records.save(named, folder / "records")
+    plan = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(plan | {"multiruns": [[f"file://{tmp_path}/mine"]]}))
     target = publish.publish(folder, "first")
+    assert json.loads((target / "run.json").read_text())["multiruns"] == [["file://mine"]]
     assert records.read(target / "records" / f"{named['identity']}.json")["command"] == "stepscale hydra.sweep.dir=run"
     assert len(list((target / "records").glob("*.json"))) == 2
     with pytest.raises(ValueError, match="is there already"):
