@@ -14,6 +14,7 @@ from stepscale.bench.plots import GUIDE, RC, Style
 
 ZOOM = 0.08  # share of the whole gain that the lower panels show
 NARROWEST = 7.5  # inches of a figure
+GREYS = 32  # levels of a picture: more are not seen in noise, and take most of a report's bytes
 WIDE = 140  # letters that a legend's row holds
 Arrays = dict[str, np.ndarray]
 
@@ -121,7 +122,8 @@ def _show(ax: Axes, arrays: Arrays, kind: str) -> None:
         reach = float(np.abs(arrays["data"]).max()) * 1.3
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     else:
-        ax.imshow(_mosaic(values), cmap="gray")
+        grey = mpl.colormaps["gray"].resampled(GREYS)
+        ax.imshow(_mosaic(values), cmap=grey, interpolation="none")  # embedded as it is, not at the figure's size
 
 
 def _mosaic(images: np.ndarray) -> np.ndarray:
