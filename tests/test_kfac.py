@@ -10,10 +10,7 @@ from stepscale.models import Flow, LayerIO
 from stepscale.optimizers import KFAC, Layerwise, Schedule
 from stepscale.optimizers.kronecker import cholesky_inverse
 from tests.conftest import batch_of, generic_flow, gradients
-
-
-def homogeneous(x: Tensor) -> Tensor:
-    return torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+from tests.dense import homogeneous
 
 
 def dense_direction(io: LayerIO, source: LayerIO, relative: bool, damping: float) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from stepscale.models import MLP, Flow
 from stepscale.optimizers import FOOF, KFAC, KLClipped, Layerwise, QuadraticStep, Schedule
 from tests.conftest import batch_of, generic_flow, gradients
-from tests.test_models import dense_fisher, network
+from tests.dense import dense_fisher, network
 
 DIRECTION = partial(KFAC, damping=0.5, frame="euclidean", statistics="data", schedule=Schedule(1, 1))
 
