@@ -123,8 +123,8 @@ class Flow(nn.Module):
         for k in range(len(layers) - 2, -1, -1):
             s = torch.sigmoid(seen[k][3])
             slope = torch.mul(s, 1 - self.alpha).add_(self.alpha)
-            curvature = torch.addcmul(s, s, s, value=-1).div_(slope)
-            delta = (delta @ layers[k + 1].weight).mul_(slope).sub_(curvature, alpha=1 - self.alpha)
+            delta = (delta @ layers[k + 1].weight).mul_(slope)
+            delta.addcdiv_(s.addcmul_(s, s, value=-1), slope, value=self.alpha - 1)
             deltas.append(delta)
         return [LayerIO(*io, delta, log_det=True) for io, delta in zip(seen, reversed(deltas), strict=True)]
 
@@ -157,8 +157,8 @@ class Flow(nn.Module):
         return torch.log(self.alpha + (1 - self.alpha) * torch.sigmoid(y)).sum(-1)
 
     def _activation(self, y: Tensor) -> Tensor:
-        # not F.softplus: it switches to the identity above 20, and σ⁻¹ then stalls at 7e-11
-        return torch.lerp(torch.logaddexp(y, y.new_zeros(())), y, self.alpha)
+        # softplus(y) = y − log σ(y), at half of logaddexp's cost; F.softplus is the identity above 20, which stalls σ⁻¹
+        return torch.sub(y, nn.functional.logsigmoid(y), alpha=1 - self.alpha)
 
     def _activation_inverse(self, z: Tensor) -> Tensor:
         """σ⁻¹ by Newton's method: σ is convex, increasing and onto, so it converges from either start."""

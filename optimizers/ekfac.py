@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stepscale.models import LayerIO
 from stepscale.optimizers.frames import inputs, log_det_gradient, map_back
 from stepscale.optimizers.kronecker import Kronecker, Schedule, State
+from stepscale.optimizers.step import gradient_of
 
 SCALES = ("measured", "kronecker")
 
@@ -81,9 +82,9 @@ class EKFAC(Kronecker):
         direction = Q_G @ rotated.div_(state["S"] + self.damping) @ Q_A.T
         if self.relative:
             direction = map_back(direction, layer)
-        layer.weight.grad = direction[:, : layer.in_features].contiguous()
+        gradient_of(layer.weight).copy_(direction[:, : layer.in_features])
         if layer.bias is not None:
-            layer.bias.grad = direction[:, layer.in_features].contiguous()
+            gradient_of(layer.bias).copy_(direction[:, layer.in_features])
 
     def _scales(self, io: LayerIO, state: State) -> Tensor:
         """O(B d²): E[(Q_Gᵀ g)² (Q_Aᵀ x̄)²ᵀ], ``[dim_out, dim_in (+1)]``."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO
+from stepscale.optimizers.step import gradient_of
 
 FRAMES = ("relative", "euclidean")
 
@@ -54,8 +55,10 @@ def write(layer: nn.Linear, left: Tensor, right: Tensor, less: Tensor | None) ->
     Weight and bias apart, so that neither has to be copied out of a wider matrix.
     """
     width = layer.in_features
-    weight = left.T @ right[:, :width]
-    layer.weight.grad = weight if less is None else weight.sub_(less[:, :width])
+    weight = torch.mm(left.T, right[:, :width], out=gradient_of(layer.weight))
+    if less is not None:
+        weight.sub_(less[:, :width])
     if layer.bias is not None:
-        bias = left.T @ right[:, width]
-        layer.bias.grad = bias if less is None else bias.sub_(less[:, width])
+        bias = torch.mv(left.T, right[:, width], out=gradient_of(layer.bias))
+        if less is not None:
+            bias.sub_(less[:, width])

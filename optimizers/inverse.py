@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, LayerIO
 from stepscale.optimizers.frames import require_log_dets
-from stepscale.optimizers.step import Mark, Stateless, no_mark, require
+from stepscale.optimizers.step import Mark, Stateless, gradient_of, no_mark, require
 
 
 class ExplicitInverse:
@@ -25,6 +25,8 @@ class ExplicitInverse:
         ValueError: ``interval`` is out of its range.
         TypeError: the model has no ``capture``, or a layer no log-determinant.
     """
+
+    overwrites = True
 
     def __init__(self, model: nn.Module, interval: int = 1) -> None:
         require(model, "capture", "explicit inverse")
@@ -64,7 +66,7 @@ class StochasticTrace(Stateless):
         TypeError: the model has no ``capture``, or a layer no log-determinant.
     """
 
-    log_det = "stochastic"
+    log_det, overwrites = "stochastic", True
 
     def __init__(self, model: nn.Module, probes: int = 1) -> None:
         require(model, "capture", "stochastic trace")
@@ -97,7 +99,7 @@ class SelfNormalizing:
         TypeError: the model has no ``capture``, or a layer no log-determinant.
     """
 
-    period, log_det = 1, "biased"
+    period, log_det, overwrites = 1, "biased", True
 
     def __init__(self, model: nn.Module, rate: float = 0.5) -> None:
         require(model, "capture", "self-normalizing")
@@ -135,7 +137,7 @@ def captured(model: Any, batch: Batch, what: str) -> list[LayerIO]:
 
 def write_gradient(io: LayerIO, inverse: Tensor) -> None:
     """O(B d²): δᵀa/B − ``inverse``, ``[dim, dim]``, and mean δ into ``.grad``."""
-    weight = torch.addmm(inverse, io.delta.T, io.a, beta=-1, alpha=1 / len(io.a))
-    io.layer.weight.grad = weight
-    if io.layer.bias is not None:
-        io.layer.bias.grad = io.delta.mean(0)
+    W, b, share = io.layer.weight, io.layer.bias, 1 / len(io.a)
+    torch.addmm(inverse, io.delta.T, io.a, beta=-1, alpha=share, out=gradient_of(W))
+    if b is not None:
+        torch.sum(io.delta, 0, out=gradient_of(b)).mul_(share)

@@ -55,6 +55,8 @@ class Kronecker(ABC):
     log-determinant's part.
     """
 
+    overwrites = True
+
     def __init__(
         self, model: nn.Module, *, damping: float, frame: str, statistics: str, log_det: str, schedule: Schedule
     ) -> None:

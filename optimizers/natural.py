@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.models import Batch, LayerIO
-from stepscale.optimizers.frames import FRAMES, inputs, log_det_gradient, map_back, require_log_dets
+from stepscale.optimizers.frames import FRAMES, inputs, log_det_gradient, map_back, require_log_dets, write
 from stepscale.optimizers.kronecker import STATISTICS
-from stepscale.optimizers.step import Mark, Stateless, no_mark, require
+from stepscale.optimizers.step import Mark, Stateless, gradient_of, no_mark, require
 
 BLOCKS = ("joint", "layer")
 
@@ -55,7 +55,7 @@ class NaturalGradient(Stateless):
         FloatingPointError: when called, and the parameters have diverged.
     """
 
-    log_det = "exact"
+    log_det, overwrites = "exact", True
 
     def __init__(
         self,
@@ -114,14 +114,14 @@ class NaturalGradient(Stateless):
             right, share = torch.cat([data.x, drawn.x]), (1 - c.sum()) / self.damping
         else:
             left, right, share = data.g * c.unsqueeze(1), data.x, c.sum()
-        layer, width = io.layer, io.layer.in_features
+        layer = io.layer
         if self.relative:
             right, N = map_back(right, layer), layer.weight
-        weight = left.T @ right[:, :width]
-        layer.weight.grad = weight if N is None else weight.addcmul_(N, share, value=-1)
-        if layer.bias is not None:
-            bias = left.T @ right[:, width]
-            layer.bias.grad = bias.addcmul_(layer.bias, share, value=-1) if self.relative else bias
+        write(layer, left, right, None)
+        if N is not None:
+            gradient_of(layer.weight).addcmul_(N, share, value=-1)
+        if self.relative and layer.bias is not None:
+            gradient_of(layer.bias).addcmul_(layer.bias, share, value=-1)
 
 
 def scores(io: LayerIO, relative: bool, N: Tensor | None) -> Scores:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, LayerIO
 from stepscale.optimizers.frames import require_log_dets
-from stepscale.optimizers.step import Mark, Stateless, no_mark, require
+from stepscale.optimizers.step import Mark, Stateless, gradient_of, no_mark, require
 
 BIASES = ("plain", "affine", "official")
 
@@ -33,7 +33,7 @@ class Relative(Stateless):
         TypeError: the model has no ``capture``.
     """
 
-    log_det = "exact"
+    log_det, overwrites = "exact", True
 
     def __init__(self, model: nn.Module, bias: str = "plain") -> None:
         require(model, "capture", "relative")
@@ -47,27 +47,22 @@ class Relative(Stateless):
         ios = self.model.capture(batch)
         require_log_dets(ios, "the relative gradient")
         for io in ios:
-            io.layer.weight.grad = weight_gradient(io, self.bias)
+            W, v = io.layer.weight, moved(io, self.bias)
+            torch.addmm(W, io.delta.T, v @ W, beta=-1, alpha=1 / len(v), out=gradient_of(W))  # (δᵀ v) W would be cubic
             if io.layer.bias is not None:
-                io.layer.bias.grad = bias_gradient(io, self.bias)
+                write_bias_gradient(io, self.bias, gradient_of(io.layer.bias))
         mark("gradient")
 
 
-def weight_gradient(io: LayerIO, bias: str) -> Tensor:
-    """O(B d²): dW = δᵀ(v W)/B − W, ``[dim, dim]``; v = y − b = a Wᵀ for ``plain`` and y otherwise.
-
-    Associated from the right: (δᵀ v) W would be cubic. A product and a subtraction, not one ``addmm``, which copies W
-    and then reads the copy: 15 % slower at dim 1024 on CPU.
-    """
-    W, v = io.layer.weight, io.u if bias == "plain" else io.y
-    return (io.delta.T @ (v @ W).div_(len(v))).sub_(W)
+def moved(io: LayerIO, bias: str) -> Tensor:
+    """Return v of dW = δᵀ(v W)/B − W: y − b = a Wᵀ for ``plain`` and y otherwise, ``[batch, dim]``."""
+    return io.u if bias == "plain" else io.y
 
 
-def bias_gradient(io: LayerIO, bias: str) -> Tensor:
+def write_bias_gradient(io: LayerIO, bias: str, out: Tensor) -> None:
     """O(B d): ``plain`` mean δ; ``affine`` δᵀ(y b)/B − b + mean δ; ``official`` the same without −b; ``[dim]``."""
-    mean = io.delta.mean(0)
-    if bias == "plain":
-        return mean
-    b = io.layer.bias
-    affine = torch.addmv(mean, io.delta.T, io.y @ b, alpha=1 / len(io.y))
-    return affine - b if bias == "affine" else affine
+    torch.sum(io.delta, 0, out=out).mul_(1 / len(io.delta))
+    if bias != "plain":
+        out.addmv_(io.delta.T, io.y @ io.layer.bias, alpha=1 / len(io.y))
+    if bias == "affine":
+        out.sub_(io.layer.bias)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, LayerIO
 from stepscale.optimizers.frames import require_log_dets
-from stepscale.optimizers.relative import BIASES, bias_gradient
+from stepscale.optimizers.relative import BIASES, moved, write_bias_gradient
 from stepscale.optimizers.step import Mark, no_mark, require
 
 
@@ -26,9 +26,9 @@ class RelativeSGD:
     """Relative gradient and plain SGD in one pass over W; O(L (B d² + B² d + B³)), with ``track`` off O(L B d²).
 
     The same parameters as ``pair(Relative, torch.optim.SGD)``, with no gradient formed. While it tracks,
-    ``log_likelihood`` is the mean log-likelihood of the last batch in nats under the parameters that the step found,
-    ``log_abs_dets`` holds each layer's log|det W| now (float64, ``[depth]``), and no step can make W singular: all
-    eigenvalues of c v δᵀ lie within its Frobenius norm, and a layer's η is halved until that is below ``bound``.
+    ``log_abs_dets`` holds each layer's log|det W| now (float64, ``[depth]``), so that ``log_likelihood`` costs no
+    determinant, and no step can make W singular: all eigenvalues of c v δᵀ lie within its Frobenius norm, and a layer's
+    η is halved until that is below ``bound``.
 
     Args:
         model: offers ``capture`` and ``captured_log_prob``; every layer square with a log|det W| in the loss.
@@ -65,18 +65,30 @@ class RelativeSGD:
         self.lr, self.bias, self.bound, self.track = lr, bias, bound, track
         self.halved = 0
         self.log_abs_dets = log_abs_dets(self.model) if track else torch.empty(0)
-        self.log_likelihood = self.log_abs_dets.new_full((), math.nan)
+        self.seen: tuple[list[LayerIO], Tensor] | None = None  # the last batch, and log|det W| as it found them
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        self.seen = None  # or two batches' activations would be in memory
         ios = self.model.capture(batch)
         require_log_dets(ios, "the relative gradient")
         mark("gradient")
         rates = self._tracked_rates(ios) if self.track else [self.lr] * len(ios)
-        mark("likelihood")
+        mark("determinants")
         for io, lr in zip(ios, rates, strict=True):
             descend(io, lr, self.bias)
         mark("update")
+
+    @torch.no_grad()
+    def log_likelihood(self) -> Tensor:
+        """O(L B d): mean log-likelihood of the last batch in nats under the parameters that the step found; float64.
+
+        NaN before the first step, and where nothing is tracked.
+        """
+        if self.seen is None:
+            return torch.tensor(math.nan, dtype=torch.float64)
+        ios, dets = self.seen
+        return self.model.captured_log_prob(ios).mean().double() + dets.sum()
 
     def anchor(self) -> float | None:
         """O(L d³): compute the log-determinants anew in float64; return by how many nats they had drifted.
@@ -91,15 +103,14 @@ class RelativeSGD:
         return (tracked - self.log_abs_dets).sum().item()
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("log_abs_dets", "log_likelihood", "halved")}
+        return {"log_abs_dets": self.log_abs_dets, "halved": self.halved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.log_abs_dets, self.log_likelihood = state["log_abs_dets"], state["log_likelihood"]
-        self.halved = state["halved"]
+        self.log_abs_dets, self.halved, self.seen = state["log_abs_dets"], state["halved"], None
 
     def _tracked_rates(self, ios: list[LayerIO]) -> list[float]:
-        """Each layer's η within the bound; the likelihood before the step and the determinants after it."""
-        self.log_likelihood = self.model.captured_log_prob(ios).mean().double() + self.log_abs_dets.sum()
+        """Each layer's η within the bound; the determinants before the step kept, and after it."""
+        self.seen = ios, self.log_abs_dets
         outer = [outer_product(io, self.bias) for io in ios]
         norms = torch.stack([torch.linalg.matrix_norm(K) for K in outer]).tolist()  # the one wait for the device
         rates, changes = [], []
@@ -114,15 +125,17 @@ class RelativeSGD:
 
 def descend(io: LayerIO, lr: float, bias: str) -> None:
     """O(B d²): W ← (1 + η) W − η δᵀ(v W)/B and b ← b − η db, in place; associated from the right."""
-    W, v = io.layer.weight, io.u if bias == "plain" else io.y
-    if io.layer.bias is not None:
-        io.layer.bias.sub_(bias_gradient(io, bias), alpha=lr)
+    W, b, v = io.layer.weight, io.layer.bias, moved(io, bias)
+    if b is not None:
+        gradient = torch.empty_like(b)
+        write_bias_gradient(io, bias, gradient)
+        b.sub_(gradient, alpha=lr)
     W.addmm_(io.delta.T, v @ W, beta=1 + lr, alpha=-lr / len(v))
 
 
 def outer_product(io: LayerIO, bias: str) -> Tensor:
     """O(B d min(B, d)): v δᵀ, ``[batch, batch]``, or δᵀ v, ``[dim, dim]``, whichever is smaller."""
-    v = io.u if bias == "plain" else io.y
+    v = moved(io, bias)
     return v @ io.delta.T if len(v) < v.shape[1] else io.delta.T @ v
 
 

@@ -23,7 +23,8 @@ class Direction(Protocol):
     """Writes ``.grad`` of every parameter of the model it was built with; returns nothing.
 
     ``period`` is the number of calls after which its work repeats. It may say in ``log_det`` how it comes by the
-    log-determinant's gradient: exact, stale, stochastic or biased; tables show it.
+    log-determinant's gradient: exact, stale, stochastic or biased; tables show it. One that writes over the ``.grad``
+    it finds, as into ``gradient_of``, says ``overwrites = True``; for any other they are None before each call.
     """
 
     period: int
@@ -47,8 +48,11 @@ class Step(Protocol):
 class Tracked(Protocol):
     """A step on which the log-likelihood stays known, and which may halve its learning rate to stay within bounds."""
 
-    log_likelihood: Tensor
     halved: int
+
+    def log_likelihood(self) -> Tensor:
+        """Mean log-likelihood of the last batch in nats under the parameters that the step found."""
+        ...
 
     def anchor(self) -> float | None:
         """Compute afresh what is tracked; return by how many nats it had drifted, None where nothing is."""
@@ -76,10 +80,12 @@ class Paired:
         self.direction, self.update, self.period = direction, update, direction.period
         self.log_det = getattr(direction, "log_det", None)
         self.parameters = [p for group in update.param_groups for p in group["params"]]
+        self.overwrites = getattr(direction, "overwrites", False)
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        for parameter in self.parameters:  # zero_grad(set_to_none=True) without its 20 µs of bookkeeping
-            parameter.grad = None
+        if not self.overwrites:
+            for parameter in self.parameters:  # zero_grad(set_to_none=True) without its 20 µs of bookkeeping
+                parameter.grad = None
         self.direction(batch, mark)
         self.update.step()
         mark("update")
@@ -110,6 +116,13 @@ def pair(
             "pair() takes updates that use .grad alone"
         )
     return Paired(direction(model), optimizer)
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Return the last step's ``.grad`` to write over: fresh pages for it cost a sixth of the product they hold."""
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    return parameter.grad
 
 
 def require(model: nn.Module, method: str, direction: str) -> None:

@@ -1,10 +1,24 @@
+import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from stepscale.optimizers import Layerwise, Stateless, pair
+from stepscale.optimizers import (
+    EKFAC,
+    FOOF,
+    KFAC,
+    ExplicitInverse,
+    Layerwise,
+    NaturalGradient,
+    Relative,
+    SelfNormalizing,
+    Stateless,
+    StochasticTrace,
+    pair,
+)
 from tests.conftest import batch_of, generic_flow
 
 
@@ -66,3 +80,35 @@ def test_layerwise_serves_a_model_that_has_only_a_loss() -> None:
     before = model.weight.clone()
     pair(model, Layerwise, partial(torch.optim.SGD, lr=0.1))(torch.randn(3, 4))
     assert not torch.equal(before, model.weight)
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [Relative, KFAC, EKFAC, FOOF, NaturalGradient, ExplicitInverse, StochasticTrace, SelfNormalizing],
+)
+def test_gradients_are_written_over_in_place(direction: Any) -> None:
+    """What stood there does not matter, and the memory is the same."""
+    model, x = generic_flow(), batch_of()
+    written = []
+    for before in (1.0, math.nan):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, before)
+        places = [parameter.grad.data_ptr() for parameter in model.parameters() if parameter.grad is not None]
+        torch.manual_seed(0)
+        step = pair(model, direction, partial(torch.optim.SGD, lr=0.0))
+        step(x)
+        written.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+        assert places == [parameter.grad.data_ptr() for parameter in model.parameters() if parameter.grad is not None]
+    for one, other in zip(*written, strict=True):
+        assert torch.equal(one, other)
+        assert one.isfinite().all()
+
+
+def test_a_direction_that_accumulates_finds_no_gradient() -> None:
+    model, x = generic_flow(), batch_of()
+    step = pair(model, Layerwise, partial(torch.optim.SGD, lr=0.0))
+    step(x)
+    once = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    step(x)
+    for parameter, gradient in zip(model.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=0)
