@@ -2,6 +2,7 @@
 
 from stepscale.models.autoencoder import Autoencoder
 from stepscale.models.classifier import Classifier
+from stepscale.models.determinant import inverse_transpose, log_abs_det
 from stepscale.models.flow import Flow
 from stepscale.models.mlp import MLP
 from stepscale.models.plu import PLUFlow
@@ -18,6 +19,8 @@ __all__ = [
     "PLUFlow",
     "Tangents",
     "each",
+    "inverse_transpose",
+    "log_abs_det",
     "rows_of",
     "slopes",
 ]

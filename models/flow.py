@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from stepscale.models.determinant import log_abs_det
 from stepscale.models.protocol import LayerIO, Tangents, slopes
 
 BASES = ("normal", "logistic")
@@ -93,8 +94,8 @@ class Flow(nn.Module):
         return self.base_log_prob(ios[-1].y) + sum(self._log_slopes(io.y) for io in ios[:-1])
 
     def log_abs_det(self) -> Tensor:
-        """O(L d³): Σ_k log|det W_k|, one ``slogdet`` a layer, so that no batched LU is called."""
-        return torch.stack([torch.linalg.slogdet(layer.weight).logabsdet for layer in self.layers]).sum()
+        """O(L d³): Σ_k log|det W_k|, one LU a layer, so that no batched one is called."""
+        return torch.stack([log_abs_det(layer.weight) for layer in self.layers]).sum()
 
     def log_prob(self, x: Tensor) -> Tensor:
         """O(L (B d² + d³)): log-likelihood of each row in nats, ``[batch]``."""

@@ -13,7 +13,7 @@ from stepscale.optimizers.step import Mark, Stateless, no_mark, require
 
 
 class Layerwise(Stateless):
-    """O(L (B d² + d³)): autodiff through ``model.loss``, on ``Flow`` one ``slogdet`` a layer.
+    """O(L (B d² + d³)): autodiff through ``model.loss``, on ``Flow`` one LU a layer, for value and gradient.
 
     The honest baseline. It needs nothing but ``loss``, so it serves any model.
     """

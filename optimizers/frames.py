@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import LayerIO
+from stepscale.models import LayerIO, inverse_transpose
 from stepscale.optimizers.step import gradient_of
 
 FRAMES = ("relative", "euclidean")
@@ -37,7 +37,7 @@ def inputs(io: LayerIO, relative: bool) -> Tensor:
 
 def log_det_gradient(layer: nn.Linear) -> Tensor:
     """O(d³): N of the Euclidean frame, W⁻ᵀ, ``[dim, dim]``."""
-    return torch.linalg.inv(layer.weight).T
+    return inverse_transpose(layer.weight)
 
 
 def map_back(D: Tensor, layer: nn.Linear) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, LayerIO
+from stepscale.models import Batch, LayerIO, inverse_transpose
 from stepscale.optimizers.frames import require_log_dets
 from stepscale.optimizers.step import Mark, Stateless, gradient_of, no_mark, require
 
@@ -42,7 +42,7 @@ class ExplicitInverse:
         ios = captured(self.model, batch, "explicit inverse")
         mark("gradient")
         if self.steps % self.period == 0:
-            self.inverses = [torch.linalg.inv(io.layer.weight).T for io in ios]
+            self.inverses = [inverse_transpose(io.layer.weight) for io in ios]
             mark("inverse")
         for io, inverse in zip(ios, self.inverses, strict=True):
             write_gradient(io, inverse)

@@ -1,0 +1,40 @@
+"""log|det W| against torch's, its derivatives by finite differences."""
+
+import pytest
+import torch
+
+from stepscale.models import inverse_transpose, log_abs_det
+
+
+def matrix(n: int = 6) -> torch.Tensor:
+    torch.manual_seed(n)
+    return torch.randn(n, n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 40])
+def test_value_and_gradient_are_torch_s(n: int) -> None:
+    W, other = matrix(n).requires_grad_(), matrix(n).requires_grad_()
+    value, expected = log_abs_det(W), torch.linalg.slogdet(other).logabsdet
+    value.backward()
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), abs=1e-12)
+    torch.testing.assert_close(W.grad, other.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(inverse_transpose(W.detach()), other.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_first_and_second_derivatives_by_finite_differences() -> None:
+    W = matrix().requires_grad_()
+    assert torch.autograd.gradcheck(log_abs_det, (W,))
+    assert torch.autograd.gradgradcheck(log_abs_det, (W,))
+
+
+def test_torch_func_differentiates_it() -> None:
+    W = matrix()
+    torch.testing.assert_close(torch.func.grad(log_abs_det)(W), torch.linalg.inv(W).T, rtol=1e-10, atol=1e-10)
+
+
+def test_a_singular_matrix() -> None:
+    W = torch.ones(3, 3, dtype=torch.float64)
+    assert log_abs_det(W).item() == -torch.inf
+    with pytest.raises(torch.linalg.LinAlgError):
+        inverse_transpose(W)
