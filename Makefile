@@ -6,7 +6,7 @@ RUN         ?= results/local/latest
 REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dims=$(DIMS)) $(if $(THREADS),--threads=$(THREADS))
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick train report publish peers regress doctor counts counts-update gate-check test lint clean help
+.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers regress doctor counts counts-update gate-check test lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -28,9 +28,16 @@ train: SWEEP = train
 train: .venv/ready  ## Tune and train each optimizer alike: likelihood by step and second; 10 minutes on 2 cores (SWEEP=paper)
 	$(PY) -m stepscale.bench.sweep $(SWEEP) $(OVERRIDES)
 
-peers: .venv/ready  ## Time K-FAC beside other projects' in one run, one thread, the model and batch of their users
+bench-speed: .venv/ready  ## How far from the limit each step is that should come near it
+	$(PY) -m stepscale.bench.sweep speed $(OVERRIDES)
+
+bench-gpu: .venv/ready  ## As far as each optimizer goes on a large GPU: memory, energy, TF32, bfloat16, compiled steps
+	$(PY) -m stepscale.bench.sweep gpu $(OVERRIDES)
+
+peers: .venv/ready  ## Time other projects' steps beside ours: K-FAC (one thread), the relative gradient as its authors have it
 	$(PY) -m pip install -q -e ".[peers]"
-	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench.sweep tests/peers/sweep.yaml --config-dir tests/peers $(OVERRIDES)
+	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench.sweep tests/peers/curvature.yaml --config-dir tests/peers $(OVERRIDES)
+	$(PY) -m stepscale.bench.sweep tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
 
 report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench.report $(RUN)

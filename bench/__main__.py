@@ -17,11 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stepscale.bench import environment, folder, interrupt, report
-from stepscale.bench.job import Job, job_of
+from stepscale.bench.job import DTYPES, TF32, Job, job_of
 from stepscale.bench.tuning import label_of
 
 TASKS = ("time", "train")
-DTYPES = ("float32", "float64")
 COMMANDS = {"doctor": "stepscale.bench.doctor", "regress": "stepscale.bench.gate"}  # beside Hydra's overrides
 OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")  # the user's: later the fork server's is set here
 
@@ -63,7 +62,11 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     choices, words = chosen.runtime.choices, list(chosen.overrides.task)
     facts: dict[str, Any] = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
     facts["optimizer"] = config["label"] or facts["optimizer"]
+    if mode := config["timing"].get("compile"):
+        facts["optimizer"] += f"[compile={mode}]"
     facts["device"] = _device(str(config["device"]))
+    if config["dtype"] == TF32 and facts["device"] != "cuda":
+        sys.exit(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {facts['device']}; use dtype=float32")
     facts["threads"] = config["threads"] or int(OMP_NUM_THREADS or environment.available_cores())
     return job_of(config, facts, shlex.join(["stepscale", *sys.argv[1:]]), path)
 

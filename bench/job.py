@@ -20,6 +20,10 @@ from stepscale.optimizers import Step
 OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)
 
 
+TF32 = "tf32"
+DTYPES = ("float32", "float64", TF32, "bfloat16")
+
+
 @dataclass(frozen=True)
 class Job:
     """One cell to measure: plain data, sent to the process that measures it."""
@@ -68,7 +72,15 @@ def load_data(job: Job, rows: int | None) -> Dataset:
     return data
 
 
+def number_type(dtype: str) -> torch.dtype:
+    """Return the torch type of a cell's ``dtype``; ``tf32`` is float32 whose products round their factors to TF32."""
+    torch.set_float32_matmul_precision("high" if dtype == TF32 else "highest")
+    found: torch.dtype = torch.float32 if dtype == TF32 else getattr(torch, dtype)
+    return found
+
+
 def build(job: Job, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Step]:
-    """Build a cell's model and step."""
-    model: nn.Module = instantiate(job.config["model"], _convert_="all").to(device=device, dtype=dtype)
+    """Build a cell's model and step, on its device from the start: a CPU takes minutes to initialise a wide model."""
+    with device:
+        model: nn.Module = instantiate(job.config["model"], _convert_="all").to(device=device, dtype=dtype)
     return model, instantiate(job.config["optimizer"], _convert_="all")(model)

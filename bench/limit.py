@@ -20,21 +20,23 @@ Shape = tuple[int, int, int]
 class Limit:
     """Runs ``[m, k] × [k, n]`` products into preallocated outputs.
 
-    Of each operand and output shape there are as many as the model has weights of that shape, and at least one: a step
-    reads each weight several times, so a limit with an operand of its own for every product would move more memory than
-    the step and flatter it.
+    Right-hand operands of a weight's shape are the model's own weights, in turn, so that they take no memory: a model
+    may fill a third of the device. Of any other operand and of outputs there are as many as the model has weights of
+    that shape, and at least one: with one of its own for every product the limit would move more memory than the step
+    does, and flatter it.
     """
 
     def __init__(self, model: nn.Module, products: list[Shape], device: torch.device, dtype: torch.dtype) -> None:
         self.flops = product_flops(products)
-        weights = [tuple(p.shape) for p in model.parameters() if p.ndim == 2]
+        weights = [p.detach() for p in model.parameters() if p.ndim == 2]
         buffers: dict[tuple[str, tuple[int, int]], cycle[Tensor]] = {}
 
         def buffer(role: str, shape: tuple[int, int]) -> Tensor:
             if (role, shape) not in buffers:
-                count = max(1, weights.count(shape), weights.count(shape[::-1]))
-                fresh = [torch.randn(shape, device=device, dtype=dtype) for _ in range(count)]
-                buffers[role, shape] = cycle(fresh)
+                like = [W if W.shape == shape else W.T for W in weights if shape in (W.shape, W.T.shape)]
+                if role != "b" or not like:
+                    like = [torch.randn(shape, device=device, dtype=dtype) for _ in range(max(1, len(like)))]
+                buffers[role, shape] = cycle(like)
             return next(buffers[role, shape])
 
         self.calls = [(buffer("a", (m, k)), buffer("b", (k, n)), buffer("out", (m, n))) for m, k, n in products]

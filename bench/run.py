@@ -19,7 +19,7 @@ from stepscale.bench.checkpoint import Checkpoint
 from stepscale.bench.clock import clock_of
 from stepscale.bench.contention import OtherCpu
 from stepscale.bench.data import Dataset
-from stepscale.bench.job import Job, build, load_data
+from stepscale.bench.job import Job, build, load_data, number_type
 from stepscale.bench.limit import limit_of
 from stepscale.bench.timing import DivergedError, Settings, TooSlowError, measure
 from stepscale.bench.training import Stream, Training
@@ -58,17 +58,18 @@ def measure_cell(job: Job) -> records.Record:
 
 def time_cell(job: Job, device: torch.device) -> dict[str, Any]:
     """Time a step: the record's ``timing``, ``counts`` and ``memory``."""
-    dtype = getattr(torch, job.cell["dtype"])
+    dtype = number_type(job.cell["dtype"])
     data = load_data(job, BATCHES * job.cell["batch"])
     rows, size = moved(data.train, device, dtype), job.cell["batch"]
     batches = [each(rows, lambda part, k=k: part[k * size : (k + 1) * size]) for k in range(BATCHES)]  # type: ignore[misc]
     peak_memory = environment.start_peak_memory(device)
-    workload = Workload(*build(job, device, dtype), batches)  # type: ignore[arg-type]
+    settings = Settings(**job.config["timing"])
+    workload = Workload(*build(job, device, dtype), batches, settings.compile)  # type: ignore[arg-type]
     found = measure(
         workload,
         lambda: limit_of(workload.model, batches[0], job.cell["dim"]),
         clock_of(device),
-        Settings(**job.config["timing"]),
+        settings,
         peak_memory,
     )
     return {**found, "direction": agreement(workload, job.cell["dim"]), "data_note": data.note}
@@ -76,7 +77,7 @@ def time_cell(job: Job, device: torch.device) -> dict[str, Any]:
 
 def train_cell(job: Job, device: torch.device) -> dict[str, Any]:
     """Train a model: the record's ``training``, and its pictures in a file beside."""
-    settings, dtype = training.Settings(**job.config["training"]), getattr(torch, job.cell["dtype"])
+    settings, dtype = training.Settings(**job.config["training"]), number_type(job.cell["dtype"])
     data = load_data(job, settings.rows)
     train, validation, held_out = (moved(getattr(data, name), device, dtype) for name in SPLITS)
     data = data._replace(train=train, validation=validation, held_out=held_out)

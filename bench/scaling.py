@@ -89,7 +89,7 @@ def _time_row(part: pd.DataFrame, spread: dict[str, Pooled]) -> dict[str, Any]:
         mean = _geometric_mean(ok[column])
         half = spread[column].half_width(len(ok)) if len(ok) else math.nan
         row |= {column: mean, f"{column}_low": mean * math.exp(-half), f"{column}_high": mean * math.exp(half)}
-    for column in ("limit_ms", "cheap_ms", "peak_ms", "first_step_ms", "peak_mib", "flops", "operations"):
+    for column in ("limit_ms", "cheap_ms", "peak_ms", "first_step_ms", "peak_mib", "energy_j", "flops", "operations"):
         row[column] = _geometric_mean(ok[column])
     row["cosine"] = pd.to_numeric(ok["cosine"], errors="coerce").median()
     for column in ("log_det", "period"):

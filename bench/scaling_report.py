@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def growth_table(cells: pd.DataFrame, growth: pd.DataFrame, *, every_axis: bool 
         table[f"dim_in_{budget}_ms"] = scaling.within_budget(cells, "step_ms", budget)
     for budget in BUDGETS_MIB:
         table[f"dim_in_{budget}_MiB"] = scaling.within_budget(cells, "peak_mib", budget)
+    table["largest_dim"] = scaling.within_budget(cells, "step_ms", math.inf)
     table = table.reset_index()
     return table if every_axis else varying(table, cells)
 

@@ -17,14 +17,17 @@ from stepscale.bench.clock import Clock
 from stepscale.bench.contention import CONTENDED, OtherCpu
 from stepscale.bench.counts import Counts
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
+from stepscale.bench.gpu import busy_seconds, energy_counter, joules
 from stepscale.bench.limit import Limit
 from stepscale.bench.records import UNMARKED
 from stepscale.bench.workload import Snapshot, Workload
+from stepscale.optimizers import no_mark
 
 STEADY = 0.02  # warm when the medians of two successive triples of blocks differ by less
 MIN_PERIODS = 3  # of warm-up
 TRACED = 10  # steps traced at the least, where a period is shorter
 START = ""
+COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's modes
 WALKED = 3  # steps from the last class's first on: one alone would find the dear step's cold caches
 FEWEST = 3  # blocks, however long they take
 
@@ -49,11 +52,14 @@ class Settings:
     warmup_s: float
     block_s: float  # least length of a block of steps
     max_step_s: float  # a longer step makes the cell too_slow
+    compile: str | None = None  # a mode of torch.compile; None runs the step as it is written
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if name != "compile" and not value > 0:
                 raise ValueError(f"timing.{name} must be positive, got {value}")
+        if self.compile not in (None, *COMPILE):
+            raise ValueError(f"timing.compile must be null or one of {', '.join(COMPILE)}, got {self.compile!r}")
 
 
 def measure(
@@ -118,7 +124,8 @@ class _Cell:
         result = {"composed": composed, "stopped_by": stopped_by, "blocks": blocks, "trace": self._by_class(traced)}
         if self.workload.device.type == "cuda":
             self.workload.restore(self.boundary)
-            result["busy_s"] = busy_seconds(self.workload)
+            result["busy_s"] = busy_seconds(self.workload, TRACED)
+            result["energy_j"] = joules(self.workload, energy_counter(self.workload.device), self.clock.synchronize)
         return result
 
     def _interleave(self, block: Callable[[], Block]) -> tuple[dict[str, list[Any]], str]:
@@ -212,7 +219,7 @@ def count_period(workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
     for position in range(workload.period):
         before = total.flops, total.operations
         with total:
-            workload.run(1)
+            workload.run(1, no_mark)
         work = (total.flops - before[0], total.operations - before[1], position if total.uncounted else None)
         positions[work].append(position)
     counts = {
@@ -222,20 +229,6 @@ def count_period(workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
         "uncounted": sorted(total.uncounted),
     }
     return counts, list(positions.values())
-
-
-def busy_seconds(workload: Workload) -> float | None:
-    """Seconds a step for which the CUDA device ran kernels, the rest of its time waiting for the host.
-
-    None where the profiler sees no kernel, as in containers that forbid it.
-    """
-    steps = workload.period * math.ceil(TRACED / workload.period)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        workload.run(steps)
-        torch.cuda.synchronize(workload.device)
-    events = (event for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)  # type: ignore[attr-defined]
-    busy = sum(event.self_device_time_total for event in events if not event.is_user_annotation)
-    return busy * 1e-6 / steps or None
 
 
 def require_finite(workload: Workload, after: str) -> None:

@@ -22,7 +22,8 @@ def findings(cells: pd.DataFrame, growth: pd.DataFrame, crossovers: pd.DataFrame
     varying = [column for column in GROUP if cells[column].nunique() > 1]
     found = [_overtaking(row, times, varying) for row in _largest_first(_notable(crossovers), cells)]
     rows = _largest_first(growth, cells)
-    found += [_growth(row, varying) for row in rows if row["sizes"] > 1]
+    found += [_growth(row, varying) for row in rows if not row["verdict"].startswith("too few")]
+    found += _unjudged([row for row in rows if row["verdict"].startswith("too few") and row["sizes"] > 1], varying)
     if any(row["sizes"] < 2 for row in rows):  # one line for all of them, not one each
         found.append("What was measured at one dim only says nothing of growth: sweep dims, as dim=64,128,256,512.")
     return found + _caveats(cells)
@@ -80,10 +81,17 @@ def _growth(row: Mapping[Any, Any], varying: list[str]) -> str:
     flops = f"FLOPs grow as d^{row['flop_exponent']:.2f} at the end"
     if row["uncounted"]:
         flops += f", not counting {row['uncounted']}"
-    if row["verdict"].startswith("too few"):
-        return f"{name}: {row['verdict']} for a verdict ({row['sizes']} sizes, {span}); {flops}."
     share = f"{100 * row['cubic_low']:.0f}–{100 * row['cubic_high']:.0f} % of a step at dim {row['dim_max']} is cubic"
     return f"{name}: **{row['verdict']}**; {share} ({row['sizes']} {span}); {flops}."
+
+
+def _unjudged(rows: list[dict[Any, Any]], varying: list[str]) -> list[str]:
+    """One line for all optimizers that lack the same thing over the same dims."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        span = f"({row['sizes']} sizes, dims {row['dim_min']}–{row['dim_max']})"
+        found.setdefault(f"{_where(row, varying)}: {row['verdict']} for a verdict {span}.", []).append(row["optimizer"])
+    return [", ".join(f"`{name}`" for name in names) + rest for rest, names in found.items()]
 
 
 def _caveats(cells: pd.DataFrame) -> list[str]:

@@ -25,16 +25,23 @@ class Snapshot(NamedTuple):
 class Workload:
     """A step with the model it trains and the batches it rotates through, all on one device."""
 
-    def __init__(self, model: nn.Module, step: Step, batches: list[Batch]) -> None:
+    def __init__(self, model: nn.Module, step: Step, batches: list[Batch], compile_mode: str | None = None) -> None:
         self.model, self.step, self.batches = model, step, batches
+        self.compiled = None if compile_mode is None else torch.compile(lambda batch: step(batch), mode=compile_mode)
         self.period, self.position = step.period, 0
         self.device = next(model.parameters()).device
 
-    def run(self, steps: int, mark: Mark = no_mark) -> None:
-        """Run that many steps, going on where the last call stopped."""
+    def run(self, steps: int, mark: Mark | None = None) -> None:
+        """Run that many steps, going on where the last call stopped; compiled, if they are to be, where none marks."""
         step, batches, first = self.step, self.batches, self.position
-        for position in range(first, first + steps):
-            step(batches[position % len(batches)], mark)
+        positions = range(first, first + steps)
+        if self.compiled is not None and mark is None:
+            for position in positions:
+                self.compiled(batches[position % len(batches)])
+        else:
+            mark = mark or no_mark
+            for position in positions:
+                step(batches[position % len(batches)], mark)
         self.position = first + steps
 
     def snapshot(self) -> Snapshot:

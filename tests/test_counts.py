@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stepscale.bench.counts import Allocated, Counts, product_flops
 from stepscale.bench.limit import Limit, products_of
-from stepscale.models import Flow
+from stepscale.models import Autoencoder, Flow
 from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, relative
 from tests.counts import OPTIMIZERS, TORCH, Row, committed, count, count_doubling, counted, differences, expected
 
@@ -198,4 +198,14 @@ def test_limit_runs_its_products_on_operands_like_the_models() -> None:
     with Counts() as counts:
         limit.run(2)
     assert counts.flops == 2 * limit.flops
-    assert len({id(b) for a, b, _ in limit.calls if a.shape == (5, 8)}) == 3, "as many weights as layers"
+    operands = {b.data_ptr() for a, b, _ in limit.calls if a.shape == (5, 8)}
+    assert operands == {layer.weight.data_ptr() for layer in model.layers}, "the weights themselves, in turn"
+    assert len({out.data_ptr() for a, _, out in limit.calls if a.shape == (8, 5)}) == 3, "as many outputs as layers"
+
+
+def test_limit_takes_a_weight_as_it_lies_or_transposed() -> None:
+    model = Autoencoder(16, 4, hidden=[8, 4])
+    limit = Limit(model, model.products(5), torch.device("cpu"), torch.float32)
+    weights = {layer.weight.data_ptr() for layer in model.layers}
+    assert {b.data_ptr() for a, b, _ in limit.calls if a.shape[0] == 5} == weights
+    limit.run(1)

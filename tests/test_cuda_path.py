@@ -1,5 +1,6 @@
 """The CUDA path as far as a machine without a GPU can follow it: units, indices, what is asked of torch.cuda."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from stepscale.bench import environment, timing
+from stepscale.bench import environment, gpu, timing
 from stepscale.bench.clock import CudaClock, WallClock, clock_of
 from tests.test_workload import workload_of
 
@@ -92,4 +93,51 @@ def test_busy_time_is_that_of_kernels(monkeypatch: pytest.MonkeyPatch, events: l
 
     monkeypatch.setattr(torch.profiler, "profile", Profile)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    assert timing.busy_seconds(workload_of("relative")) == (None if busy_s is None else pytest.approx(busy_s))
+    assert gpu.busy_seconds(workload_of("relative"), timing.TRACED) == (
+        None if busy_s is None else pytest.approx(busy_s)
+    )
+
+
+def test_energy_is_what_the_counter_gained_over_whole_periods(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload, now = workload_of("kfac"), [0.0]
+    waits: list[int] = []
+
+    def step(batch: Any, mark: Any) -> None:
+        now[0] += gpu.SECONDS / 25
+
+    workload.step, workload.period = step, 10  # type: ignore[assignment]
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: now[0])
+    found = gpu.joules(workload, lambda: 500 + 700 * now[0], lambda: waits.append(1))
+    assert found == pytest.approx(700 * gpu.SECONDS / 25)
+    assert workload.position == 30  # three periods of ten
+    assert len(waits) == 4  # before the first reading, and after each period
+
+
+def test_energy_without_a_counter() -> None:
+    assert gpu.joules(workload_of("kfac"), None, lambda: None) is None
+
+
+def test_the_counter_is_of_the_device_that_torch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        pass
+
+    def handle(uuid: str) -> str:
+        if uuid != "GPU-1234":
+            raise NVMLError
+        return "handle"
+
+    fake = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=handle,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: 2_500,  # NVML's are millijoules
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
+    read = gpu.energy_counter(CUDA)
+    assert read is not None
+    assert read() == 2.5
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="other"))
+    assert gpu.energy_counter(CUDA) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu.energy_counter(CUDA) is None

@@ -1,6 +1,7 @@
 """Restoring a snapshot must give back the very same continuation."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from stepscale.bench.workload import Workload
+from stepscale.models import Batch
+from stepscale.optimizers import Mark, Stateless, no_mark
 
 CONF = Path(__file__).parent.parent / "bench" / "conf"
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
@@ -55,3 +58,38 @@ def test_no_number_is_not_finite() -> None:
     with torch.no_grad():
         next(workload.model.parameters())[0, 0] = torch.nan
     assert not workload.finite()
+
+
+def test_a_compiled_step_moves_the_parameters_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by Dynamo as a compiled run's is, without the compiler that a machine may lack."""
+    compiled_for_real, asked = torch.compile, []
+
+    def traced(function: Any, mode: str) -> Any:
+        asked.append(mode)
+        return compiled_for_real(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    written, compiled = workload_of("relative"), workload_of("relative")
+    compiled = Workload(compiled.model, compiled.step, written.batches, "reduce-overhead")
+    compiled.model.load_state_dict(written.model.state_dict())
+    written.run(5)
+    compiled.run(3)
+    compiled.run(2, lambda phase: None)  # a mark would break the graph: such steps are run as they are written
+    assert asked == ["reduce-overhead"]
+    for one, two in zip(parameters(written), parameters(compiled), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_steps_that_mark_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, mode: lambda batch: seen.append("compiled"))
+    seen: list[str] = []
+
+    class Written(Stateless):
+        def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+            mark("written")
+
+    other = workload_of("relative")
+    workload = Workload(other.model, Written(), other.batches, "default")
+    workload.run(2)
+    workload.run(1, seen.append)
+    assert seen == ["compiled", "compiled", "written"]
