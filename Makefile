@@ -6,7 +6,7 @@ RUN         ?= results/local/latest
 REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dims=$(DIMS)) $(if $(THREADS),--threads=$(THREADS))
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers regress doctor counts counts-update gate-check test lint clean help
+.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative regress doctor counts counts-update gate-check test lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -32,11 +32,15 @@ bench-speed: .venv/ready  ## How far from the limit each step is that should com
 	$(PY) -m stepscale.bench.sweep speed $(OVERRIDES)
 
 bench-gpu: .venv/ready  ## As far as each optimizer goes on a large GPU: memory, energy, TF32, bfloat16, compiled steps
+	$(PY) -m pip install -q -e ".[gpu]"
 	$(PY) -m stepscale.bench.sweep gpu $(OVERRIDES)
 
-peers: .venv/ready  ## Time other projects' steps beside ours: K-FAC (one thread), the relative gradient as its authors have it
+peers: .venv/ready  ## Time K-FAC beside other projects' in one run, one thread, the model and batch of their users
 	$(PY) -m pip install -q -e ".[peers]"
 	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench.sweep tests/peers/curvature.yaml --config-dir tests/peers $(OVERRIDES)
+
+peers-relative: .venv/ready  ## Time the relative gradient beside its authors' notebook and JAX code, in one run
+	$(PY) -m pip install -q -e ".[peers]"
 	$(PY) -m stepscale.bench.sweep tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
 
 report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)

@@ -62,7 +62,7 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     choices, words = chosen.runtime.choices, list(chosen.overrides.task)
     facts: dict[str, Any] = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
     facts["optimizer"] = config["label"] or facts["optimizer"]
-    if mode := config["timing"].get("compile"):
+    if config["task"] == "time" and (mode := config["timing"].get("compile")):
         facts["optimizer"] += f"[compile={mode}]"
     facts["device"] = _device(str(config["device"]))
     if config["dtype"] == TF32 and facts["device"] != "cuda":

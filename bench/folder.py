@@ -95,7 +95,7 @@ def predict_too_slow(cell: dict[str, Any], rows: list[dict[str, Any]], max_step_
     smaller = sorted((row for row in like if row["dim"] < cell["dim"]), key=lambda row: row["dim"])
     if smaller and smaller[-1]["status"] == "too_slow":
         return f"it is so already at dim {smaller[-1]['dim']}: {smaller[-1]['reason']}"
-    timed = list({row["dim"]: row for row in smaller if row["status"] == "ok"}.values())
+    timed = list({row["dim"]: row for row in smaller if row["status"] == "ok" and row["flops"]}.values())
     if len(timed) < 2:
         return None
     first, last = timed[-2:]

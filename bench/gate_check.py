@@ -39,8 +39,9 @@ import time as _time
 
 def _slowed(self, batch, mark=no_mark):
     started = _time.perf_counter()
-    for parameter in self.parameters:
-        parameter.grad = None
+    if not self.overwrites:
+        for parameter in self.parameters:
+            parameter.grad = None
     self.direction(batch, mark)
     if {place!r} == "direction":
         _wait({share} * (_time.perf_counter() - started + getattr(self, "_update_s", 0.0)))

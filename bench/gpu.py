@@ -40,19 +40,24 @@ def energy_counter(device: torch.device) -> Callable[[], float] | None:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError, AttributeError):  # the latter from a torch that does not know the UUID
         return None
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3
 
 
-def joules(workload: Workload, read: Callable[[], float] | None, synchronize: Callable[[], None]) -> float | None:
-    """Joules a step over about ``SECONDS`` of whole periods, the idle draw included; None without a counter."""
+def joules(
+    workload: Workload, steps: int, read: Callable[[], float] | None, synchronize: Callable[[], None]
+) -> float | None:
+    """Joules a step over about ``SECONDS``, in blocks of so many steps; None without a counter, or where steps fail."""
     if read is None:
         return None
     synchronize()
-    began, before, steps = time.perf_counter(), read(), 0
-    while time.perf_counter() - began < SECONDS:
-        workload.run(workload.period)
-        synchronize()
-        steps += workload.period
-    return (read() - before) / steps
+    began, before, blocks = time.perf_counter(), read(), 0
+    try:
+        while time.perf_counter() - began < SECONDS:
+            workload.run(steps)
+            synchronize()
+            blocks += 1
+    except ArithmeticError:  # the steps go on without being restored, and may diverge
+        return None
+    return (read() - before) / (blocks * steps)

@@ -73,7 +73,10 @@ def load_data(job: Job, rows: int | None) -> Dataset:
 
 
 def number_type(dtype: str) -> torch.dtype:
-    """Return the torch type of a cell's ``dtype``; ``tf32`` is float32 whose products round their factors to TF32."""
+    """Return the torch type of a cell's ``dtype``, and set how products of this process round.
+
+    ``tf32`` is float32 whose products round their factors to TF32.
+    """
     torch.set_float32_matmul_precision("high" if dtype == TF32 else "highest")
     found: torch.dtype = torch.float32 if dtype == TF32 else getattr(torch, dtype)
     return found

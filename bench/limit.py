@@ -20,10 +20,9 @@ Shape = tuple[int, int, int]
 class Limit:
     """Runs ``[m, k] × [k, n]`` products into preallocated outputs.
 
-    Right-hand operands of a weight's shape are the model's own weights, in turn, so that they take no memory: a model
-    may fill a third of the device. Of any other operand and of outputs there are as many as the model has weights of
-    that shape, and at least one: with one of its own for every product the limit would move more memory than the step
-    does, and flatter it.
+    Right-hand operands of a weight's shape are the model's own weights, in turn, so that they take no memory. Of any
+    other operand and of outputs there are as many as the model has weights of that shape, and at least one: with one of
+    its own for every product the limit would move more memory than the step does, and flatter it.
     """
 
     def __init__(self, model: nn.Module, products: list[Shape], device: torch.device, dtype: torch.dtype) -> None:

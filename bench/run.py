@@ -43,6 +43,7 @@ def measure_cell(job: Job) -> records.Record:
     described = {"code": environment.code_hash(), "torch": torch.__version__}
     try:
         device = torch.device(job.cell["device"])
+        number_type(job.cell["dtype"])  # sets how products round, which the environment's description says
         described = environment.describe(device)
         if torch.get_num_threads() != job.cell["threads"]:
             raise RuntimeError(f"torch has {torch.get_num_threads()} threads, {job.cell['threads']} were asked for")
@@ -65,6 +66,8 @@ def time_cell(job: Job, device: torch.device) -> dict[str, Any]:
     peak_memory = environment.start_peak_memory(device)
     settings = Settings(**job.config["timing"])
     workload = Workload(*build(job, device, dtype), batches, settings.compile)  # type: ignore[arg-type]
+    if device.type == "cuda":  # there the model was made at a higher peak than a step may have
+        torch.cuda.reset_peak_memory_stats(device)
     found = measure(
         workload,
         lambda: limit_of(workload.model, batches[0], job.cell["dim"]),

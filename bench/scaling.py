@@ -141,7 +141,8 @@ def _growth_row(part: pd.DataFrame, spread: Pooled) -> dict[str, Any]:
         processes=by_dim.size().to_numpy(dtype=float),
     )
     share, low, high = cubic_share(curve, spread)
-    exponent = math.log(flops[-1] / flops[-2]) / math.log(dims[-1] / dims[-2]) if len(dims) > 1 else math.nan
+    counted = len(dims) > 1 and flops.all()  # of a step in another library nothing is
+    exponent = math.log(flops[-1] / flops[-2]) / math.log(dims[-1] / dims[-2]) if counted else math.nan
     return {
         "sizes": len(dims),
         "dim_min": int(dims[0]),

@@ -78,6 +78,8 @@ def measure(
         DivergedError: the parameters were not finite after warm-up or after the last block.
     """
     began = time.perf_counter()
+    if workload.compiled is not None:  # gradients and state must be there, or it would be compiled once more with them
+        workload.run(workload.period, no_mark)
     first_step_s = _seconds(workload, 1, clock)
     if first_step_s > settings.max_step_s:  # which may have been compilation
         _refuse_slow(_seconds(workload, 1, clock), settings)
@@ -125,7 +127,10 @@ class _Cell:
         if self.workload.device.type == "cuda":
             self.workload.restore(self.boundary)
             result["busy_s"] = busy_seconds(self.workload, TRACED)
-            result["energy_j"] = joules(self.workload, energy_counter(self.workload.device), self.clock.synchronize)
+            steps = self.workload.period * math.ceil(self.settings.block_s / period_s)
+            counter = energy_counter(self.workload.device)
+            result["energy_j"] = joules(self.workload, steps, counter, self.clock.synchronize)
+            self.workload.restore(self.boundary)
         return result
 
     def _interleave(self, block: Callable[[], Block]) -> tuple[dict[str, list[Any]], str]:

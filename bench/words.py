@@ -78,7 +78,8 @@ def _ratio(times: pd.DataFrame, row: Mapping[Any, Any], optimizer: str, dim: int
 def _growth(row: Mapping[Any, Any], varying: list[str]) -> str:
     where = _where(row, varying)
     name, span = f"`{row['optimizer']}`{where}", f"dims {row['dim_min']}–{row['dim_max']}"
-    flops = f"FLOPs grow as d^{row['flop_exponent']:.2f} at the end"
+    known = row["flop_exponent"] == row["flop_exponent"]  # no NaN: another library's FLOPs are not counted
+    flops = f"FLOPs grow as d^{row['flop_exponent']:.2f} at the end" if known else "FLOPs are not counted"
     if row["uncounted"]:
         flops += f", not counting {row['uncounted']}"
     share = f"{100 * row['cubic_low']:.0f}–{100 * row['cubic_high']:.0f} % of a step at dim {row['dim_max']} is cubic"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch
 from stepscale.optimizers import Mark, Step, no_mark
+
+ROWS = 4096  # looked at together: a whole wide weight's answer would not fit beside it
 
 
 class Snapshot(NamedTuple):
@@ -27,7 +30,10 @@ class Workload:
 
     def __init__(self, model: nn.Module, step: Step, batches: list[Batch], compile_mode: str | None = None) -> None:
         self.model, self.step, self.batches = model, step, batches
-        self.compiled = None if compile_mode is None else torch.compile(lambda batch: step(batch), mode=compile_mode)
+        self.compiled: Callable[[Batch], None] | None = None
+        if compile_mode is not None:
+            torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on uncompiled, and not say so
+            self.compiled = torch.compile(lambda batch: step(batch), mode=compile_mode)
         self.period, self.position = step.period, 0
         self.device = next(model.parameters()).device
 
@@ -60,8 +66,9 @@ class Workload:
         with torch.no_grad():
             for tensor, saved in zip(self._tensors(), snapshot.tensors, strict=True):
                 tensor.copy_(saved)
-        # a torch optimizer keeps the very tensors it is given, and would write into the snapshot
-        self.step.load_state_dict(deepcopy(snapshot.step))
+        if self.compiled is None:  # which is compiled for its own tensors, and anew for any others
+            # a torch optimizer keeps the very tensors it is given, and would write into the snapshot
+            self.step.load_state_dict(deepcopy(snapshot.step))
         self.position = snapshot.position
         torch.set_rng_state(snapshot.rng)
         if snapshot.cuda_rng is not None:
@@ -69,7 +76,8 @@ class Workload:
 
     def finite(self) -> bool:
         """Whether every parameter is a finite number."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+        parts = (part for parameter in self.model.parameters() for part in parameter.detach().split(ROWS))
+        return all(bool(torch.isfinite(part).all()) for part in parts)
 
     def _tensors(self) -> list[Tensor]:
         return [*self.model.parameters(), *self.model.buffers()]

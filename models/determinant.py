@@ -14,7 +14,7 @@ from torch import Tensor
 def log_abs_det(W: Tensor) -> Tensor:
     """O(d³): log|det W| of one square matrix, as ``torch.linalg.slogdet(W).logabsdet``; −∞ where it is singular.
 
-    Differentiable as often as one likes; from the second time on through ``torch.linalg.inv``.
+    Twice differentiable in reverse, then through ``torch.linalg.inv``; once forward; under ``torch.func``'s transforms.
     """
     value: Tensor = _LogAbsDet.apply(W)[0]  # type: ignore[no-untyped-call]
     return value
@@ -38,6 +38,8 @@ def _solved(LU: Tensor, pivots: Tensor) -> Tensor:
 
 
 class _LogAbsDet(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         LU, pivots, _ = torch.linalg.lu_factor_ex(W)
@@ -47,9 +49,14 @@ class _LogAbsDet(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(inputs[0], *output[1:])
+        ctx.save_for_forward(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, *_: Tensor) -> Tensor:  # type: ignore[override]
         W, LU, pivots = ctx.saved_tensors
         differentiated_again = torch.is_grad_enabled()
         return slope * (torch.linalg.inv(W).T if differentiated_again else _solved(LU, pivots))
+
+    @staticmethod
+    def jvp(ctx: Any, dW: Tensor) -> tuple[Tensor, None, None]:
+        return torch.linalg.lu_solve(*ctx.saved_tensors, dW).diagonal().sum(), None, None

@@ -47,15 +47,20 @@ class Relative(Stateless):
         ios = self.model.capture(batch)
         require_log_dets(ios, "the relative gradient")
         for io in ios:
-            W, v = io.layer.weight, moved(io, self.bias)
-            torch.addmm(W, io.delta.T, v @ W, beta=-1, alpha=1 / len(v), out=gradient_of(W))  # (δᵀ v) W would be cubic
+            write_weight_gradient(io, self.bias, gradient_of(io.layer.weight))
             if io.layer.bias is not None:
                 write_bias_gradient(io, self.bias, gradient_of(io.layer.bias))
         mark("gradient")
 
 
+def write_weight_gradient(io: LayerIO, bias: str, out: Tensor) -> None:
+    """O(B d²): dW = δᵀ(v W)/B − W, ``[dim, dim]``; associated from the right, as (δᵀ v) W would be cubic."""
+    W, v = io.layer.weight, moved(io, bias)
+    torch.addmm(W, io.delta.T, v @ W, beta=-1, alpha=1 / len(v), out=out)
+
+
 def moved(io: LayerIO, bias: str) -> Tensor:
-    """Return v of dW = δᵀ(v W)/B − W: y − b = a Wᵀ for ``plain`` and y otherwise, ``[batch, dim]``."""
+    """Return v, ``[batch, dim]``: y − b = a Wᵀ for ``plain`` and y otherwise."""
     return io.u if bias == "plain" else io.y
 
 

@@ -19,6 +19,7 @@ from stepscale.bench.timing import Settings
 from stepscale.bench.training import Settings as TrainingSettings
 
 CONF = Path(__file__).parent.parent / "bench" / "conf"
+PEERS = Path(__file__).parent / "peers"
 
 
 def named(group: str) -> list[str]:
@@ -136,6 +137,16 @@ def test_sweep_counts_its_cells_and_names_what_exists(name: str, cuda: bool, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     plan = sweep.read_sweep(name, ["depth=3"])
     assert plan["cells"] > 10
+    assert_names_what_exists(plan, named("optimizer"))
+
+
+@pytest.mark.parametrize("path", sorted(PEERS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_sweep_of_peers_names_what_exists(path: Path) -> None:
+    there = named("optimizer") + [other.stem for other in (PEERS / "optimizer").glob("*.yaml")]
+    assert_names_what_exists(sweep.read_sweep(str(path), ["depth=3"]), there)
+
+
+def assert_names_what_exists(plan: dict[str, Any], there: list[str]) -> None:
     words = " ".join(word for multirun in plan["multiruns"] for word in multirun)
     assert "depth=3" in words
     for multirun in plan["multiruns"]:
@@ -144,7 +155,7 @@ def test_sweep_counts_its_cells_and_names_what_exists(name: str, cuda: bool, mon
         )
         values = [int(dim) for dim in dims[0].split(",")]
         assert values == sorted(values)
-        assert set(optimizers[0].removeprefix("shuffle(").removesuffix(")").split(",")) <= set(named("optimizer"))
+        assert set(optimizers[0].removeprefix("shuffle(").removesuffix(")").split(",")) <= set(there)
 
 
 def test_cells_are_counted_as_hydra_expands_them() -> None:

@@ -78,7 +78,7 @@ def test_kfac_refresh_and_cheap_step() -> None:
     [
         (lambda A: torch.linalg.slogdet(A), 2 / 3 * 512),
         (lambda A: torch.linalg.slogdet(A.expand(5, 8, 8)), 5 * 2 / 3 * 512),
-        (lambda A: torch.linalg.inv(A), 2 * 512),
+        (lambda A: torch.linalg.inv(A), 8 / 3 * 512),
         (lambda A: torch.linalg.cholesky(A @ A.T + torch.eye(8)), (2 + 1 / 3) * 512),
         (lambda A: torch.cholesky_inverse(A), 2 / 3 * 512),
         (lambda A: torch.linalg.solve(A, torch.ones(8, 3)), 2 / 3 * 512 + 2 * 64 * 3),
@@ -131,21 +131,22 @@ def test_every_committed_cost_belongs_to_an_optimizer() -> None:
 
 
 def test_a_wrongly_associated_relative_gradient_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cubic(io: relative.LayerIO, bias: str) -> Tensor:
-        return (io.delta.T @ io.y / B) @ io.layer.weight - io.layer.weight
+    def cubic(io: relative.LayerIO, bias: str, out: Tensor) -> None:
+        out.copy_((io.delta.T @ io.y / B) @ io.layer.weight - io.layer.weight)
 
-    monkeypatch.setattr(relative, "weight_gradient", cubic)
+    monkeypatch.setattr(relative, "write_weight_gradient", cubic)
     assert exponent(count_doubling("relative")) > ORDERS["relative"][1] + 0.3
 
 
 def test_a_cubic_term_of_a_seventh_of_the_step_is_found_without_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = relative.weight_gradient
+    exact = relative.write_weight_gradient
 
-    def with_cubic_term(io: relative.LayerIO, bias: str) -> Tensor:
+    def with_cubic_term(io: relative.LayerIO, bias: str, out: Tensor) -> None:
         W = io.layer.weight
-        return exact(io, bias) + 0 * (W[:, : len(W) // 10] @ W[: len(W) // 10])
+        exact(io, bias, out)
+        out.add_(W[:, : len(W) // 10] @ W[: len(W) // 10], alpha=0)
 
-    monkeypatch.setattr(relative, "weight_gradient", with_cubic_term)
+    monkeypatch.setattr(relative, "write_weight_gradient", with_cubic_term)
     rows = count_doubling("relative")
     flops = expected("relative")[0]["flops"]
     assert rows[0]["dim"] == 512 and 1.12 * flops < rows[0]["flops"] < 1.18 * flops
@@ -158,8 +159,14 @@ def test_a_cubic_term_of_a_seventh_of_the_step_is_found_without_a_clock(monkeypa
 
 
 def test_more_operations_and_bytes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact, there = relative.weight_gradient, counted("relative")
-    monkeypatch.setattr(relative, "weight_gradient", lambda io, bias: exact(io, bias).clone())
+    exact, there = relative.write_weight_gradient, counted("relative")
+
+    def with_a_copy(io: relative.LayerIO, bias: str, out: Tensor) -> None:
+        copy = out.clone()
+        exact(io, bias, copy)
+        out.copy_(copy)
+
+    monkeypatch.setattr(relative, "write_weight_gradient", with_a_copy)
     said = "\n".join(differences([count("relative", 512)], there, same_torch=True))
     assert "operations" in said and "peak_bytes" in said and "flops" not in said
 

@@ -105,16 +105,16 @@ def test_energy_is_what_the_counter_gained_over_whole_periods(monkeypatch: pytes
     def step(batch: Any, mark: Any) -> None:
         now[0] += gpu.SECONDS / 25
 
-    workload.step, workload.period = step, 10  # type: ignore[assignment]
+    workload.step = step  # type: ignore[assignment]
     monkeypatch.setattr(gpu.time, "perf_counter", lambda: now[0])
-    found = gpu.joules(workload, lambda: 500 + 700 * now[0], lambda: waits.append(1))
+    found = gpu.joules(workload, 10, lambda: 500 + 700 * now[0], lambda: waits.append(1))
     assert found == pytest.approx(700 * gpu.SECONDS / 25)
-    assert workload.position == 30  # three periods of ten
-    assert len(waits) == 4  # before the first reading, and after each period
+    assert workload.position == 30  # three blocks of ten
+    assert len(waits) == 4  # before the first reading, and after each block
 
 
 def test_energy_without_a_counter() -> None:
-    assert gpu.joules(workload_of("kfac"), None, lambda: None) is None
+    assert gpu.joules(workload_of("kfac"), 10, None, lambda: None) is None
 
 
 def test_the_counter_is_of_the_device_that_torch_uses(monkeypatch: pytest.MonkeyPatch) -> None:

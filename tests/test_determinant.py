@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stepscale.models import inverse_transpose, log_abs_det
+from stepscale.models import Flow, inverse_transpose, log_abs_det
 
 
 def matrix(n: int = 6) -> torch.Tensor:
@@ -29,8 +29,33 @@ def test_first_and_second_derivatives_by_finite_differences() -> None:
 
 
 def test_torch_func_differentiates_it() -> None:
-    W = matrix()
-    torch.testing.assert_close(torch.func.grad(log_abs_det)(W), torch.linalg.inv(W).T, rtol=1e-10, atol=1e-10)
+    W, dW = matrix(), matrix(6).T.contiguous()
+    inverse = torch.linalg.inv(W)
+    torch.testing.assert_close(torch.func.grad(log_abs_det)(W), inverse.T, rtol=1e-10, atol=1e-10)
+    _, change = torch.func.jvp(log_abs_det, (W,), (dW,))
+    assert change.item() == pytest.approx((inverse @ dW).trace().item(), abs=1e-10)
+
+
+class Loss(torch.nn.Module):
+    """A row's loss, as ``torch.func.functional_call`` wants it."""
+
+    def __init__(self, model: Flow) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, row: torch.Tensor) -> torch.Tensor:
+        return self.model.loss(row[None])
+
+
+def test_per_sample_gradients_of_a_flow() -> None:
+    model, x = Flow(5, 2).double(), torch.randn(7, 5, dtype=torch.float64)
+    loss = Loss(model)
+    parameters = {name: value.detach() for name, value in loss.named_parameters()}
+    gradient = torch.func.grad(lambda values, row: torch.func.functional_call(loss, values, (row,)))
+    per_sample = torch.func.vmap(gradient, in_dims=(None, 0))(parameters, x)
+    model.loss(x).backward()
+    for name, parameter in loss.named_parameters():
+        torch.testing.assert_close(per_sample[name].mean(0), parameter.grad, rtol=1e-10, atol=1e-10)
 
 
 def test_a_singular_matrix() -> None:

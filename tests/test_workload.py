@@ -60,24 +60,36 @@ def test_no_number_is_not_finite() -> None:
     assert not workload.finite()
 
 
-def test_a_compiled_step_moves_the_parameters_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["relative", "relative_adam"])
+def test_a_compiled_step_moves_the_parameters_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced by Dynamo as a compiled run's is, without the compiler that a machine may lack."""
-    compiled_for_real, asked = torch.compile, []
+    compiled_for_real, asked, graphs = torch.compile, [], []
+
+    def backend(graph: Any, examples: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
 
     def traced(function: Any, mode: str) -> Any:
         asked.append(mode)
-        return compiled_for_real(function, backend="aot_eager")
+        return compiled_for_real(function, backend=backend)
 
     monkeypatch.setattr(torch, "compile", traced)
-    written, compiled = workload_of("relative"), workload_of("relative")
-    compiled = Workload(compiled.model, compiled.step, written.batches, "reduce-overhead")
+    written, other = workload_of(name), workload_of(name)
+    compiled = Workload(other.model, other.step, written.batches, "reduce-overhead")
     compiled.model.load_state_dict(written.model.state_dict())
-    written.run(5)
-    compiled.run(3)
-    compiled.run(2, lambda phase: None)  # a mark would break the graph: such steps are run as they are written
+    written.run(4)
+    compiled.run(1, no_mark)  # as the harness does, so that gradients and state are there
+    compiled.run(2)
+    there = len(graphs)
+    compiled.run(1, lambda phase: None)  # a mark would break the graph: such steps are run as they are written
     assert asked == ["reduce-overhead"]
     for one, two in zip(parameters(written), parameters(compiled), strict=True):
         torch.testing.assert_close(one, two)
+    snapshot = compiled.snapshot()
+    for _ in range(10):  # more than the compiler would put up with
+        compiled.restore(snapshot)
+        compiled.run(2)
+    assert 0 < there == len(graphs), "compiled anew"
 
 
 def test_steps_that_mark_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

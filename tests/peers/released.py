@@ -74,7 +74,7 @@ class Jax:
         weights = [(layer.weight.detach().T.cpu().numpy(), layer.bias.detach().cpu().numpy()) for layer in model.layers]
         parameters = jax.tree.map(jax.numpy.asarray, weights)
         zeros = jax.tree.map(jax.numpy.zeros_like, parameters)
-        self.state: Any = (parameters, zeros, zeros, 0)
+        self.state: Any = (parameters, zeros, zeros, jax.numpy.int32(0))
         self.step = jax.jit(self._step)
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
@@ -128,4 +128,6 @@ class Jax:
         return {"state": jax.tree.map(np.asarray, self.state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = state["state"]
+        import jax
+
+        self.state = jax.block_until_ready(jax.tree.map(jax.numpy.asarray, state["state"]))
