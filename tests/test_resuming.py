@@ -1,0 +1,100 @@
+"""A training run that is cut short, or killed, goes on to the same end."""
+
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stepscale.bench import process
+from stepscale.bench.checkpoint import Checkpoint
+from stepscale.bench.clock import WallClock
+from stepscale.optimizers import (
+    EKFAC,
+    KFAC,
+    QuadraticStep,
+    Relative,
+    RelativeSGD,
+    SelfNormalizing,
+    pair,
+)
+from tests.test_training import ADAM, job, training_of
+
+STEPS: dict[str, Any] = {
+    "relative_fused": partial(RelativeSGD, lr=0.05),
+    "relative_momentum": partial(pair, direction=Relative, update=partial(torch.optim.SGD, lr=0.01, momentum=0.9)),
+    "adam": ADAM,
+    "kfac": partial(pair, direction=KFAC, update=partial(torch.optim.SGD, lr=0.01)),
+    "ekfac": partial(pair, direction=EKFAC, update=partial(torch.optim.SGD, lr=0.01)),
+    "kfac_whole": partial(QuadraticStep, direction=partial(KFAC, damping=10.0)),
+    "self_normalizing": partial(pair, direction=SelfNormalizing, update=partial(torch.optim.SGD, lr=0.01)),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("stop", [0, 7, 33])
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path: Path, name: str, stop: int) -> None:
+    whole = training_of(STEPS[name])
+    whole.run(WallClock(), lambda: None)
+    path, cut = tmp_path / "run.pt", training_of(STEPS[name])
+
+    def look() -> None:
+        if cut.position >= stop:
+            Checkpoint(path, cut).save()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(WallClock(), look)
+    again = training_of(STEPS[name])
+    Checkpoint(path, again).resume()
+    assert again.position == cut.position < 60
+    torch.manual_seed(99)  # what comes before the checkpoint's own generator must not matter
+    Checkpoint(path, again).resume()
+    again.run(WallClock(), lambda: None)
+    for one, same in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, same)
+    assert again.final() == whole.final()
+    for curve in ("step", "validation_nats", "held_out_nats", "drift_nats"):
+        assert again.curve[curve] == whole.curve[curve]
+
+
+def test_a_damaged_checkpoint_is_named_and_training_starts_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.pt").write_bytes(b"half a")
+    run = training_of(ADAM)
+    Checkpoint(tmp_path / "run.pt", run).resume()
+    assert run.position == 0
+    assert "run.pt is damaged" in capsys.readouterr().err
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    Checkpoint(blocked / "run.pt", training_of(ADAM)).save()
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
+    endless = job(tmp_path, "training.max_steps=3000", "training.checkpoint_s=0.1", "training.rows=20000", dim=64)
+    code = "import pickle, sys; from stepscale.bench import process; process.run(pickle.load(sys.stdin.buffer))"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert parent.stdin
+    parent.stdin.write(pickle.dumps(endless))
+    parent.stdin.close()
+    deadline = time.monotonic() + 60
+    while not endless.checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGINT)
+    parent.wait(30)
+    assert endless.checkpoint.exists() and not (tmp_path / "records").exists()
+    found = process.run(endless)
+    assert found["status"] == "ok" and found["training"]["steps"] == 3000
+    assert 0 < found["training"]["resumed_at"] < 3000
+    assert not endless.checkpoint.exists()
