@@ -28,6 +28,7 @@ def test_first_and_second_derivatives_by_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(log_abs_det, (W,))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own use of it
 def test_torch_func_differentiates_it() -> None:
     W, dW = matrix(), matrix(6).T.contiguous()
     inverse = torch.linalg.inv(W)

@@ -8,6 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+import stepscale.bench.job  # noqa: F401 - registers the resolvers of the configuration
 from stepscale.bench.workload import Workload
 from stepscale.models import Batch
 from stepscale.optimizers import Mark, Stateless, no_mark
@@ -60,6 +61,7 @@ def test_no_number_is_not_finite() -> None:
     assert not workload.finite()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own use of it
 @pytest.mark.parametrize("name", ["relative", "relative_adam"])
 def test_a_compiled_step_moves_the_parameters_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced by Dynamo as a compiled run's is, without the compiler that a machine may lack."""
