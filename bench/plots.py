@@ -66,6 +66,9 @@ def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
 def written(figure: Figure, stem: Path | None = None) -> str:
     """Return a figure as an SVG element; with a ``stem``, write ``stem.png`` and ``stem.svg`` as well."""
     buffer = io.StringIO()
+    if (engine := figure.get_layout_engine()) is not None:  # once, and not for each file
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     save(figure, buffer, "svg")
     if stem is not None:
         save(figure, stem.with_name(f"{stem.name}.png"), "png")

@@ -21,7 +21,7 @@ def write(folder: Path) -> str:
     tasks = {record["task"] for record in there}
     if not tasks:
         raise FileNotFoundError(" ".join([f"no records in {folder / 'records'}", *complaints]))
-    where = provenance(folder)
+    where = provenance(there)
     sections = [section(folder, where) for task, section in SECTIONS.items() if task in tasks]
     (folder / "summary.md").write_text(layout.markdown(sections, where))
     (folder / "report.html").write_text(layout.page(sections, where))
@@ -29,9 +29,8 @@ def write(folder: Path) -> str:
     return "\n\n".join([*said, f"report in {folder / 'report.html'}"])
 
 
-def provenance(folder: Path) -> str:
+def provenance(there: list[records.Record]) -> str:
     """Say which machine, versions and date a run's figures are of."""
-    there, _ = records.read_all(folder)
     measured = [record for record in there if "cpu" in record["environment"]]
     if not measured:
         return "no cell was measured"

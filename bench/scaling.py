@@ -102,7 +102,8 @@ def _time_row(part: pd.DataFrame, spread: dict[str, Pooled]) -> dict[str, Any]:
 
 
 def _geometric_mean(values: pd.Series) -> float:
-    found = pd.to_numeric(values, errors="coerce").dropna()
+    found = values.to_numpy(dtype=float)
+    found = found[~np.isnan(found)]
     return float(np.exp(np.log(found).mean())) if len(found) and (found > 0).all() else math.nan
 
 
