@@ -244,7 +244,8 @@ def require_finite(workload: Workload, after: str) -> None:
 
 def _refuse_slow(step_s: float, settings: Settings) -> None:
     if step_s > settings.max_step_s:
-        raise TooSlowError(f"a step took {step_s:.3g} s; timing.max_step_s is {settings.max_step_s:g}")
+        hint = ", and the step may have been compiled anew: try timing.compile=null" if settings.compile else ""
+        raise TooSlowError(f"a step took {step_s:.3g} s; timing.max_step_s is {settings.max_step_s:g}{hint}")
 
 
 def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Settings) -> float:
