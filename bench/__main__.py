@@ -18,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stepscale.bench import environment, folder, interrupt, report
 from stepscale.bench.job import DTYPES, TF32, Job, job_of
+from stepscale.bench.records import MEASURED
 from stepscale.bench.tuning import label_of
 
-TASKS = ("time", "train")
 COMMANDS = {"doctor": "stepscale.bench.doctor", "regress": "stepscale.bench.gate"}  # beside Hydra's overrides
 OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")  # the user's: later the fork server's is set here
 
@@ -56,8 +56,8 @@ def describe(cfg: DictConfig, path: Path) -> Job:
         sys.exit(f"{error.full_key}: {str(error).splitlines()[0]}")
     if config["dtype"] not in DTYPES:
         sys.exit(f"dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
-    if config["task"] not in TASKS:
-        sys.exit(f"task must be one of {', '.join(TASKS)}, got {config['task']!r}")
+    if config["task"] not in MEASURED:
+        sys.exit(f"task must be one of {', '.join(MEASURED)}, got {config['task']!r}")
     chosen = HydraConfig.get()
     choices, words = chosen.runtime.choices, list(chosen.overrides.task)
     facts: dict[str, Any] = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
