@@ -174,3 +174,15 @@ def test_a_model_that_cannot_say_its_likelihood_is_refused_unless_untracked() ->
     with pytest.raises(TypeError, match=r"needs Captured\.captured_log_prob"):
         RelativeSGD(Captured(3, 3), LR)
     RelativeSGD(Captured(3, 3), LR, track=False)
+
+
+def test_likelihood_is_unknown_without_a_step_or_its_determinants() -> None:
+    model = generic_flow()
+    step, untracked = RelativeSGD(model, LR), RelativeSGD(model, LR, track=False)
+    assert step.log_likelihood().isnan()
+    step(batch_of())
+    untracked(batch_of())
+    assert untracked.log_likelihood().isnan()
+    assert step.log_likelihood().isfinite()
+    step.load_state_dict(step.state_dict())
+    assert step.log_likelihood().isnan(), "the batch is not of the state"

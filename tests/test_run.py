@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from stepscale.bench import folder, process, records
-from stepscale.bench.job import Job
+from stepscale.bench.job import Job, number_type
 from stepscale.bench.run import classify, measure_cell
 from stepscale.bench.timing import DivergedError, TooSlowError
 from tests.synthetic import cell, failed, polynomial, record
@@ -197,3 +197,20 @@ def test_too_slow_is_predicted_from_smaller_dims() -> None:
     assert folder.predict_too_slow(cell("naive", 256, 1, batch=10), known, 1e-9) is None
     slow = records.row(failed("naive", 128, 0, "too_slow"))
     assert "already at dim 128" in str(folder.predict_too_slow(cell("naive", 256, 0), [slow], 1))
+
+
+def test_number_types_are_torch_s_and_tf32_a_way_of_rounding() -> None:
+    try:
+        assert number_type("tf32") is torch.float32
+        assert torch.get_float32_matmul_precision() == "high"
+        assert number_type("bfloat16") is torch.bfloat16
+    finally:
+        number_type("float32")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_bfloat16_step_is_timed_and_what_has_no_bfloat16_says_so(tmp_path: Path) -> None:
+    found = measure_cell(job(tmp_path, "dtype=bfloat16", dtype="bfloat16"))
+    assert found["status"] == "ok", found["reason"]
+    found = measure_cell(job(tmp_path, "dtype=bfloat16", optimizer="layerwise", dtype="bfloat16"))
+    assert found["status"] == "failed" and "BFloat16" in found["reason"]
