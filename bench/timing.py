@@ -25,11 +25,11 @@ from stepscale.optimizers import no_mark
 
 STEADY = 0.02  # warm when the medians of two successive triples of blocks differ by less
 MIN_PERIODS = 3  # of warm-up
-TRACED = 10  # steps traced at the least, where a period is shorter
+TRACED = 10  # steps traced, where a period is shorter and they take no longer than the blocks may
 START = ""
 COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's modes
 WALKED = 3  # steps from the last class's first on: one alone would find the dear step's cold caches
-FEWEST = 3  # blocks, however long they take
+FEWEST = 3  # blocks, and traced steps, however long they take
 
 Block = dict[str, Any]
 Phases = dict[str, float]
@@ -122,7 +122,8 @@ class _Cell:
         require_finite(self.workload, "the last block")
         if not composed:
             self.workload.restore(self.boundary)
-            traced = self._trace(self.workload.period * math.ceil(TRACED / self.workload.period))
+            steps = min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
+            traced = self._trace(self.workload.period * math.ceil(steps / self.workload.period))
         result = {"composed": composed, "stopped_by": stopped_by, "blocks": blocks, "trace": self._by_class(traced)}
         if self.workload.device.type == "cuda":
             self.workload.restore(self.boundary)

@@ -82,19 +82,20 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path: Path, capsys
 
 
 def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
-    endless = job(tmp_path, "training.max_steps=3000", "training.checkpoint_s=0.1", "training.rows=20000", dim=64)
+    endless = job(tmp_path, "training.max_steps=2000", "training.checkpoint_s=0.1", optimizer="adam", dim=64)
     code = "import pickle, sys; from stepscale.bench import process; process.run(pickle.load(sys.stdin.buffer))"
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert parent.stdin
     parent.stdin.write(pickle.dumps(endless))
     parent.stdin.close()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # loading torch, on a machine that does other things too
     while not endless.checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.02)
+    assert endless.checkpoint.exists(), "no checkpoint in time"
     parent.send_signal(signal.SIGINT)
     parent.wait(30)
     assert endless.checkpoint.exists() and not (tmp_path / "records").exists()
     found = process.run(endless)
-    assert found["status"] == "ok" and found["training"]["steps"] == 3000
-    assert 0 < found["training"]["resumed_at"] < 3000
+    assert found["status"] == "ok" and found["training"]["steps"] == 2000
+    assert 0 < found["training"]["resumed_at"] < 2000
     assert not endless.checkpoint.exists()
