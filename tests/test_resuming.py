@@ -83,7 +83,11 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path: Path, capsys
 
 def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
     endless = job(tmp_path, "training.max_steps=2000", "training.checkpoint_s=0.1", optimizer="adam", dim=64)
-    code = "import pickle, sys; from stepscale.bench import process; process.run(pickle.load(sys.stdin.buffer))"
+    code = (
+        "import pickle, signal, sys; from stepscale.bench import process; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored where a shell began this in the background
+        "process.run(pickle.load(sys.stdin.buffer))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert parent.stdin
     parent.stdin.write(pickle.dumps(endless))
