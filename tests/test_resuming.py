@@ -85,7 +85,7 @@ def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None
     endless = job(tmp_path, "training.max_steps=2000", "training.checkpoint_s=0.1", optimizer="adam", dim=64)
     code = (
         "import pickle, signal, sys; from stepscale.bench import process; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored where a shell began this in the background
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # which a background job ignores
         "process.run(pickle.load(sys.stdin.buffer))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
