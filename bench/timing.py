@@ -113,26 +113,29 @@ class _Cell:
         """Take headline blocks, unmarked wherever a period is short enough, then a trace of the phases."""
         period_s = self.workload.period * step_s
         composed = self.workload.period > 1 and period_s > self.settings.time_limit_s / 4
+        steps = self.workload.period * math.ceil(self.settings.block_s / period_s)
         traced: list[tuple[int, Phases]] = []
         if composed:
             blocks, stopped_by = self._interleave(lambda: self._walk(traced))
         else:
-            steps = self.workload.period * math.ceil(self.settings.block_s / period_s)
             blocks, stopped_by = self._interleave(lambda: self._block(steps))
         require_finite(self.workload, "the last block")
         if not composed:
             self.workload.restore(self.boundary)
-            steps = min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
-            traced = self._trace(self.workload.period * math.ceil(steps / self.workload.period))
+            least = min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
+            traced = self._trace(self.workload.period * math.ceil(least / self.workload.period))
         result = {"composed": composed, "stopped_by": stopped_by, "blocks": blocks, "trace": self._by_class(traced)}
         if self.workload.device.type == "cuda":
-            self.workload.restore(self.boundary)
-            result["busy_s"] = busy_seconds(self.workload, TRACED)
-            steps = self.workload.period * math.ceil(self.settings.block_s / period_s)
-            counter = energy_counter(self.workload.device)
-            result["energy_j"] = joules(self.workload, steps, counter, self.clock.synchronize)
-            self.workload.restore(self.boundary)
+            result |= self._of_the_gpu(steps)
         return result
+
+    def _of_the_gpu(self, steps: int) -> dict[str, float | None]:
+        """Seconds a step that kernels ran, and joules a step, in blocks of so many; None where unknown."""
+        self.workload.restore(self.boundary)
+        busy_s, counter = busy_seconds(self.workload, TRACED), energy_counter(self.workload.device)
+        energy_j = joules(self.workload, steps, counter, self.clock.synchronize)
+        self.workload.restore(self.boundary)
+        return {"busy_s": busy_s, "energy_j": energy_j}
 
     def _interleave(self, block: Callable[[], Block]) -> tuple[dict[str, list[Any]], str]:
         """Blocks of the step, each followed by one of the limit, until the ratio is precise or the time is up."""
