@@ -19,29 +19,29 @@ REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dim
 setup: .venv/ready  ## Build .venv: torch only where none is importable, this package, the tools
 
 bench: .venv/ready  ## Time every optimizer across dims, write the report; goes on where it was interrupted (SWEEP=full)
-	$(PY) -m stepscale.bench.sweep $(SWEEP) $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep $(SWEEP) $(OVERRIDES)
 
 bench-quick: .venv/ready  ## The same in a minute, with too few sizes for a verdict
-	$(PY) -m stepscale.bench.sweep quick $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep quick $(OVERRIDES)
 
 train: SWEEP = train
 train: .venv/ready  ## Tune and train each optimizer alike: likelihood by step and second; 10 minutes on 2 cores (SWEEP=paper)
-	$(PY) -m stepscale.bench.sweep $(SWEEP) $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep $(SWEEP) $(OVERRIDES)
 
 bench-speed: .venv/ready  ## How far from the limit each step is that should come near it
-	$(PY) -m stepscale.bench.sweep speed $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep speed $(OVERRIDES)
 
 bench-gpu: .venv/ready  ## As far as each optimizer goes on a large GPU: memory, energy, TF32, bfloat16, compiled steps
 	$(PY) -m pip install -q -e ".[gpu]"
-	$(PY) -m stepscale.bench.sweep gpu $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep gpu $(OVERRIDES)
 
 peers: .venv/ready  ## Time K-FAC beside other projects' in one run, one thread, the model and batch of their users
 	$(PY) -m pip install -q -e ".[peers]"
-	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench.sweep tests/peers/curvature.yaml --config-dir tests/peers $(OVERRIDES)
+	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench sweep tests/peers/curvature.yaml --config-dir tests/peers $(OVERRIDES)
 
 peers-relative: .venv/ready  ## Time the relative gradient beside its authors' notebook and JAX code, in one run
 	$(PY) -m pip install -q -e ".[peers]"
-	$(PY) -m stepscale.bench.sweep tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
 
 report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench.report $(RUN)

@@ -1,106 +1,26 @@
-"""The Hydra entry: one job is one cell is one record. ``python -m stepscale.bench`` or ``stepscale``."""
+"""The command line, ``stepscale`` or ``python -m stepscale.bench``: words for Hydra, or one of the ``COMMANDS``."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import shlex
 import sys
-from pathlib import Path
-from typing import Any
 
-import hydra
-import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from stepscale.bench import server
 
-from stepscale.bench import environment, folder, interrupt, report
-from stepscale.bench.job import DTYPES, TF32, Job, job_of
-from stepscale.bench.records import MEASURED
-from stepscale.bench.tuning import label_of
-
-COMMANDS = {"doctor": "stepscale.bench.doctor", "regress": "stepscale.bench.gate"}  # beside Hydra's overrides
-OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")  # the user's: later the fork server's is set here
-
-
-@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
-def job(cfg: DictConfig) -> None:
-    """Measure the cell of a configuration, unless its folder already holds it."""
-    chosen = HydraConfig.get()
-    run = folder.open_run(Path(chosen.runtime.output_dir).resolve())
-    try:
-        record = run.measure(describe(cfg, run.path))
-    except OSError as error:
-        sys.exit(f"{error}")
-    run.multirun = chosen.mode == RunMode.MULTIRUN
-    if not run.multirun:
-        print(folder.details(record), f"record in {run.path}", sep="\n")
-        if record["status"] != "ok":
-            sys.exit(1)
-
-
-def describe(cfg: DictConfig, path: Path) -> Job:
-    """Turn a configuration into a job, checking what Hydra does not.
-
-    Raises:
-        SystemExit: a value is out of range; the message names it and what was expected.
-    """
-    for name in ("dim", "batch", "depth"):  # first: learning rates are computed from the dim
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
-            sys.exit(f"{name} must be a whole number of at least 1, got {cfg[name]!r}")
-    try:
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        sys.exit(f"{error.full_key}: {str(error).splitlines()[0]}")
-    if config["dtype"] not in DTYPES:
-        sys.exit(f"dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
-    if config["task"] not in MEASURED:
-        sys.exit(f"task must be one of {', '.join(MEASURED)}, got {config['task']!r}")
-    chosen = HydraConfig.get()
-    choices, words = chosen.runtime.choices, list(chosen.overrides.task)
-    facts: dict[str, Any] = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
-    facts["optimizer"] = config["label"] or facts["optimizer"]
-    if config["task"] == "time" and (mode := config["timing"].get("compile")):
-        facts["optimizer"] += f"[compile={mode}]"
-    facts["device"] = _device(str(config["device"]))
-    if config["dtype"] == TF32 and facts["device"] != "cuda":
-        sys.exit(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {facts['device']}; use dtype=float32")
-    facts["threads"] = config["threads"] or int(OMP_NUM_THREADS or environment.available_cores())
-    return job_of(config, facts, shlex.join(["stepscale", *sys.argv[1:]]), path)
-
-
-def _device(asked: str) -> str:
-    there = torch.cuda.is_available()
-    if asked == "auto":
-        return "cuda" if there else "cpu"
-    if asked.startswith("cuda") and not there:
-        sys.exit(f"device={asked}, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
-    if asked not in {"cpu", "cuda"}:
-        sys.exit(f"device must be one of auto, cpu, cuda, got {asked!r}; choose a GPU by CUDA_VISIBLE_DEVICES")
-    return asked
+COMMANDS = {"sweep": "stepscale.bench.sweep", "doctor": "stepscale.bench.doctor", "regress": "stepscale.bench.gate"}
 
 
 def main() -> None:
-    """Run the command line; after a sweep, write the report of what was measured, also of one cut short."""
-    if sys.argv[1:] and sys.argv[1] in COMMANDS:
-        return importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
+    """Run the command line; what is to measure cells loads torch here and in their server at the same time."""
     sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
-    interrupt.remember()
-    try:
-        try:
-            job()
-        finally:
-            interrupt.check()
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; every finished cell is recorded")
-    finally:
-        for run in folder.opened():
-            if run.multirun and run.rows:
-                print(report.write(run.path))
-    if not all(any(row["status"] == "ok" for row in run.rows.values()) for run in folder.opened()):
-        sys.exit(1)
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name != "regress":
+        server.start(server.default_threads())
+    if name in COMMANDS:
+        importlib.import_module(COMMANDS[name]).main(sys.argv[2:])
+    else:
+        importlib.import_module("stepscale.bench.command").main()
 
 
 if __name__ == "__main__":

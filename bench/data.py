@@ -11,12 +11,13 @@ import itertools
 import math
 import zipfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
 from stepscale.models import Batch
@@ -199,9 +200,15 @@ def _patches(images: list[np.ndarray], rows: int, shape: tuple[int, int], rng: n
 
 def _grey(name: str) -> np.ndarray:
     """Return a photograph's luminance, ``[427, 640]``, 0 … 255."""
-    from sklearn.datasets import load_sample_image
+    return np.asarray(np.asarray(Image.open(shipped(f"images/{name}"))) @ np.array([0.299, 0.587, 0.114])).round()
 
-    return np.asarray(load_sample_image(name) @ np.array([0.299, 0.587, 0.114])).round()
+
+def shipped(name: str) -> Path:
+    """Find a file of ``sklearn.datasets``, whose loaders take two seconds to import."""
+    sklearn = find_spec("sklearn")
+    if sklearn is None or sklearn.origin is None:
+        raise ModuleNotFoundError("scikit-learn is not installed, whose photographs and digits are the data here")
+    return Path(sklearn.origin).parent / "datasets" / name
 
 
 def _plane(name: str, count: int, seed: int) -> np.ndarray:
@@ -256,6 +263,8 @@ def _read(path: Path) -> np.ndarray:
 
 def _read_csv(path: Path) -> np.ndarray:
     """Read numbers; a first line without any is a header."""
+    import pandas as pd
+
     try:
         table = pd.read_csv(path, header=None)
         if len(table) and pd.to_numeric(table.iloc[0], errors="coerce").isna().all():

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepscale.bench import environment
 from stepscale.bench.contention import CONTENDED, OtherCpu
+from stepscale.bench.server import CGROUP
 
 SYSTEM, CPU_INFO, PROCESSES = Path("/sys"), Path("/proc/cpuinfo"), Path("/proc")
 UNKNOWN = "unknown: the system does not tell"
@@ -152,7 +152,7 @@ def throttled() -> dict[str, float]:
         paths = list(SYSTEM.glob("devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"))
         counters |= {heat: float(sum(int(path.read_text()) for path in paths))} if paths else {}
     with suppress(OSError, KeyError, ValueError):
-        lines = (environment.CGROUP / "cpu.stat").read_text().splitlines()
+        lines = (CGROUP / "cpu.stat").read_text().splitlines()
         counters[quota] = float(dict(line.split() for line in lines)["nr_throttled"])
     with suppress(OSError, IndexError, ValueError):
         counters[host] = float((PROCESSES / "stat").read_text().split()[8])

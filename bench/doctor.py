@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.stats import t
 
-from stepscale.bench import disturbance, environment, process, records
+from stepscale.bench import disturbance, environment, process, records, server
 from stepscale.bench.job import Job, job_of
 
 CONF = Path(__file__).parent / "conf"
@@ -81,10 +80,6 @@ def job(dim: int, seed: int, device: str, folder: Path) -> Job:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["optimizer=relative", f"dim={dim}", f"seed={seed}", "timing=quick"])
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    facts = {"device": device, "threads": environment.available_cores()}
+    facts = {"device": device, "threads": server.default_threads()}
     facts |= {"optimizer": "relative", "model": "flow", "data": "photos"}
     return job_of(config, facts, "stepscale doctor", folder)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -15,16 +15,11 @@ from typing import Any
 
 import torch
 
+from stepscale.bench.server import ALLOCATOR, CGROUP
+
 PACKAGE = Path(__file__).parent.parent
 PARTS = ("bench", "models", "optimizers")
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "hydra-core", "stepscale")
-# without these glibc maps and unmaps every gradient of 1 MB or more, which makes strawmen of the baselines
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
-CGROUP = Path("/sys/fs/cgroup")
 FREE_SHARE = 0.9  # of the free memory, for a cell
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -82,16 +77,6 @@ def commit() -> str | None:
     except OSError:
         return None
     return top.stdout.split("\n")[1] + ("+changes" if changes else "")
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, or its control group's quota if that is less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
 
 
 def available_bytes() -> int | None:

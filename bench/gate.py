@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stepscale.bench import arms, environment, gate_report, regression
+from stepscale.bench import arms, gate_report, regression
 from stepscale.bench.arms import Arm, BuildError
+from stepscale.bench.server import ALLOCATOR
 from stepscale.bench.turns import Session, SessionError, Watch, conduct
 
 OUT = Path("results/local/regress")
@@ -126,7 +127,7 @@ def measure(base: Arm, head: Arm, arguments: argparse.Namespace, tell: Callable[
         sessions = []
         for arm, names in ((base, regression.BASE), (head, regression.HEAD)):
             for name in names:
-                variables = threads | waiting | environment.ALLOCATOR
+                variables = threads | waiting | ALLOCATOR
                 session = Session(name, arm.package, head.source, options, variables)
                 stack.callback(session.end)
                 sessions.append(session)
@@ -175,7 +176,3 @@ def rows_of(sessions: list[Session], watch: Watch, *, whole_only: bool) -> list[
                     common | {"round": round_, "step_s": step_s, "contended": (test, round_) in watch.contended}
                 )
     return rows
-
-
-if __name__ == "__main__":
-    main()

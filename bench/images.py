@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepscale.bench.data import EVALUATION_ROWS, Dataset, patch_shape
+from stepscale.bench.data import EVALUATION_ROWS, Dataset, patch_shape, shipped
 from stepscale.models import Batch
 
 LEVELS = 16  # of scikit-learn's digits
@@ -20,11 +20,9 @@ def digits(dim: int, rows: int | None, seed: int, labels: bool = False) -> Datas
     Five eighths of them are for training, an eighth for validation, a quarter is held out, all drawn by the seed; if
     more train rows are asked for than there are, they repeat. With ``labels`` every split is a pair (images, labels).
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    table = torch.from_numpy(np.loadtxt(shipped("data/digits.csv.gz"), delimiter=",", dtype=np.float32))
     shape = patch_shape(dim)
-    small = torch.from_numpy(bunch.images / LEVELS).float().unsqueeze(1)
+    small = table[:, :-1].reshape(-1, 1, 8, 8) / LEVELS
     resized = torch.nn.functional.interpolate(small, size=shape, mode="bilinear", align_corners=False)
     images = resized.flatten(1)[:, :dim].clamp(0, 1)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
@@ -32,7 +30,7 @@ def digits(dim: int, rows: int | None, seed: int, labels: bool = False) -> Datas
     train, validation, held_out = order.tensor_split(cuts)
     if rows is not None:
         train = train.repeat(-(-rows // len(train)))[:rows]
-    targets = torch.from_numpy(bunch.target).long()
+    targets = table[:, -1].long()
 
     def split(chosen: Tensor) -> Batch:
         return (images[chosen], targets[chosen]) if labels else images[chosen]

@@ -1,8 +1,4 @@
-"""One cell, one process: forked from a server that has torch loaded and has never run an operation.
-
-The server's environment fixes threads and allocator before torch is loaded. ``torch.set_num_threads`` would come too
-late, and on torch 2.13 makes batched LU silently wrong on CPU.
-"""
+"""One cell, one process, forked from the server."""
 
 from __future__ import annotations
 
@@ -14,20 +10,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
 from types import ModuleType
 
 import torch
 
-from stepscale.bench import environment, records
+from stepscale.bench import environment, records, server
 from stepscale.bench.job import Job
 from stepscale.bench.run import measure_cell
 
-# the first torch optimizer of a process imports torch._dynamo: a second, and 70 MB that are not the step's
-PRELOAD = ["stepscale.bench.process", "sklearn.datasets", "PIL.Image", "torch._dynamo"]
 TIMEOUTS_S = {"time": 600.0, "train": None}  # where timeout_s is null: training has budgets of its own
 GRACE_S = 5.0
-_server_threads: int | None = None
 
 
 def run(job: Job) -> records.Record:
@@ -37,7 +29,7 @@ def run(job: Job) -> records.Record:
         OSError: the record cannot be written.
         KeyboardInterrupt: the process has been ended, and there is no record.
     """
-    _start_server(job.cell["threads"])
+    server.start(job.cell["threads"])
     path = job.folder / "records" / f"{job.identity}.json"
     timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.config["task"]]
     path.unlink(missing_ok=True)  # a damaged one
@@ -67,20 +59,6 @@ def _death(exitcode: int | None) -> str:
         hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{hint}"
     return f"its process ended with status {exitcode} and left no record"
-
-
-def _start_server(threads: int) -> None:
-    """Have a fork server for that many threads; a later thread count gets a new server."""
-    global _server_threads
-    if _server_threads == threads:
-        return
-    if _server_threads is not None:
-        forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    os.environ.update(environment.ALLOCATOR)
-    forkserver.set_forkserver_preload(PRELOAD)
-    _server_threads = threads
 
 
 @contextmanager

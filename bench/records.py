@@ -8,12 +8,13 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from stepscale.bench.contention import CONTENDED
 from stepscale.bench.estimate import estimate
+
+if TYPE_CHECKING:
+    import pandas as pd  # which a process that measures does not wait for
 
 SCHEMA = 1
 STATUSES = ("ok", "out_of_memory", "diverged", "too_slow", "killed", "failed")
@@ -113,6 +114,8 @@ def load(folder: str | Path, task: str = "time") -> pd.DataFrame:
     rows = [row(record) for record in records if record["task"] == task]
     if not rows:
         raise FileNotFoundError(f"no records of task={task} in {Path(folder) / 'records'}")
+    import pandas as pd
+
     table = pd.DataFrame(rows)
     return table.sort_values(list(AXES), ignore_index=True)
 
@@ -128,6 +131,8 @@ def row(record: Record) -> dict[str, Any]:
 
 def curves(folder: str | Path) -> pd.DataFrame:
     """Return every point of every training run, one row each, also of runs that ended early."""
+    import pandas as pd
+
     tables = []
     for record in read_all(Path(folder))[0]:
         if "training" in record:

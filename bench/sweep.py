@@ -1,6 +1,6 @@
 """The main job: several Hydra multiruns into one folder, resumed where an earlier one stopped.
 
-``python -m stepscale.bench.sweep NAME`` runs ``conf/sweep/NAME.yaml``, or a file of the user's. Of timing, each of its
+``stepscale sweep NAME`` runs ``conf/sweep/NAME.yaml``, or a file of the user's. Of timing, each of its
 grids is one multirun for each seed, so that optimizers are shuffled anew within the dims, which ascend. Of training,
 each point of its grids is tuned by one multirun, and what that chose is trained on new seeds by another. Further
 arguments go to Hydra; one that names what a grid names takes its place.
@@ -22,21 +22,20 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from stepscale.bench import environment, folder, interrupt, report, tuning
-from stepscale.bench.__main__ import job
+from stepscale.bench import environment, folder, interrupt, tuning
+from stepscale.bench.command import job
 
 SWEEPS = Path(__file__).parent / "conf" / "sweep"
 LOCAL = Path("results/local")
 INTERRUPTED = 130
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     """Run a sweep, or what is left of it, and write its report."""
-    parser = argparse.ArgumentParser(prog="stepscale.bench.sweep", description="Run a sweep and write its report.")
+    parser = argparse.ArgumentParser(prog="stepscale sweep", description="Run a sweep and write its report.")
     parser.add_argument("name", help=f"one of {', '.join(names())}, or a .yaml of your own like theirs")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="further words for Hydra, for every cell")
-    arguments = parser.parse_args()
-    sys.path.insert(0, os.getcwd())
+    arguments = parser.parse_args(words)
     plan = read_sweep(arguments.name, arguments.overrides)
     interrupt.remember()
     path = unfinished(plan) or new_folder()
@@ -55,6 +54,8 @@ def main() -> None:
         save_plan(path, plan | {"finished": True})
     if not run.rows:
         sys.exit("no cell was recorded")
+    from stepscale.bench import report  # matplotlib and scipy.stats: not before the first cell
+
     print(f"\n{report.write(path)}")
     if failed or all(row["status"] != "ok" for row in run.rows.values()):
         sys.exit(1)
@@ -164,7 +165,3 @@ def run_multiruns(path: Path, multiruns: list[list[str]]) -> bool:
             failed |= bool(end.code)
         interrupt.check()
     return failed
-
-
-if __name__ == "__main__":
-    main()

@@ -91,7 +91,7 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_sweep_and_a_missing_run_are_named(tmp_path: Path) -> None:
-    done = stepscale(tmp_path, "weekly", module="stepscale.bench.sweep")
+    done = stepscale(tmp_path, "sweep", "weekly")
     assert done.returncode != 0
     assert "no sweep 'weekly'; there are autoencoder, centring, curvature, default, full" in done.stderr
     done = stepscale(tmp_path, "nowhere", module="stepscale.bench.report")
@@ -100,7 +100,7 @@ def test_an_unknown_sweep_and_a_missing_run_are_named(tmp_path: Path) -> None:
 
 
 def started(cwd: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "stepscale.bench.sweep", "quick", *BRIEF]
+    command = [sys.executable, "-m", "stepscale.bench", "sweep", "quick", *BRIEF]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=cwd, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
 

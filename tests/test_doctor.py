@@ -14,7 +14,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(disturbance, "SYSTEM", tmp_path / "sys")
     monkeypatch.setattr(disturbance, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(disturbance, "PROCESSES", tmp_path / "proc")
-    monkeypatch.setattr(disturbance.environment, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(disturbance, "CGROUP", tmp_path / "cgroup")
     return tmp_path
 
 

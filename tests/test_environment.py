@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepscale.bench import contention, environment
+from stepscale.bench import contention, environment, server
 
 
 def test_environment_says_what_numbers_depend_on() -> None:
@@ -60,12 +60,13 @@ def test_where_the_system_does_not_tell_nothing_is_said(monkeypatch: pytest.Monk
 
 def test_a_control_groups_quota_and_limit_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     free = environment.available_bytes()
-    monkeypatch.setattr(environment, "CGROUP", tmp_path)
-    assert environment.available_cores() == len(os.sched_getaffinity(0))
+    for module in (environment, server):
+        monkeypatch.setattr(module, "CGROUP", tmp_path)
+    assert server.available_cores() == len(os.sched_getaffinity(0))
     (tmp_path / "cpu.max").write_text("100000 100000")
     (tmp_path / "memory.max").write_text(str(2**30))
     (tmp_path / "memory.current").write_text(str(2**29))
-    assert environment.available_cores() == 1
+    assert server.available_cores() == 1
     assert environment.available_bytes() == 2**29 < (free or 0)
     (tmp_path / "cpu.max").write_text("max 100000")
-    assert environment.available_cores() == len(os.sched_getaffinity(0))
+    assert server.available_cores() == len(os.sched_getaffinity(0))

@@ -1,0 +1,97 @@
+"""The Hydra entry: one job is one cell is one record."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stepscale.bench import folder, interrupt, server
+from stepscale.bench.job import DTYPES, TF32, Job, job_of
+from stepscale.bench.records import MEASURED
+from stepscale.bench.tuning import label_of
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
+def job(cfg: DictConfig) -> None:
+    """Measure the cell of a configuration, unless its folder already holds it."""
+    chosen = HydraConfig.get()
+    run = folder.open_run(Path(chosen.runtime.output_dir).resolve())
+    try:
+        record = run.measure(describe(cfg, run.path))
+    except OSError as error:
+        sys.exit(f"{error}")
+    run.multirun = chosen.mode == RunMode.MULTIRUN
+    if not run.multirun:
+        print(folder.details(record), f"record in {run.path}", sep="\n")
+        if record["status"] != "ok":
+            sys.exit(1)
+
+
+def describe(cfg: DictConfig, path: Path) -> Job:
+    """Turn a configuration into a job, checking what Hydra does not.
+
+    Raises:
+        SystemExit: a value is out of range; the message names it and what was expected.
+    """
+    for name in ("dim", "batch", "depth"):  # first: learning rates are computed from the dim
+        if not isinstance(cfg[name], int) or cfg[name] < 1:
+            sys.exit(f"{name} must be a whole number of at least 1, got {cfg[name]!r}")
+    try:
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        sys.exit(f"{error.full_key}: {str(error).splitlines()[0]}")
+    if config["dtype"] not in DTYPES:
+        sys.exit(f"dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
+    if config["task"] not in MEASURED:
+        sys.exit(f"task must be one of {', '.join(MEASURED)}, got {config['task']!r}")
+    chosen = HydraConfig.get()
+    choices, words = chosen.runtime.choices, list(chosen.overrides.task)
+    facts: dict[str, Any] = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
+    facts["optimizer"] = config["label"] or facts["optimizer"]
+    if config["task"] == "time" and (mode := config["timing"].get("compile")):
+        facts["optimizer"] += f"[compile={mode}]"
+    facts["device"] = _device(str(config["device"]))
+    if config["dtype"] == TF32 and facts["device"] != "cuda":
+        sys.exit(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {facts['device']}; use dtype=float32")
+    facts["threads"] = config["threads"] or server.default_threads()
+    return job_of(config, facts, shlex.join(["stepscale", *sys.argv[1:]]), path)
+
+
+def _device(asked: str) -> str:
+    there = torch.cuda.is_available()
+    if asked == "auto":
+        return "cuda" if there else "cpu"
+    if asked.startswith("cuda") and not there:
+        sys.exit(f"device={asked}, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
+    if asked not in {"cpu", "cuda"}:
+        sys.exit(f"device must be one of auto, cpu, cuda, got {asked!r}; choose a GPU by CUDA_VISIBLE_DEVICES")
+    return asked
+
+
+def main() -> None:
+    """Run Hydra; after a sweep, write the report of what was measured, also of one cut short."""
+    interrupt.remember()
+    try:
+        try:
+            job()
+        finally:
+            interrupt.check()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; every finished cell is recorded")
+    finally:
+        for run in folder.opened():
+            if run.multirun and run.rows:
+                from stepscale.bench import report  # matplotlib and scipy.stats: not before the first cell
+
+                print(report.write(run.path))
+    if not all(any(row["status"] == "ok" for row in run.rows.values()) for run in folder.opened()):
+        sys.exit(1)

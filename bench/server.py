@@ -1,0 +1,75 @@
+"""The fork server, from which every cell's process comes: it has torch loaded and has never run an operation.
+
+Needs the standard library alone, so that a command starts the server first and both load torch at the same time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+# the first torch optimizer of a process imports torch._dynamo: seconds, and 70 MB that are not the step's
+PRELOAD = ["stepscale.bench.process", "PIL.Image", "torch._dynamo"]
+# without these glibc maps and unmaps every gradient of 1 MB or more, which makes strawmen of the baselines
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+CGROUP = Path("/sys/fs/cgroup")
+_asked = os.environ.get(THREADS[0])  # the user's: later the server's is set here
+_started: int | None = None
+
+
+def start(threads: int) -> None:
+    """Have a server for that many threads, and return before it has loaded anything; another count's server is ended.
+
+    Its environment fixes threads and allocator before torch is loaded. ``torch.set_num_threads`` would come too late,
+    and on torch 2.13 makes batched LU silently wrong on CPU.
+    """
+    global _started
+    if _started == threads:
+        return
+    stop()
+    os.environ.update(dict.fromkeys(THREADS, str(threads)) | ALLOCATOR)
+    forkserver.set_forkserver_preload(PRELOAD)
+    resource_tracker.ensure_running()  # which would lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the parent's to hear
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if _started is None:
+        atexit.register(stop)
+    _started = threads
+
+
+def stop() -> None:
+    """End the server, if there is one, also while it still loads: by itself it would finish that first."""
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGTERM)
+        server._stop()
+
+
+def default_threads() -> int:
+    """As many as OMP_NUM_THREADS says, else every core this process may use."""
+    if _asked and not (_asked.isdigit() and int(_asked)):
+        sys.exit(f"OMP_NUM_THREADS must be a whole number of at least 1, got {_asked!r}")
+    return int(_asked or available_cores())
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, or its control group's quota if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
