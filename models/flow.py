@@ -123,7 +123,7 @@ class Flow(nn.Module):
         deltas = [delta]
         for k in range(len(layers) - 2, -1, -1):
             s = torch.sigmoid(seen[k][3])
-            slope = torch.mul(s, 1 - self.alpha).add_(self.alpha)
+            slope = torch.rsub(s, self.alpha, alpha=self.alpha - 1)  # σ′ = α + (1 − α) s
             delta = (delta @ layers[k + 1].weight).mul_(slope)
             delta.addcdiv_(s.addcmul_(s, s, value=-1), slope, value=self.alpha - 1)
             deltas.append(delta)
