@@ -128,6 +128,9 @@ def details(record: records.Record) -> str:
         "phases  " + ", ".join(f"{name} {ms:.4g} ms" for name, ms in row["phases_ms"].items()),
         f"counts  {row['flops']:.4g} FLOP, {row['operations']:g} operations, {row['gflop_per_s']:.4g} GFLOP/s",
     ]
+    if row["profile"]:
+        shares = {entry["operation"]: max(entry["host_share"], entry["device_share"] or 0) for entry in row["profile"]}
+        lines.append("dearest " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items()))
     if row["peak_mib"] is not None:
         lines.append(f"memory  {row['peak_mib']:.4g} MiB at the peak")
     return "\n".join(lines)

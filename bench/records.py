@@ -204,6 +204,7 @@ def _figures(record: Record) -> dict[str, Any]:
         "peak_mib": record["memory"]["peak_mib"],
         "energy_j": timing.get("energy_j"),
         "phases_ms": _phases_ms(timing["trace"]),
+        "profile": timing.get("profile"),
         **{name: record.get("direction", {}).get(name) for name in ("log_det", "cosine")},  # older records lack it
     }
 
@@ -211,7 +212,7 @@ def _figures(record: Record) -> dict[str, Any]:
 FIGURES = (
     "contended", "step_ms", "limit_ms", "ratio", "ratio_low", "ratio_high", "cheap_ms", "peak_ms", "first_step_ms",
     "period", "composed", "blocks", "stopped_by", "waiting", "launch_bound", "flops", "limit_flops", "operations",
-    "synchronisations", "uncounted", "gflop_per_s", "peak_mib", "energy_j", "phases_ms", "log_det", "cosine",
+    "synchronisations", "uncounted", "gflop_per_s", "peak_mib", "energy_j", "phases_ms", "profile", "log_det", "cosine",
 )  # fmt: skip
 
 

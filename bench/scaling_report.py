@@ -13,6 +13,7 @@ from stepscale.bench.layout import Section, varying
 
 PER_GROUP = list(records.GROUP)
 BUDGETS_MS, BUDGETS_MIB = (1, 10, 100), (1024,)
+SHOWN = 5  # of each step's operations, in the page
 
 
 def section(folder: Path, where: str) -> Section:
@@ -31,6 +32,9 @@ def section(folder: Path, where: str) -> Section:
         "Times": varying(times.drop(columns=["operations", "first_step_ms"]).dropna(axis=1, how="all"), cells),
         "Phases, ms a step": varying(phases(cells), cells),
     }
+    if len(operations := dearest_operations(cells)):
+        tables["Dearest operations"] = varying(operations.groupby([*PER_GROUP, "dim", "optimizer"]).head(SHOWN), cells)
+        operations.to_csv(folder / "operations.csv", index=False)
     failed = cells[cells["status"] != "ok"]
     if len(failed):
         tables["Cells that were not measured"] = failed[["optimizer", "dim", "batch", "seed", "status", "reason"]]
@@ -93,6 +97,19 @@ def phases(cells: pd.DataFrame) -> pd.DataFrame:
     measured = cells[cells["status"] == "ok"].to_dict("records")
     table = pd.DataFrame([{axis: row[axis] for axis in key} | row["phases_ms"] for row in measured])
     return table.groupby(key, as_index=False).median() if len(table) else pd.DataFrame(columns=key)
+
+
+def dearest_operations(cells: pd.DataFrame) -> pd.DataFrame:
+    """Median over seeds of what ``timing.profile`` listed of each step, the dearest first."""
+    key = [*PER_GROUP, "dim", "optimizer"]
+    profiled = cells[cells["profile"].notna()].to_dict("records")
+    table = pd.DataFrame([{axis: cell[axis] for axis in key} | row for cell in profiled for row in cell["profile"]])
+    if table.empty:
+        return table
+    table = table.astype({"calls": float, "device_share": float}).dropna(axis=1, how="all")
+    table = table.groupby([*key, "operation"], as_index=False).median()
+    table["dearest"] = table.filter(like="_share").max(axis=1)
+    return table.sort_values([*key, "dearest"], ascending=[True] * len(key) + [False]).drop(columns="dearest")
 
 
 def figures(folder: Path, times: pd.DataFrame, slopes: pd.DataFrame, where: str) -> list[str]:

@@ -21,6 +21,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+QUIET = {"KINETO_LOG_LEVEL": "6"}  # torch.profiler else says when it starts and stops
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CGROUP = Path("/sys/fs/cgroup")
 _asked = os.environ.get(THREADS[0])  # the user's: later the server's is set here
@@ -37,7 +38,7 @@ def start(threads: int) -> None:
     if _started == threads:
         return
     stop()
-    os.environ.update(dict.fromkeys(THREADS, str(threads)) | ALLOCATOR)
+    os.environ.update(dict.fromkeys(THREADS, str(threads)) | ALLOCATOR | QUIET)
     forkserver.set_forkserver_preload(PRELOAD)
     resource_tracker.ensure_running()  # which would lift the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the parent's to hear

@@ -19,6 +19,7 @@ from stepscale.bench.counts import Counts
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
 from stepscale.bench.gpu import busy_seconds, energy_counter, joules
 from stepscale.bench.limit import Limit
+from stepscale.bench.profiling import dearest
 from stepscale.bench.records import UNMARKED
 from stepscale.bench.workload import Snapshot, Workload
 from stepscale.optimizers import no_mark
@@ -53,11 +54,14 @@ class Settings:
     block_s: float  # least length of a block of steps
     max_step_s: float  # a longer step makes the cell too_slow
     compile: str | None = None  # a mode of torch.compile; None runs the step as it is written
+    profile: bool = False  # whether to list the step's dearest operations, when all else has been measured
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "compile" and not value > 0:
+            if name not in ("compile", "profile") and not value > 0:
                 raise ValueError(f"timing.{name} must be positive, got {value}")
+        if not isinstance(self.profile, bool):
+            raise ValueError(f"timing.profile must be true or false, got {self.profile!r}")
         if self.compile not in (None, *COMPILE):
             raise ValueError(f"timing.compile must be null or one of {', '.join(COMPILE)}, got {self.compile!r}")
 
@@ -127,6 +131,9 @@ class _Cell:
         result = {"composed": composed, "stopped_by": stopped_by, "blocks": blocks, "trace": self._by_class(traced)}
         if self.workload.device.type == "cuda":
             result |= self._of_the_gpu(steps)
+        if self.settings.profile:
+            self.workload.restore(self.boundary)
+            result["profile"] = dearest(self.workload, TRACED, self.clock.synchronize)
         return result
 
     def _of_the_gpu(self, steps: int) -> dict[str, float | None]:
