@@ -9,7 +9,7 @@ import math
 import re
 import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -64,6 +64,12 @@ UNKNOWN = re.compile(r"linalg|cholesky|mm$|mv$|svd|qr$|qrf$|eig|convolution|lsts
 FREE = {aten.linalg_vector_norm, aten._linalg_check_errors, aten.linalg_diagonal}  # at most linear in the elements
 
 
+@cache
+def _out_of_place(operation: Any) -> Any:
+    """Return the operation of which this is the in-place form, or itself: ``addmm`` for ``addmm_``."""
+    return getattr(aten, operation.__name__.removesuffix("_"), operation)
+
+
 class Counts(TorchDispatchMode):
     """While active, counts every operation that reaches the dispatcher, through autograd and ``torch.func`` alike.
 
@@ -78,7 +84,7 @@ class Counts(TorchDispatchMode):
         self.uncounted: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operation = func.overloadpacket
+        operation = _out_of_place(func.overloadpacket)
         self.operations += 1
         self.synchronisations += operation in SYNCHRONISING
         if operation in RULES:

@@ -204,7 +204,11 @@ def _grey(name: str) -> np.ndarray:
 
 
 def shipped(name: str) -> Path:
-    """Find a file of ``sklearn.datasets``, whose loaders take two seconds to import."""
+    """Find a file of ``sklearn.datasets``, whose loaders take two seconds to import.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
     sklearn = find_spec("sklearn")
     if sklearn is None or sklearn.origin is None:
         raise ModuleNotFoundError("scikit-learn is not installed, whose photographs and digits are the data here")
@@ -213,12 +217,14 @@ def shipped(name: str) -> Path:
 
 def _plane(name: str, count: int, seed: int) -> np.ndarray:
     """Return points of the density of that name, ``[count, 2]``, independent but for the even angles of two of them."""
-    from sklearn.datasets import make_circles, make_moons
-
     match name:
         case "moons":
+            from sklearn.datasets import make_moons
+
             points, _ = make_moons(count, noise=0.05, random_state=seed)
         case "circles":
+            from sklearn.datasets import make_circles
+
             points, _ = make_circles(count, noise=0.05, factor=0.5, random_state=seed)
         case "pinwheel":
             points = _pinwheel(count, np.random.default_rng(seed))

@@ -11,6 +11,8 @@ from typing import Any
 from stepscale.bench import environment, interrupt, process, records
 from stepscale.bench.job import Job
 
+SHOWN = 7  # operations of a profile
+
 _opened: dict[Path, Run] = {}
 
 
@@ -129,8 +131,15 @@ def details(record: records.Record) -> str:
         f"counts  {row['flops']:.4g} FLOP, {row['operations']:g} operations, {row['gflop_per_s']:.4g} GFLOP/s",
     ]
     if row["profile"]:
-        shares = {entry["operation"]: max(entry["host_share"], entry["device_share"] or 0) for entry in row["profile"]}
-        lines.append("dearest " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items()))
+        lines.append(_dearest(row["profile"]))
     if row["peak_mib"] is not None:
         lines.append(f"memory  {row['peak_mib']:.4g} MiB at the peak")
     return "\n".join(lines)
+
+
+def _dearest(operations: list[dict[str, Any]]) -> str:
+    """Say which operations take most of the device's time, or of the host's where that is the device."""
+    where = "host" if operations[0]["device_share"] is None else "device"
+    first = sorted(operations, key=lambda operation: -operation[f"{where}_share"])[:SHOWN]
+    named = ", ".join(f"{operation['operation']} {100 * operation[f'{where}_share']:.0f} %" for operation in first)
+    return f"{where:<8}{named}"

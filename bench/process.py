@@ -63,7 +63,7 @@ def _death(exitcode: int | None) -> str:
 
 @contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Hide the parent's main module, which a child would else import anew, with Hydra's and matplotlib's plug-ins."""
+    """Hide the parent's main module, which a child would else import anew: a user's script, or a test runner."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

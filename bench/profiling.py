@@ -12,33 +12,39 @@ from torch.profiler import ProfilerActivity, profile
 
 from stepscale.bench.workload import Workload
 
-LISTED = 10
-BETWEEN = "(between operations)"  # Python, and on a GPU the wait for it
+BETWEEN = "(between operations)"
+UNLINKED = "(kernels of no operation)"  # as a CUDA graph's
 
 
-def dearest(workload: Workload, least: int, synchronize: Callable[[], None]) -> list[dict[str, Any]]:
-    """List the operations that take longest, over ``least`` steps or more: how often a step, and their shares of it.
+def operations(workload: Workload, least: int, synchronize: Callable[[], None]) -> list[dict[str, Any]]:
+    """List a step's operations over ``least`` steps or more, the dearest first: how often a step, and shares of it.
 
-    The host's and the device's ``_share`` are an operation's own: what it calls has a row itself. ``BETWEEN`` is what
-    the host spends outside of all of them. Seconds are not given: the profiler adds some microseconds to every call.
+    The host's and the device's ``_share`` are an operation's own: what it calls has a row itself. ``BETWEEN`` is the
+    Python outside of them; that of a torch optimizer is an operation to the profiler, and a wait for the device is one
+    too. ``device_share`` is None on a CPU and where the profiler sees no kernel. Seconds are not given: the profiler
+    adds some microseconds to every call.
     """
-    steps = workload.period * math.ceil(least / workload.period)
-    cuda = workload.device.type == "cuda"
+    steps, cuda = workload.period * math.ceil(least / workload.period), workload.device.type == "cuda"
+    workload.run(workload.period)  # what was put back before is cold, or still on its way
+    synchronize()
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as seen:
         began = time.perf_counter()
         workload.run(steps)
         synchronize()
-        whole = time.perf_counter() - began
+        whole_us = 1e6 * (time.perf_counter() - began)
+    events = [event for event in seen.key_averages() if not event.is_user_annotation]
+    host = [event for event in events if event.device_type == DeviceType.CPU]  # with the kernels that it launched
+    busy_us = sum(event.self_device_time_total for event in events if event.device_type != DeviceType.CPU)
+
+    def row(name: str, calls: float | None, host_us: float, device_us: float) -> dict[str, Any]:
+        device_share = device_us / whole_us if busy_us else None
+        return {"operation": name, "calls": calls, "host_share": host_us / whole_us, "device_share": device_share}
+
     rows = [
-        {
-            "operation": event.key.removeprefix("aten::"),
-            "calls": event.count / steps,
-            "host_share": event.self_cpu_time_total * 1e-6 / whole,
-            "device_share": event.self_device_time_total * 1e-6 / whole if cuda else None,
-        }
-        for event in seen.key_averages()
-        if event.device_type == DeviceType.CPU  # a kernel's time is with the operation that launched it
+        row(e.key.removeprefix("aten::"), e.count / steps, e.self_cpu_time_total, e.self_device_time_total)
+        for e in host
     ]
-    between = max(0.0, 1 - sum(row["host_share"] for row in rows))
-    rows.append({"operation": BETWEEN, "calls": None, "host_share": between, "device_share": 0.0 if cuda else None})
-    return sorted(rows, key=lambda row: -max(row["host_share"], row["device_share"] or 0.0))[:LISTED]
+    rows.append(row(BETWEEN, None, max(0.0, whole_us - sum(e.self_cpu_time_total for e in host)), 0.0))
+    if unlinked_us := max(0.0, busy_us - sum(e.self_device_time_total for e in host)):
+        rows.append(row(UNLINKED, None, 0.0, unlinked_us))
+    return sorted(rows, key=lambda row: -max(row["host_share"], row["device_share"] or 0.0))

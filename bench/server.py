@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 # the first torch optimizer of a process imports torch._dynamo: seconds, and 70 MB that are not the step's
-PRELOAD = ["stepscale.bench.process", "PIL.Image", "torch._dynamo"]
+PRELOAD = ["stepscale.bench.process", "PIL.JpegImagePlugin", "torch._dynamo"]
 # without these glibc maps and unmaps every gradient of 1 MB or more, which makes strawmen of the baselines
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-QUIET = {"KINETO_LOG_LEVEL": "6"}  # torch.profiler else says when it starts and stops
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CGROUP = Path("/sys/fs/cgroup")
 _asked = os.environ.get(THREADS[0])  # the user's: later the server's is set here
@@ -38,7 +37,8 @@ def start(threads: int) -> None:
     if _started == threads:
         return
     stop()
-    os.environ.update(dict.fromkeys(THREADS, str(threads)) | ALLOCATOR | QUIET)
+    os.environ.update(dict.fromkeys(THREADS, str(threads)) | ALLOCATOR)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch.profiler else says when it starts and when it stops
     forkserver.set_forkserver_preload(PRELOAD)
     resource_tracker.ensure_running()  # which would lift the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the parent's to hear
@@ -46,17 +46,19 @@ def start(threads: int) -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if _started is None:
-        atexit.register(stop)
+    atexit.unregister(stop)
+    atexit.register(stop)
     _started = threads
 
 
 def stop() -> None:
     """End the server, if there is one, also while it still loads: by itself it would finish that first."""
+    global _started
     server: Any = forkserver._forkserver  # type: ignore[attr-defined]
     if server._forkserver_pid is not None:
         os.kill(server._forkserver_pid, signal.SIGTERM)
         server._stop()
+    _started = None
 
 
 def default_threads() -> int:

@@ -19,7 +19,7 @@ from stepscale.bench.counts import Counts
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
 from stepscale.bench.gpu import busy_seconds, energy_counter, joules
 from stepscale.bench.limit import Limit
-from stepscale.bench.profiling import dearest
+from stepscale.bench.profiling import operations
 from stepscale.bench.records import UNMARKED
 from stepscale.bench.workload import Snapshot, Workload
 from stepscale.optimizers import no_mark
@@ -54,7 +54,7 @@ class Settings:
     block_s: float  # least length of a block of steps
     max_step_s: float  # a longer step makes the cell too_slow
     compile: str | None = None  # a mode of torch.compile; None runs the step as it is written
-    profile: bool = False  # whether to list the step's dearest operations, when all else has been measured
+    profile: bool = False  # whether to list the step's operations, when all else has been measured
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -124,16 +124,16 @@ class _Cell:
         else:
             blocks, stopped_by = self._interleave(lambda: self._block(steps))
         require_finite(self.workload, "the last block")
+        least = min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
         if not composed:
             self.workload.restore(self.boundary)
-            least = min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
             traced = self._trace(self.workload.period * math.ceil(least / self.workload.period))
         result = {"composed": composed, "stopped_by": stopped_by, "blocks": blocks, "trace": self._by_class(traced)}
         if self.workload.device.type == "cuda":
             result |= self._of_the_gpu(steps)
         if self.settings.profile:
             self.workload.restore(self.boundary)
-            result["profile"] = dearest(self.workload, TRACED, self.clock.synchronize)
+            result["profile"] = operations(self.workload, least, self.clock.synchronize)
         return result
 
     def _of_the_gpu(self, steps: int) -> dict[str, float | None]:

@@ -65,12 +65,9 @@ def moved(io: LayerIO, bias: str) -> Tensor:
 
 
 def write_bias_gradient(io: LayerIO, bias: str, out: Tensor) -> None:
-    """O(B d): db = δᵀc, and − b for ``affine``; ``[dim]``."""
-    torch.addmv(io.layer.bias, io.delta.T, row_weights(io, bias), beta=-1 if bias == "affine" else 0, out=out)
-
-
-def row_weights(io: LayerIO, bias: str) -> Tensor:
-    """O(B d): c, ``[batch]``: 1/B for ``plain``, of which δᵀc is the mean of δ; (1 + y b)/B otherwise."""
+    """O(B d): ``plain`` mean δ; ``affine`` δᵀ(1 + y b)/B − b; ``official`` the same without −b; ``[dim]``."""
     if bias == "plain":
-        return io.delta.new_full((len(io.delta),), 1 / len(io.delta))
-    return (io.y @ io.layer.bias).add_(1).mul_(1 / len(io.delta))
+        torch.mean(io.delta, 0, out=out)
+        return
+    rows = (io.y @ io.layer.bias).add_(1).mul_(1 / len(io.y))
+    torch.addmv(io.layer.bias, io.delta.T, rows, beta=-1 if bias == "affine" else 0, out=out)

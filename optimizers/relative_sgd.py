@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, LayerIO
 from stepscale.optimizers.frames import require_log_dets
-from stepscale.optimizers.relative import BIASES, moved, row_weights
+from stepscale.optimizers.relative import BIASES, moved, write_bias_gradient
 from stepscale.optimizers.step import Mark, no_mark, require
 
 
@@ -127,7 +127,9 @@ def descend(io: LayerIO, lr: float, bias: str) -> None:
     """O(B d²): W ← (1 + η) W − η δᵀ(v W)/B and b ← b − η db, in place; associated from the right."""
     W, b, v = io.layer.weight, io.layer.bias, moved(io, bias)
     if b is not None:
-        b.addmv_(io.delta.T, row_weights(io, bias), beta=1 + lr if bias == "affine" else 1, alpha=-lr)
+        gradient = torch.empty_like(b)
+        write_bias_gradient(io, bias, gradient)
+        b.sub_(gradient, alpha=lr)
     W.addmm_(io.delta.T, v @ W, beta=1 + lr, alpha=-lr / len(v))
 
 

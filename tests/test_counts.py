@@ -9,7 +9,7 @@ from torch import Tensor
 from stepscale.bench.counts import Allocated, Counts, product_flops
 from stepscale.bench.limit import Limit, products_of
 from stepscale.models import Autoencoder, Flow
-from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, relative
+from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, RelativeSGD, relative
 from tests.counts import OPTIMIZERS, TORCH, Row, committed, count, count_doubling, counted, differences, expected
 
 B, L = 100, 2
@@ -46,10 +46,10 @@ def counts_of(direction: object, x: Tensor) -> Counts:
 
 def test_relative_step_has_the_flops_of_the_limit() -> None:
     model, x = Flow(64, L), torch.randn(B, 64)
-    biases = 2 * L * B * 64  # a product with a vector each
-    assert (
-        counts_of(Relative(model), x).flops - biases == product_flops(model.products(B)) == 2 * (4 * L - 1) * B * 64**2
-    )
+    limit = product_flops(model.products(B))
+    assert limit == 2 * (4 * L - 1) * B * 64**2
+    assert counts_of(Relative(model), x).flops == limit
+    assert counts_of(RelativeSGD(model, lr=1e-3, track=False), x).flops == limit
 
 
 def test_layerwise_adds_a_factorisation_and_a_solve_a_layer() -> None:
@@ -89,6 +89,8 @@ def test_kfac_refresh_and_cheap_step() -> None:
         (lambda A: torch.linalg.eigh(A + A.T), 9 * 512),
         (lambda A: torch.linalg.qr(A[:, :3]), 4 * 8 * 9 - 4 / 3 * 27),
         (lambda A: torch.addmv(torch.ones(8), A, torch.ones(8)), 2 * 64),
+        (lambda A: torch.ones(8, 8).addmm_(A, A), 2 * 512),
+        (lambda A: torch.ones(8).addmv_(A, torch.ones(8)), 2 * 64),
         (lambda A: A.expand(5, 8, 8).contiguous() @ torch.ones(5, 8, 3), 5 * 2 * 64 * 3),
     ],
 )

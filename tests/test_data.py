@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from stepscale.bench import data
@@ -55,6 +56,12 @@ def test_photos_are_photographs_not_noise() -> None:
     patches = data.photos(dim=64, rows=2000, seed=0).train.reshape(-1, 8, 8)
     neighbours = (patches[:, :, 1:] * patches[:, :, :-1]).mean()
     assert neighbours > 0.8
+
+
+@pytest.mark.parametrize("name", data.PHOTOS)
+def test_the_photographs_are_those_that_scikit_learn_loads(name: str) -> None:
+    colours = load_sample_image(name).astype(float)
+    assert np.array_equal(data._grey(name), (colours @ [0.299, 0.587, 0.114]).round())
 
 
 def test_no_pixel_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:

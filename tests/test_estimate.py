@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from stepscale.bench.estimate import MIN_BLOCKS, estimate, median_interval
 
@@ -11,6 +12,13 @@ def test_interval_of_the_median_covers_as_it_says(n: int) -> None:
     intervals = [median_interval(rng.exponential(size=n)) for _ in range(4000)]
     coverage = np.mean([low <= np.log(2) <= high for low, _, high in intervals])
     assert 0.94 <= coverage <= 0.995
+
+
+def test_the_interval_leaves_out_what_the_binomial_distribution_says() -> None:
+    for n in range(1, 300):
+        low, _, high = median_interval(np.arange(n))
+        left_out = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
+        assert (low, high) == (left_out, n - 1 - left_out)
 
 
 def test_few_values_have_their_range_for_an_interval() -> None:

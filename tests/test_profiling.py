@@ -1,43 +1,40 @@
 """What ``torch.profiler`` lists of a step: which operations and how often, not how long they take."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
 from stepscale.bench import profiling, records, scaling_report
-from stepscale.bench.profiling import BETWEEN, dearest
+from stepscale.bench.profiling import BETWEEN, UNLINKED, operations
 from stepscale.bench.run import measure_cell
 from tests.test_run import job
 from tests.test_workload import workload_of
 
 
-def test_a_steps_operations_are_counted_and_their_shares_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "LISTED", 1000)
-    workload, synchronized = workload_of("relative"), list[bool]()
-    found = {row["operation"]: row for row in dearest(workload, 4, lambda: synchronized.append(True))}
-    assert synchronized == [True]
-    assert workload.position == 4
+def test_a_steps_operations_are_counted() -> None:
+    workload, synchronized = workload_of("relative"), list[int]()
+    found = {row["operation"]: row for row in operations(workload, 4, lambda: synchronized.append(workload.position))}
+    assert synchronized == [1, 5]  # one step before the profile
     assert found["sigmoid"]["calls"] == 1
     assert found["addmm"]["calls"] == 2  # both layers' gradients
-    assert found["sigmoid"]["device_share"] is None
+    assert found["sigmoid"]["host_share"] > 0 and found["sigmoid"]["device_share"] is None
     assert found[BETWEEN]["calls"] is None
-    assert sum(row["host_share"] for row in found.values()) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_period_is_profiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "LISTED", 1000)
+def test_a_period_is_profiled_whole() -> None:
     workload = workload_of("kfac")
-    found = {row["operation"]: row for row in dearest(workload, 3, lambda: None)}
-    assert workload.position == 10
+    found = {row["operation"]: row for row in operations(workload, 3, lambda: None)}
+    assert workload.position == 20
     assert found["linalg_cholesky"]["calls"] == pytest.approx(0.4)  # two factors of two layers, every tenth step
 
 
 def test_a_python_loop_shows_between_operations() -> None:
     workload = workload_of("relative")
     workload.step = lambda batch, mark: sum(range(300_000))  # type: ignore[assignment, method-assign]
-    found = dearest(workload, 2, lambda: None)
+    found = operations(workload, 2, lambda: None)
     assert found[0]["operation"] == BETWEEN and found[0]["host_share"] > 0.5
 
 
@@ -67,11 +64,30 @@ def test_a_wrong_word_is_named(tmp_path: Path) -> None:
     assert "timing.profile must be true or false, got 'yes_please'" in found["reason"]
 
 
-def test_of_a_gpu_a_kernels_time_is_with_the_operation_that_launched_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Event:
-        def __init__(self, key: str, kind: torch.autograd.DeviceType, host_us: float, device_us: float) -> None:  # type: ignore[name-defined]
-            self.key, self.device_type, self.count = key, kind, 3
-            self.self_cpu_time_total, self.self_device_time_total = host_us, device_us
+class Event:
+    def __init__(self, key: str, on: str, host_us: float, device_us: float, annotation: bool = False) -> None:
+        self.key, self.count, self.is_user_annotation = key, 30, annotation
+        self.device_type = getattr(torch.autograd.DeviceType, on)  # type: ignore[attr-defined]
+        self.self_cpu_time_total, self.self_device_time_total = host_us, device_us
+
+
+MM, KERNEL = Event("aten::mm", "CPU", 1e5, 5e5), Event("sgemm", "CUDA", 0, 5e5)
+GRAPH, RANGE = Event("replayed", "CUDA", 0, 2e5), Event("Optimizer.step", "CUDA", 0, 9e5, annotation=True)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([MM, KERNEL], [("mm", 3, 0.05, 0.25), (BETWEEN, None, 0.95, 0)]),
+        ([MM, KERNEL, GRAPH, RANGE], [(BETWEEN, None, 0.95, 0), ("mm", 3, 0.05, 0.25), (UNLINKED, None, 0, 0.1)]),
+        ([Event("aten::mm", "CPU", 1e5, 0)], [(BETWEEN, None, 0.95, None), ("mm", 3, 0.05, None)]),
+    ],
+    ids=["linked", "graph", "no kernels seen"],
+)
+def test_of_a_gpu_a_kernels_time_is_with_the_operation_that_launched_it(
+    monkeypatch: pytest.MonkeyPatch, events: list[Event], expected: list[tuple[Any, ...]]
+) -> None:
+    """In a profile of ten steps and, by a clock of its own, two seconds."""
 
     class Profile:
         def __init__(self, activities: list[torch.profiler.ProfilerActivity]) -> None:
@@ -83,12 +99,16 @@ def test_of_a_gpu_a_kernels_time_is_with_the_operation_that_launched_it(monkeypa
         def __exit__(self, *_: object) -> None: ...
 
         def key_averages(self) -> list[Event]:
-            host, device = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
-            return [Event("aten::mm", host, 1, 1e9), Event("sgemm", device, 0, 1e9)]
+            return events
 
-    workload = workload_of("relative")
+    workload, clock = workload_of("relative"), iter([7.0, 9.0])
     monkeypatch.setattr(profiling, "profile", Profile)
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(workload, "device", torch.device("cuda"))
-    first, second = dearest(workload, 3, lambda: None)
-    assert (first["operation"], first["calls"]) == ("mm", 1) and first["device_share"] > 1
-    assert second["operation"] == BETWEEN and second["device_share"] == 0
+    found = operations(workload, 10, lambda: None)
+    by_name = {row["operation"]: row for row in found}
+    for name, calls, host_share, device_share in expected:
+        assert by_name[name]["calls"] == calls
+        assert by_name[name]["host_share"] == pytest.approx(host_share)
+        assert by_name[name]["device_share"] == (device_share if device_share is None else pytest.approx(device_share))
+    assert len(found) == len(expected)

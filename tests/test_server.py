@@ -32,11 +32,27 @@ def test_it_loads_torch_and_nothing_that_only_tables_and_plots_need() -> None:
     assert loaded == "torch"
 
 
-def test_it_is_ended_with_the_command_even_while_it_loads() -> None:
-    command = [sys.executable, "-c", "from stepscale.bench import server; server.start(1)"]
-    began = subprocess.Popen(command, start_new_session=True)
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [("dim=8", True), ("sweep quick", True), ("doctor", False), ("threads=1", False), ("--help", False)],
+)
+def test_a_command_starts_it_before_it_loads_torch_itself(words: str, starts: bool) -> None:
+    code = (
+        "import sys\nfrom stepscale.bench import __main__, server\n"
+        "def start(threads):\n    print('torch' in sys.modules)\n    sys.exit()\n"
+        "def load(name):\n    print(name)\n    sys.exit()\n"
+        f"server.start, __main__.importlib.import_module, sys.argv = start, load, ['stepscale', *{words.split()}]\n"
+        "__main__.main()"
+    )
+    assert (python(code) == "False") == starts
+
+
+def test_it_is_ended_with_the_command_even_while_it_loads(tmp_path: Path) -> None:
+    (tmp_path / "long.py").write_text("import time\ntime.sleep(60)\n")
+    code = "from stepscale.bench import server; server.PRELOAD[:] = ['long']; server.start(1)"
+    began = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, start_new_session=True)
     assert began.wait(timeout=100) == 0
-    deadline = time.monotonic() + 0.5
+    deadline = time.monotonic() + 20
     while group_lives(began.pid):
         assert time.monotonic() < deadline, "the server goes on loading"
         time.sleep(0.01)
