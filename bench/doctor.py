@@ -27,7 +27,7 @@ CELLS = 12  # of each
 SEEDS = (2, 5)  # of default and of published runs
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str]) -> None:
     """Look for a minute, and say what was found."""
     parser = argparse.ArgumentParser(
         prog="stepscale doctor", description="What this machine can resolve, and what disturbs it."

@@ -37,7 +37,7 @@ class Measured(NamedTuple):
     interrupted: bool
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str]) -> None:
     """Compare, print one table, write it for machines and for people, and exit with the verdict's status."""
     arguments = parse(words)
     try:

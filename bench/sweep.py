@@ -1,9 +1,9 @@
 """The main job: several Hydra multiruns into one folder, resumed where an earlier one stopped.
 
-``stepscale sweep NAME`` runs ``conf/sweep/NAME.yaml``, or a file of the user's. Of timing, each of its
-grids is one multirun for each seed, so that optimizers are shuffled anew within the dims, which ascend. Of training,
-each point of its grids is tuned by one multirun, and what that chose is trained on new seeds by another. Further
-arguments go to Hydra; one that names what a grid names takes its place.
+``stepscale sweep NAME`` runs ``conf/sweep/NAME.yaml``, or a file of the user's. Of timing, each of its grids is one
+multirun for each seed, so that optimizers are shuffled anew within the dims, which ascend. Of training, each point of
+its grids is tuned by one multirun, and what that chose is trained on new seeds by another. Further arguments go to
+Hydra; one that names what a grid names takes its place.
 """
 
 from __future__ import annotations
