@@ -10,17 +10,21 @@ from stepscale.bench import server
 
 COMMANDS = {"sweep": "stepscale.bench.sweep", "doctor": "stepscale.bench.doctor", "regress": "stepscale.bench.gate"}
 MEASURE_LATER = ("doctor", "regress")  # in processes of their own, or when all is quiet
-QUESTIONS = {"--help", "-h", "--cfg", "-c", "--version"}  # answered without a cell
+QUESTIONS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # answered without a cell
 
 
 def main() -> None:
-    """Run the command line; what is to measure cells loads torch here and in their server at the same time."""
+    """Run the command line; what is to measure cells loads torch here and in their server at the same time.
+
+    Where the words set ``threads``, the server waits for Hydra to say of how many it is.
+    """
     sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in MEASURE_LATER and not any(word in QUESTIONS or word.startswith("threads=") for word in sys.argv):
+    words = sys.argv[1:]
+    name = words[0] if words else ""
+    if name not in MEASURE_LATER and not any(word in QUESTIONS or word.startswith("threads=") for word in words):
         server.start(server.default_threads())
     if name in COMMANDS:
-        importlib.import_module(COMMANDS[name]).main(sys.argv[2:])
+        importlib.import_module(COMMANDS[name]).main(words[1:])
     else:
         importlib.import_module("stepscale.bench.command").main()
 

@@ -67,7 +67,9 @@ FREE = {aten.linalg_vector_norm, aten._linalg_check_errors, aten.linalg_diagonal
 @cache
 def _out_of_place(operation: Any) -> Any:
     """Return the operation of which this is the in-place form, or itself: ``addmm`` for ``addmm_``."""
-    return getattr(aten, operation.__name__.removesuffix("_"), operation)
+    name = operation.__name__
+    ours = operation is getattr(aten, name, None)  # not another library's of the same name
+    return getattr(aten, name.removesuffix("_"), operation) if ours else operation
 
 
 class Counts(TorchDispatchMode):

@@ -137,9 +137,9 @@ def details(record: records.Record) -> str:
     return "\n".join(lines)
 
 
-def _dearest(operations: list[dict[str, Any]]) -> str:
+def _dearest(profile: list[dict[str, Any]]) -> str:
     """Say which operations take most of the device's time, or of the host's where that is the device."""
-    where = "host" if operations[0]["device_share"] is None else "device"
-    first = sorted(operations, key=lambda operation: -operation[f"{where}_share"])[:SHOWN]
-    named = ", ".join(f"{operation['operation']} {100 * operation[f'{where}_share']:.0f} %" for operation in first)
+    where = "host" if profile[0]["device_share"] is None else "device"
+    first = sorted(profile, key=lambda entry: -entry[f"{where}_share"])[:SHOWN]
+    named = ", ".join(f"{entry['operation']} {100 * entry[f'{where}_share']:.0f} %" for entry in first)
     return f"{where:<8}{named}"

@@ -20,9 +20,9 @@ def operations(workload: Workload, least: int, synchronize: Callable[[], None]) 
     """List a step's operations over ``least`` steps or more, the dearest first: how often a step, and shares of it.
 
     The host's and the device's ``_share`` are an operation's own: what it calls has a row itself. ``BETWEEN`` is what
-    the host spends outside of all of them, mostly Python; a wait for the device is an operation. ``device_share`` is
-    None on a CPU, and where the profiler sees no kernel. Seconds are not given: the profiler adds some microseconds to
-    every call.
+    the host spends outside of all of them: Python, that of ``record_function`` ranges too, and some of the profiler's
+    own microseconds a call, for which no seconds are given. A wait for the device is an operation. ``device_share`` is
+    None on a CPU, and where the profiler sees no kernel.
     """
     steps, cuda = workload.period * math.ceil(least / workload.period), workload.device.type == "cuda"
     workload.run(workload.period)  # what was put back before is cold, or still on its way

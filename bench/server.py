@@ -46,11 +46,10 @@ def start(threads: int) -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    atexit.unregister(stop)
-    atexit.register(stop)
     _started = threads
 
 
+@atexit.register
 def stop() -> None:
     """End the server, if there is one, also while it still loads: by itself it would finish that first."""
     global _started

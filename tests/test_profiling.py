@@ -1,13 +1,14 @@
 """What ``torch.profiler`` lists of a step: which operations and how often, not how long they take."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-from stepscale.bench import profiling, records, scaling_report
+from stepscale.bench import folder, profiling, records, scaling_report
 from stepscale.bench.profiling import BETWEEN, UNLINKED, operations
 from stepscale.bench.run import measure_cell
 from tests.test_run import job
@@ -49,6 +50,16 @@ def test_a_cell_asked_for_it_records_it_and_the_report_tabulates_it(tmp_path: Pa
     assert "device_share" not in table
     assert table["operation"].is_unique and table["host_share"].is_monotonic_decreasing
     assert BETWEEN in set(table["operation"])
+
+
+@pytest.mark.parametrize(("device", "said"), [(None, "host    add 60 %, mm 10 %"), (0.3, "device  mm 30 %, add 0 %")])
+def test_details_say_what_takes_most_of_the_device(tmp_path: Path, device: float | None, said: str) -> None:
+    found = measure_cell(job(tmp_path))
+    found["timing"]["profile"] = [
+        {"operation": "add", "calls": 1, "host_share": 0.6, "device_share": device and 0.0},
+        {"operation": "mm", "calls": 1, "host_share": 0.1, "device_share": device},
+    ]
+    assert said in folder.details(found).splitlines()
 
 
 def test_what_is_not_asked_for_is_not_there(tmp_path: Path) -> None:
@@ -103,7 +114,7 @@ def test_of_a_gpu_a_kernels_time_is_with_the_operation_that_launched_it(
 
     workload, clock = workload_of("relative"), iter([7.0, 9.0])
     monkeypatch.setattr(profiling, "profile", Profile)
-    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(profiling, "time", SimpleNamespace(perf_counter=clock.__next__))
     monkeypatch.setattr(workload, "device", torch.device("cuda"))
     found = operations(workload, 10, lambda: None)
     by_name = {row["operation"]: row for row in found}

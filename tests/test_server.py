@@ -33,10 +33,17 @@ def test_it_loads_torch_and_nothing_that_only_tables_and_plots_need() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "starts"),
-    [("dim=8", True), ("sweep quick", True), ("doctor", False), ("threads=1", False), ("--help", False)],
+    ("words", "first"),
+    [
+        ("dim=8", "False"),
+        ("sweep quick", "False"),
+        ("doctor", "stepscale.bench.doctor"),
+        ("regress main", "stepscale.bench.gate"),
+        ("dim=8 threads=1", "stepscale.bench.command"),
+        ("--cfg job", "stepscale.bench.command"),
+    ],
 )
-def test_a_command_starts_it_before_it_loads_torch_itself(words: str, starts: bool) -> None:
+def test_a_command_starts_it_before_it_loads_torch_itself(words: str, first: str) -> None:
     code = (
         "import sys\nfrom stepscale.bench import __main__, server\n"
         "def start(threads):\n    print('torch' in sys.modules)\n    sys.exit()\n"
@@ -44,7 +51,7 @@ def test_a_command_starts_it_before_it_loads_torch_itself(words: str, starts: bo
         f"server.start, __main__.importlib.import_module, sys.argv = start, load, ['stepscale', *{words.split()}]\n"
         "__main__.main()"
     )
-    assert (python(code) == "False") == starts
+    assert python(code) == first
 
 
 def test_it_is_ended_with_the_command_even_while_it_loads(tmp_path: Path) -> None:
