@@ -45,6 +45,8 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     for name in ("dim", "batch", "depth"):  # first: learning rates are computed from the dim
         if not isinstance(cfg[name], int) or cfg[name] < 1:
             sys.exit(f"{name} must be a whole number of at least 1, got {cfg[name]!r}")
+    if cfg.threads is not None and (not isinstance(cfg.threads, int) or cfg.threads < 1):
+        sys.exit(f"threads must be null or a whole number of at least 1, got {cfg.threads!r}")
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
