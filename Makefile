@@ -44,10 +44,10 @@ peers-relative: .venv/ready  ## Time the relative gradient beside its authors' n
 	$(PY) -m stepscale.bench sweep tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
 
 report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)
-	$(PY) -m stepscale.bench.report $(RUN)
+	$(PY) -m stepscale.bench report $(RUN)
 
 publish: .venv/ready  ## Copy a finished run to results/NAME (NAME=…, RUN=…)
-	$(PY) -m stepscale.bench.publish $(RUN) "$(NAME)"
+	$(PY) -m stepscale.bench publish $(RUN) "$(NAME)"
 
 regress: .venv/ready  ## Is a step slower than at BASE (a git ref; where this left main)? OPTIMIZERS=… DIMS=… THREADS=…
 	$(PY) -m stepscale.bench regress $(BASE) $(REGRESS)

@@ -8,8 +8,13 @@ import sys
 
 from stepscale.bench import server
 
-COMMANDS = {"sweep": "stepscale.bench.sweep", "doctor": "stepscale.bench.doctor", "regress": "stepscale.bench.gate"}
-MEASURE_LATER = ("doctor", "regress")  # in processes of their own, or when all is quiet
+COMMANDS = {
+    "sweep": "stepscale.bench.sweep",
+    "report": "stepscale.bench.report",
+    "publish": "stepscale.bench.publish",
+    "regress": "stepscale.bench.gate",
+    "doctor": "stepscale.bench.doctor",
+}
 QUESTIONS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # answered without a cell
 
 
@@ -21,7 +26,8 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
     words = sys.argv[1:]
     name = words[0] if words else ""
-    if name not in MEASURE_LATER and not any(word in QUESTIONS or word.startswith("threads=") for word in words):
+    measures = name == "sweep" or name not in COMMANDS  # others do so when all is quiet, elsewhere, or not at all
+    if measures and not any(word in QUESTIONS or word.startswith("threads=") for word in words):
         server.start(server.default_threads())
     if name in COMMANDS:
         importlib.import_module(COMMANDS[name]).main(words[1:])

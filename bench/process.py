@@ -33,7 +33,7 @@ def run(job: Job) -> records.Record:
     path = job.folder / "records" / f"{job.identity}.json"
     timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.config["task"]]
     path.unlink(missing_ok=True)  # a damaged one
-    process = multiprocessing.get_context("forkserver").Process(target=_child, args=(job,))
+    process = multiprocessing.get_context("forkserver").Process(target=_child, args=(job, dict(os.environ)))
     with _no_main_module():
         process.start()
     try:
@@ -72,7 +72,8 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _child(job: Job) -> None:
+def _child(job: Job, variables: dict[str, str]) -> None:
+    os.environ.update(variables)  # of hydra.job.env_set too, which the server was started before
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""Copy a finished run into ``results/``, to be committed: ``python -m stepscale.bench.publish RUN NAME``."""
+"""Copy a finished run into ``results/``, to be committed: ``stepscale publish RUN NAME``."""
 
 from __future__ import annotations
 
@@ -42,17 +42,13 @@ def publish(run: Path, name: str) -> Path:
     return target
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     """Publish, or say why not."""
-    parser = argparse.ArgumentParser(prog="stepscale.bench.publish", description="Copy a finished run to results/NAME.")
+    parser = argparse.ArgumentParser(prog="stepscale publish", description="Copy a finished run to results/NAME.")
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         print(publish(arguments.run, arguments.name))
     except ValueError as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

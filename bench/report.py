@@ -43,17 +43,11 @@ def provenance(there: list[records.Record]) -> str:
     return ", ".join([*parts, dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"])
 
 
-def main() -> None:
-    """``python -m stepscale.bench.report FOLDER``: draw a run's report anew from its records."""
-    parser = argparse.ArgumentParser(
-        prog="stepscale.bench.report", description="Write a run's report from its records."
-    )
+def main(words: list[str]) -> None:
+    """``stepscale report FOLDER``: write a run's report anew from its records."""
+    parser = argparse.ArgumentParser(prog="stepscale report", description="Write a run's report from its records.")
     parser.add_argument("folder", type=Path)
     try:
-        print(write(parser.parse_args().folder))
+        print(write(parser.parse_args(words).folder))
     except OSError as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

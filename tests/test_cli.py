@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from stepscale.bench.__main__ import COMMANDS
+
 BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
 
 
-def stepscale(cwd: Path, *arguments: str, module: str = "stepscale.bench") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+def stepscale(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stepscale.bench", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
@@ -31,12 +32,13 @@ def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
     )
     (tmp_path / "optimizers.py").write_text("from stepscale.optimizers import Layerwise\nclass Mine(Layerwise): pass\n")
     (tmp_path / "models.py").write_text(
-        "import torch\nclass Theirs(torch.nn.Linear):\n"
-        "    def __init__(self, dim, depth):\n        super().__init__(dim, dim)\n"
+        "import os, torch\nclass Theirs(torch.nn.Linear):\n"
+        "    def __init__(self, dim, depth):\n        super().__init__(dim, dim * int(os.environ['WIDER']))\n"
         "    def loss(self, x):\n        return self(x).square().mean()\n"
     )
     (tmp_path / "data.csv").write_text("\n".join(f"{k},{k * k % 7},{k % 3}" for k in range(60)))
     own = ["--config-dir", "mine", "optimizer=my_own", "model._target_=models.Theirs", "dim=3", "batch=10"]
+    own += ["+hydra.job.env_set.WIDER='2'"]
     done = stepscale(tmp_path, "-m", *own, "data=file", "data.path=data.csv", "seed=0,1", *BRIEF)
     assert done.returncode == 0, done.stderr
     assert "report in" in done.stdout
@@ -95,9 +97,15 @@ def test_an_unknown_sweep_and_a_missing_run_are_named(tmp_path: Path) -> None:
     done = stepscale(tmp_path, "sweep", "weekly")
     assert done.returncode != 0
     assert "no sweep 'weekly'; there are autoencoder, centring, curvature, default, full" in done.stderr
-    done = stepscale(tmp_path, "nowhere", module="stepscale.bench.report")
+    done = stepscale(tmp_path, "report", "nowhere")
     assert done.returncode != 0
     assert "no records in nowhere" in done.stderr
+
+
+def test_the_help_names_every_command(tmp_path: Path) -> None:
+    done = stepscale(tmp_path, "--help")
+    assert done.returncode == 0, done.stderr
+    assert [name for name in COMMANDS if f"stepscale {name} " not in done.stdout] == []
 
 
 def started(cwd: Path) -> subprocess.Popen[str]:

@@ -37,6 +37,7 @@ def test_it_loads_torch_and_nothing_that_only_tables_and_plots_need() -> None:
     [
         ("dim=8", "False"),
         ("sweep quick", "False"),
+        ("report results/speed", "stepscale.bench.report"),
         ("doctor", "stepscale.bench.doctor"),
         ("regress main", "stepscale.bench.gate"),
         ("dim=8 threads=1", "stepscale.bench.command"),
