@@ -48,7 +48,7 @@ def scaling_figure(times: pd.DataFrame, slopes: pd.DataFrame, look: dict[str, St
         figure = Figure(figsize=(10, 7.6), layout="constrained")
         axes = figure.subplots(2, 2)
         draw_times(axes[0, 0], times, look)
-        draw_slopes(axes[0, 1], slopes, look)
+        draw_slopes(axes[0, 1], slopes, look, times["dim"])
         draw_ratios(axes[1, 0], times, look)
         draw_memory(axes[1, 1], times, look)
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -101,8 +101,8 @@ def draw_memory(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
     _axes(ax, times["dim"])
 
 
-def draw_slopes(ax: Axes, slopes: pd.DataFrame, look: dict[str, Style]) -> None:
-    """Local slope of the step's time between neighbouring dims, with its interval; 2 is quadratic, 3 cubic."""
+def draw_slopes(ax: Axes, slopes: pd.DataFrame, look: dict[str, Style], dims: pd.Series) -> None:
+    """Local slope of the step's time between neighbouring ``dims``, with its interval; 2 is quadratic, 3 cubic."""
     for name, part in slopes.groupby("optimizer"):
         style = look[str(name)]
         ax.plot(part["dim"], part["slope"], **style)
@@ -113,8 +113,9 @@ def draw_slopes(ax: Axes, slopes: pd.DataFrame, look: dict[str, Style]) -> None:
     top = max(3.5, float(finite.max()) + 0.3) if len(finite) else 3.5
     ax.set(xscale="log", ylim=(min(0.0, float(finite.min()) - 0.2) if len(finite) else 0.0, top))
     ax.set(ylabel="Δ log time / Δ log dim", title="Local slope of the time (2 quadratic, 3 cubic)")
-    if len(slopes):
-        _axes(ax, pd.concat([slopes["from"], slopes["to"]]))
+    if not len(slopes):
+        ax.text(0.5, 0.3, "no two dims to tell a slope from", transform=ax.transAxes, ha="center", color="0.4")
+    _axes(ax, dims)
 
 
 def _draw(ax: Axes, times: pd.DataFrame, look: dict[str, Style], column: str, *bounds: str) -> None:
@@ -134,7 +135,7 @@ def _draw(ax: Axes, times: pd.DataFrame, look: dict[str, Style], column: str, *b
 def _guides(ax: Axes, times: pd.DataFrame) -> None:
     """Draw d² and d³ through the middle of the plot's lower right, so that slopes can be compared by eye."""
     known = times.dropna(subset=["step_ms"])
-    if not len(known):
+    if known["dim"].nunique() < 2:
         return
     dims = np.array([known["dim"].min(), known["dim"].max()], dtype=float)
     anchor = float(known.loc[known["dim"] == known["dim"].max(), "step_ms"].median())
@@ -169,6 +170,8 @@ def _axes(ax: Axes, dims: pd.Series) -> None:
     for dim in sorted(set(dims), reverse=True):
         if not ticks or ticks[-1] / dim > 1.3:
             ticks.append(int(dim))
+    margin = max(2.0, dims.max() / dims.min()) ** 0.05
+    ax.set_xlim(dims.min() / margin, dims.max() * margin)
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -139,6 +139,15 @@ def test_a_run_of_failures_makes_a_report(tmp_path: Path) -> None:
     assert "1 of 1 cells: out_of_memory" in report.write(tmp_path)
 
 
+def test_without_two_dims_the_plots_keep_their_axis_and_say_why(tmp_path: Path) -> None:
+    run_of(tmp_path, {"relative": COSTS["relative"]}, [16])
+    report.write(tmp_path)
+    svg = (tmp_path / "scaling.svg").read_text()
+    assert "no two dims to tell a slope from" in svg
+    assert svg.count(">16<") == 4, "a tick in each panel"
+    assert ">d³<" not in svg, "guides of no length"
+
+
 def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
     run_of(tmp_path, {"<b>x</b>": COSTS["relative"]}, DIMS)
     report.write(tmp_path)
