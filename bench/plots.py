@@ -59,7 +59,7 @@ def scaling_figure(times: pd.DataFrame, slopes: pd.DataFrame, look: dict[str, St
 
 def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
     """Write a figure; SVG keeps its text as text, and the same figure gives the same file."""
-    with mpl.rc_context({"svg.hashsalt": "stepscale"}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stepscale"}):
         figure.savefig(target, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 

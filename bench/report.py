@@ -36,7 +36,8 @@ def provenance(there: list[records.Record]) -> str:
         return "no cell was measured"
     machine = measured[-1]["environment"]
     parts = [machine["gpu"]] if "gpu" in machine else []
-    parts += [f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"]
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    parts += [f"{machine['cpu']}, {machine['cores']} cores, {threads}"]
     parts += [f"torch {machine['torch']}", f"Python {machine['python']}"]
     parts += [f"stepscale {machine['stepscale']} ({machine['commit'] or machine['code']})"]
     dates = sorted(record["finished"][:10] for record in measured)
