@@ -28,9 +28,9 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip([*WORKLOAD, "optimizer"], key, strict=True))
         row |= {"seeds": len(part), "ok": len(ok), "tuned": _words(part["tuned"].iloc[0])}
         for name in ("held_out_nats", "held_out_bits", "steps", "seconds", "step_ms", "drift_nats", "halved", "amari"):
-            row[name] = _median(ok[name])
-        row["low"], row["high"] = _numbers(ok["held_out_nats"]).min(), _numbers(ok["held_out_nats"]).max()
-        row["fast_ica_amari"] = _median(ok["fast_ica_amari"])
+            row[name] = ok[name].median()
+        row["low"], row["high"] = ok["held_out_nats"].min(), ok["held_out_nats"].max()
+        row["fast_ica_amari"] = ok["fast_ica_amari"].median()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -121,7 +121,7 @@ def budget(runs: pd.DataFrame) -> str:
         return "No optimizer was tuned: each ran as its file says."
     counts = trials.groupby([*WORKLOAD, "optimizer"]).size()
     spread = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    seconds = _numbers(trials["seconds"]).median()
+    seconds = trials["seconds"].median()
     return (
         f"Tuned alike: {spread} trials of {seconds:.2g} s of steps for each optimizer and workload, over a log grid of"
         " learning rate (and damping, where there is one), chosen by a validation split; held-out rows were read by"
@@ -130,7 +130,7 @@ def budget(runs: pd.DataFrame) -> str:
 
 
 def _final(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs[~runs["trial"].astype(bool)]
+    return runs[~runs["trial"]]
 
 
 def _ends(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
@@ -139,14 +139,6 @@ def _ends(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     done = done[done["status"] == "ok"]
     ordered = curves.sort_values(["identity", "step"]).groupby("identity")["held_out_nats"]
     return done.join(ordered.first().rename("start"), on="identity").join(ordered.last().rename("end"), on="identity")
-
-
-def _numbers(values: pd.Series) -> pd.Series:
-    return pd.to_numeric(values, errors="coerce")
-
-
-def _median(values: pd.Series) -> float:
-    return float(_numbers(values).median())
 
 
 def _words(tuned: dict[str, float]) -> str:

@@ -125,7 +125,7 @@ def _draw(ax: Axes, times: pd.DataFrame, look: dict[str, Style], column: str, *b
             continue
         style = look[str(name)]
         ax.plot(known["dim"], known[column], label=str(name), **style)
-        hollow = known[known["launch_bound"].astype(bool)]
+        hollow = known[known["launch_bound"]]
         ax.plot(hollow["dim"], hollow[column], **style | {"linestyle": "none", "markerfacecolor": "white"})
         if bounds:
             low, high = (known[bound].where(np.isfinite(known[bound])) for bound in bounds)

@@ -116,7 +116,7 @@ def load(folder: str | Path, task: str = "time") -> pd.DataFrame:
         raise FileNotFoundError(f"no records of task={task} in {Path(folder) / 'records'}")
     import pandas as pd
 
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype(FIGURES if task == "time" else TRAINING_FIGURES)
     return table.sort_values(list(AXES), ignore_index=True)
 
 
@@ -168,10 +168,12 @@ def _training_figures(record: Record) -> dict[str, Any]:
     return result
 
 
-TRAINING_FIGURES = (
-    "trial", "tuned", "steps", "seconds", "step_ms", "stopped_by", "validation_nats", "held_out_nats",
-    "held_out_bits", "amari", "fast_ica_amari", "halved", "drift_nats", "contended",
-)  # fmt: skip
+TRAINING_FIGURES = {
+    **dict.fromkeys(("trial", "contended"), "boolean"),
+    **dict.fromkeys(("stopped_by", "tuned"), "object"),
+    **dict.fromkeys(("steps", "seconds", "step_ms", "validation_nats", "held_out_nats", "held_out_bits"), "float"),
+    **dict.fromkeys(("amari", "fast_ica_amari", "halved", "drift_nats"), "float"),
+}
 
 
 def _figures(record: Record) -> dict[str, Any]:
@@ -193,7 +195,6 @@ def _figures(record: Record) -> dict[str, Any]:
         "composed": timing["composed"],
         "blocks": len(timing["blocks"]["step_s"]),
         "stopped_by": timing["stopped_by"],
-        "waiting": None if busy_s is None else max(0.0, 1 - busy_s / judged.step_s),
         "launch_bound": busy_s is not None and 1 - busy_s / judged.step_s > LAUNCH_BOUND,
         "flops": counts["flops"],
         "limit_flops": counts["limit_flops"],
@@ -209,11 +210,13 @@ def _figures(record: Record) -> dict[str, Any]:
     }
 
 
-FIGURES = (
-    "contended", "step_ms", "limit_ms", "ratio", "ratio_low", "ratio_high", "cheap_ms", "peak_ms", "first_step_ms",
-    "period", "composed", "blocks", "stopped_by", "waiting", "launch_bound", "flops", "limit_flops", "operations",
-    "synchronisations", "uncounted", "gflop_per_s", "peak_mib", "energy_j", "phases_ms", "profile", "log_det", "cosine",
-)  # fmt: skip
+FIGURES = {
+    **dict.fromkeys(("step_ms", "limit_ms", "ratio", "ratio_low", "ratio_high", "cheap_ms", "peak_ms"), "float"),
+    **dict.fromkeys(("first_step_ms", "period", "blocks", "gflop_per_s", "peak_mib", "energy_j", "cosine"), "float"),
+    **dict.fromkeys(("flops", "limit_flops", "operations", "synchronisations"), "float"),
+    **dict.fromkeys(("contended", "composed", "launch_bound"), "boolean"),
+    **dict.fromkeys(("stopped_by", "uncounted", "phases_ms", "profile", "log_det"), "object"),
+}
 
 
 def _phases_ms(trace: list[dict[str, Any]]) -> dict[str, float]:

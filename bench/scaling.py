@@ -45,13 +45,13 @@ class Pooled(NamedTuple):
 def usable(cells: pd.DataFrame) -> pd.DataFrame:
     """Cells whose figures speak of the method: measured undisturbed, on a device that does not wait for its host."""
     quiet = undisturbed(cells)
-    return quiet[~quiet["launch_bound"].astype(bool)]
+    return quiet[~quiet["launch_bound"]]
 
 
 def undisturbed(cells: pd.DataFrame) -> pd.DataFrame:
     """Cells measured while no other process took the machine from them."""
     measured = cells[cells["status"] == "ok"]
-    return measured[~measured["contended"].astype(bool)]
+    return measured[~measured["contended"]]
 
 
 def pooled(cells: pd.DataFrame, column: str) -> Pooled:
@@ -66,7 +66,7 @@ def pooled(cells: pd.DataFrame, column: str) -> Pooled:
 
 
 def _logs(cells: pd.DataFrame, column: str) -> pd.Series[float]:
-    return cells[column].astype(float).map(math.log)
+    return cells[column].map(math.log)
 
 
 def times(cells: pd.DataFrame) -> pd.DataFrame:
@@ -91,12 +91,12 @@ def _time_row(part: pd.DataFrame, spread: dict[str, Pooled]) -> dict[str, Any]:
         row |= {column: mean, f"{column}_low": mean * math.exp(-half), f"{column}_high": mean * math.exp(half)}
     for column in ("limit_ms", "cheap_ms", "peak_ms", "first_step_ms", "peak_mib", "energy_j", "flops", "operations"):
         row[column] = _geometric_mean(ok[column])
-    row["cosine"] = pd.to_numeric(ok["cosine"], errors="coerce").median()
+    row["cosine"] = ok["cosine"].median()
     for column in ("log_det", "period"):
         row[column] = ok[column].iloc[0] if len(ok) else None
-    row["composed"] = bool(ok["composed"].astype(bool).any())
+    row["composed"] = bool(ok["composed"].any())
     row["contended"] = contended
-    row["launch_bound"] = bool(ok["launch_bound"].astype(bool).any())
+    row["launch_bound"] = bool(ok["launch_bound"].any())
     row["reason"] = "; ".join(sorted(set(part["reason"].dropna())))
     return row
 
@@ -264,5 +264,5 @@ def _zero(dims: np.ndarray, gaps: np.ndarray) -> float:
 def within_budget(cells: pd.DataFrame, column: str, budget: float) -> pd.Series:
     """Largest measured dim whose ``column`` (step_ms, peak_mib) is at most ``budget``, by group and optimizer."""
     measured = cells[cells["status"] == "ok"]
-    inside = measured[measured[column].astype(float) <= budget]
+    inside = measured[measured[column] <= budget]
     return inside.groupby([*GROUPING, "optimizer"])["dim"].max()

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from stepscale.bench import environment, folder, interrupt, tuning
 from stepscale.bench.command import job
@@ -28,6 +29,7 @@ from stepscale.bench.command import job
 SWEEPS = Path(__file__).parent / "conf" / "sweep"
 LOCAL = Path("results/local")
 INTERRUPTED = 130
+NEEDED = ("task", "settings", "seeds", "grids")
 
 
 def main(words: list[str]) -> None:
@@ -70,16 +72,13 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
     """Return what a sweep is to do on this machine: its multiruns, their cells, the code's hash.
 
     Raises:
-        SystemExit: there is no sweep of that name.
+        SystemExit: there is no sweep of that name, or its file holds none.
     """
-    path = Path(name) if name.endswith(".yaml") else SWEEPS / f"{name}.yaml"
-    if not path.is_file():
-        sys.exit(f"no sweep {name!r}; there are {', '.join(names())}, or name a .yaml file")
-    config: Any = OmegaConf.to_container(OmegaConf.load(path))
-    words = [f"task={config['task']}", *shlex.split(config["settings"])]
     asked = searchable(overrides)
-    there = config["grids"]["cuda" if torch.cuda.is_available() else "cpu"]
-    grids = [merged(merged(words, shlex.split(grid)), asked) for grid in there]
+    device = "cuda" if torch.cuda.is_available() and "device=cpu" not in asked else "cpu"
+    config = read_file(name, device)
+    words = [f"task={config['task']}", *shlex.split(config["settings"])]
+    grids = [merged(merged(words, shlex.split(grid)), asked) for grid in config["grids"][device]]
     planned = training_plan(grids, config) if "tuning" in config else timing_plan(grids, config["seeds"])
     return {
         "sweep": name,
@@ -88,6 +87,27 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "finished": False,
     }
+
+
+def read_file(name: str, device: str) -> dict[str, Any]:
+    """Read a sweep's file, ours by its name or a user's by its path.
+
+    Raises:
+        SystemExit: it is not there, or no sweep, or has no grids of the device.
+    """
+    path = Path(name) if name.endswith(".yaml") else SWEEPS / f"{name}.yaml"
+    if not path.is_file():
+        sys.exit(f"no sweep {name!r}; there are {', '.join(names())}, or name a .yaml file")
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except YAMLError as error:
+        sys.exit(f"{path} is no YAML: {error}")
+    there = config if isinstance(config, dict) else {}
+    if lacking := [key for key in NEEDED if key not in there]:
+        sys.exit(f"{path} is no sweep, it lacks {', '.join(lacking)}; {SWEEPS / 'quick.yaml'} is one")
+    if device not in there["grids"]:
+        sys.exit(f"{path} has no grids.{device}, only {', '.join(there['grids'])}; add them, or set device")
+    return there
 
 
 def timing_plan(grids: list[list[str]], seeds: int) -> dict[str, Any]:
@@ -114,7 +134,7 @@ def merged(words: list[str], others: list[str]) -> list[str]:
 
 def searchable(overrides: list[str]) -> list[str]:
     """Turn ``--config-dir mine`` into the override that says the same, which a plan can be composed with."""
-    words = list(overrides)
+    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for flag in {"--config-dir", "-cd"} & set(words[:-1]):
         place = words.index(flag)
         folder = Path(words[place + 1]).resolve()

@@ -20,7 +20,7 @@ def section(folder: Path, where: str) -> Section:
         FileNotFoundError: the folder holds no such record.
     """
     runs, points = records.load(folder, "train"), records.curves(folder)
-    final = runs[~runs["trial"].astype(bool)]
+    final = runs[~runs["trial"]]
     if not len(final):
         return Section(
             "What a step buys", [curves.budget(runs)], [], {"Trials": trials_table(runs)}, "no final run yet"
@@ -74,10 +74,10 @@ def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) ->
                 f" {closest['amari']:.4f}, FastICA's on the same rows {closest['fast_ica_amari']:.4f}."
             )
     found.append(curves.budget(runs))
-    final = runs[~runs["trial"].astype(bool)]
+    final = runs[~runs["trial"]]
     for status, part in final[final["status"] != "ok"].groupby("status"):
         found.append(f"{len(part)} of {len(final)} final runs: {status}.")
-    if contended := int(final["contended"].fillna(False).astype(bool).sum()):
+    if contended := int(final["contended"].sum()):
         found.append(f"{contended} of {len(final)} final runs shared the machine with others: mind their seconds.")
     return found
 
@@ -106,7 +106,7 @@ def by_data(results: pd.DataFrame, final: pd.DataFrame) -> pd.DataFrame:
 
 def trials_table(runs: pd.DataFrame) -> pd.DataFrame:
     """What each trial of tuning came to on the validation split."""
-    trials = runs[runs["trial"].astype(bool)]
+    trials = runs[runs["trial"]]
     settings = trials["tuned"].map(lambda tuned: ", ".join(f"{key} {value:.3g}" for key, value in tuned.items()))
     shown = trials.assign(settings=settings)[
         ["data", "dim", "optimizer", "settings", "status", "validation_nats", "steps"]

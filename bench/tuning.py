@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from omegaconf import OmegaConf
 from stepscale.bench import records
 
 CONF = Path(__file__).parent / "conf"
+
+SETTINGS = ("task", "memory_gib", "timeout_s", "label", "timing", "training", "hydra")
+NOT_THE_OPTIMIZERS = rf"({'|'.join([*records.AXES, *SETTINGS])})[.=/@]|[^=]*$"
 
 Words = list[str]
 
@@ -35,10 +39,15 @@ def expand(words: Words) -> list[Words]:
 
 
 def label_of(group: str, choice: str, words: Words) -> str:
-    """Return the file chosen for a group, with what the command line changed in it."""
-    changes = [word.lstrip("+~") for word in words if word.lstrip("+~").startswith(f"{group}.")]
-    changes = [change.removeprefix(f"{group}.") for change in changes]
-    return choice + (f"[{','.join(sorted(changes))}]" if changes else "")
+    """Return the file chosen for a group, with what the command line changed in it.
+
+    What an optimizer's file takes from elsewhere, as ``frame``, is a change of it too: other cells are no other seeds.
+    """
+    changes = [word.lstrip("+~") for word in words]
+    found = [change.removeprefix(f"{group}.") for change in changes if change.startswith(f"{group}.")]
+    if group == "optimizer":
+        found += [change for change in changes if not re.match(NOT_THE_OPTIMIZERS, change)]
+    return choice + (f"[{','.join(sorted(found))}]" if found else "")
 
 
 def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:

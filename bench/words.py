@@ -100,9 +100,9 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
     ok = cells[cells["status"] == "ok"]
     for status, part in cells[cells["status"] != "ok"].groupby("status"):
         found.append(f"{len(part)} of {len(cells)} cells: {status}.")
-    if contended := int(ok["contended"].astype(bool).sum()):
+    if contended := int(ok["contended"].sum()):
         found.append(f"{contended} of {len(ok)} cells were measured while other processes used the machine: in no fit.")
-    if hollow := int(ok["launch_bound"].astype(bool).sum()):
+    if hollow := int(ok["launch_bound"].sum()):
         found.append(f"{hollow} of {len(ok)} cells wait for the host: drawn hollow, and in no fit.")
     spread = scaling.pooled(cells, "ratio")
     if spread.dof:

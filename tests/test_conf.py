@@ -17,6 +17,7 @@ from stepscale.bench import records, sweep
 from stepscale.bench.data import photos
 from stepscale.bench.timing import Settings
 from stepscale.bench.training import Settings as TrainingSettings
+from stepscale.bench.tuning import label_of
 
 CONF = Path(__file__).parent.parent / "bench" / "conf"
 PEERS = Path(__file__).parent / "peers"
@@ -144,6 +145,42 @@ def test_sweep_counts_its_cells_and_names_what_exists(name: str, cuda: bool, mon
 def test_sweep_of_peers_names_what_exists(path: Path) -> None:
     there = named("optimizer") + [other.stem for other in (PEERS / "optimizer").glob("*.yaml")]
     assert_names_what_exists(sweep.read_sweep(str(path), ["depth=3"]), there)
+
+
+def test_a_sweep_on_the_cpu_of_a_gpu_machine_takes_the_cpus_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    here = sweep.read_sweep("quick", [])["multiruns"]
+    there = sweep.read_sweep("quick", ["device=cpu"])["multiruns"]
+    assert "dim=256,512,1024" in here[0]
+    assert "dim=64,128,256" in there[0]
+
+
+@pytest.mark.parametrize("flag", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]])
+def test_a_sweep_may_search_a_folder_of_the_users(flag: list[str]) -> None:
+    assert sweep.searchable([*flag, "dim=8"]) == [f"hydra.searchpath=[file://{Path('mine').resolve()}]", "dim=8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: time\nseeds: 2\ngrids: {cpu: [dim=8]}", "is no sweep, it lacks settings; "),
+        ("task: time\nseeds: 2\nsettings: ''\ngrids: {cuda: [dim=8]}", "has no grids.cpu, only cuda; "),
+        ("- dim=8", "is no sweep, it lacks task, settings"),
+        ("task: [time", "is no YAML: "),
+    ],
+)
+def test_a_file_that_is_no_sweep_says_what_it_lacks(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        sweep.read_sweep(str(tmp_path / "mine.yaml"), [])
+
+
+def test_other_cells_are_no_other_seeds() -> None:
+    """What an optimizer's file takes from the configuration's root is in its label, as are its own keys."""
+    words = ["optimizer.direction.rank=4", "frame=euclidean", "+alpha=3", "dim=8", "timing.profile=true", "data=noise"]
+    assert label_of("optimizer", "kfac", words) == "kfac[alpha=3,direction.rank=4,frame=euclidean]"
+    assert label_of("optimizer", "kfac", ["dim=8", "seed=1", "training=quick", "model=flow"]) == "kfac"
+    assert label_of("model", "flow", ["frame=euclidean", "model.depth=3"]) == "flow[depth=3]"
 
 
 def assert_names_what_exists(plan: dict[str, Any], there: list[str]) -> None:
