@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, LayerIO, Tangents, slopes
 from stepscale.optimizers.kronecker import Kronecker
-from stepscale.optimizers.step import Mark, Paired, no_mark, require
+from stepscale.optimizers.step import Mark, Paired, no_mark, optimizer_of, require, require_served
 
 SHRINK = 19 / 20  # of λ, a step: ω₁ = SHRINK ** interval
 POOR, GOOD = 1 / 4, 3 / 4  # of the foretold change, by which λ grows or shrinks
@@ -39,7 +39,7 @@ class QuadraticStep:
 
     Raises:
         ValueError: ``interval`` is out of its range.
-        TypeError: the model lacks a method.
+        TypeError: the model lacks a method, or the direction is no ``Kronecker`` one.
         FloatingPointError: when called, and the parameters have diverged.
     """
 
@@ -56,7 +56,7 @@ class QuadraticStep:
         if interval is not None and interval < 1:
             raise ValueError(f"interval must be at least 1 step, or null, got {interval}")
         self.model: Any = model
-        self.direction, self.momentum, self.interval = direction(model), momentum, interval
+        self.direction, self.momentum, self.interval = kronecker_of(model, direction), momentum, interval
         self.period = math.lcm(self.direction.period, interval or 1)
         self.log_det = self.direction.log_det
         self.steps = 0
@@ -71,6 +71,8 @@ class QuadraticStep:
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = self.model.capture(batch)
         self.direction.apply(ios, mark)
+        if self.steps == 0:
+            require_served(type(self.direction).__name__, (p for p in self.model.parameters() if p.grad is None))
         layers = [io.layer for io in ios]
         directions = [gradients(layers)] + ([self.last] if self.last else [])
         weights, foretold = minimum(ios, directions, self.model.fisher_roots(ios, directions), self.damping)
@@ -123,6 +125,7 @@ class KLClipped(Paired):
 
     Raises:
         ValueError: ``kappa`` is not positive.
+        TypeError: the direction is no ``Kronecker`` one, or the update's ``step`` needs a closure.
     """
 
     def __init__(
@@ -135,8 +138,8 @@ class KLClipped(Paired):
     ) -> None:
         if not kappa > 0:
             raise ValueError(f"kappa must be positive, got {kappa}")
-        self.natural = direction(model)
-        super().__init__(self.natural, update(model.parameters()))
+        self.natural = kronecker_of(model, direction)
+        super().__init__(self.natural, optimizer_of(model, update))
         self.model: Any = model
         self.kappa = kappa
 
@@ -144,14 +147,27 @@ class KLClipped(Paired):
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = self.model.capture(batch)
         self.natural.apply(ios, mark)
+        self.check_once()
         tangents = gradients([io.layer for io in ios])
         change = self.update.param_groups[0]["lr"] ** 2 * slopes(ios, tangents).mean().abs()
         share = (self.kappa / change).sqrt().clamp_max(1)
         for parameter in self.parameters:
-            if parameter.grad is not None:
+            if parameter.grad is not None:  # a frozen one has none
                 parameter.grad.mul_(share)
         self.update.step()
         mark("update")
+
+
+def kronecker_of(model: nn.Module, direction: Callable[[nn.Module], Kronecker]) -> Kronecker:
+    """Build a direction whose layers' captured batch can be used twice.
+
+    Raises:
+        TypeError: it is of another kind.
+    """
+    built = direction(model)
+    if not isinstance(built, Kronecker):
+        raise TypeError(f"the direction must be one of curvature in factors, as KFAC, got {type(built).__name__}")
+    return built
 
 
 def gradients(layers: list[nn.Linear]) -> Tangents:

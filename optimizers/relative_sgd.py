@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from stepscale.models import Batch, LayerIO
 from stepscale.optimizers.frames import require_log_dets
 from stepscale.optimizers.relative import BIASES, moved, write_bias_gradient
-from stepscale.optimizers.step import Mark, no_mark, require
+from stepscale.optimizers.step import Mark, no_mark, require, require_served
 
 
 class RelativeSGD:
     """Relative gradient and plain SGD in one pass over W; O(L (B d² + B² d + B³)), with ``track`` off O(L B d²).
 
     The same parameters as ``pair(Relative, torch.optim.SGD)``, with no gradient formed. While it tracks,
-    ``log_abs_dets`` holds each layer's log|det W| now (float64, ``[depth]``), so that ``log_likelihood`` costs no
-    determinant, and no step can make W singular: all eigenvalues of c v δᵀ lie within its Frobenius norm, and a layer's
-    η is halved until that is below ``bound``.
+    ``log_abs_dets`` holds each layer's log|det W| from the first step on (float64, ``[depth]``), so that
+    ``log_likelihood`` costs no determinant, and no step can make W singular: all eigenvalues of c v δᵀ lie within its
+    Frobenius norm, and a layer's η is halved until that is below ``bound``.
 
     Args:
         model: offers ``capture`` and ``captured_log_prob``; every layer square with a log|det W| in the loss.
@@ -43,7 +43,7 @@ class RelativeSGD:
 
     Raises:
         ValueError: an argument is out of its range.
-        TypeError: the model lacks a method.
+        TypeError: the model lacks a method; or, at the first step, its capture a parameter.
         FloatingPointError: when called, and a layer's δ or v is not finite.
     """
 
@@ -64,7 +64,8 @@ class RelativeSGD:
         self.model: Any = model
         self.lr, self.bias, self.bound, self.track = lr, bias, bound, track
         self.halved = 0
-        self.log_abs_dets = log_abs_dets(self.model) if track else torch.empty(0)
+        self.layers: list[nn.Linear] = []  # those of the first batch's capture
+        self.log_abs_dets = torch.empty(0)
         self.seen: tuple[list[LayerIO], Tensor] | None = None  # the last batch, and log|det W| as it found them
 
     @torch.no_grad()
@@ -72,6 +73,8 @@ class RelativeSGD:
         self.seen = None  # or two batches' activations would be in memory
         ios = self.model.capture(batch)
         require_log_dets(ios, "the relative gradient")
+        if not self.layers:
+            self._start([io.layer for io in ios])
         mark("gradient")
         rates = self._tracked_rates(ios) if self.track else [self.lr] * len(ios)
         mark("determinants")
@@ -93,13 +96,13 @@ class RelativeSGD:
     def anchor(self) -> float | None:
         """O(L d³): compute the log-determinants anew in float64; return by how many nats they had drifted.
 
-        None where nothing is tracked.
+        None where nothing is tracked, or not yet.
         In float32 W itself is rounded: below 1e-4 nats in 2,000 steps at dim 256, after which one may anchor.
         """
-        if not self.track:
+        if not self.track or not self.layers:
             return None
         tracked = self.log_abs_dets
-        self.log_abs_dets = log_abs_dets(self.model)
+        self.log_abs_dets = log_abs_dets(self.layers)
         return (tracked - self.log_abs_dets).sum().item()
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,6 +110,13 @@ class RelativeSGD:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.log_abs_dets, self.halved, self.seen = state["log_abs_dets"], state["halved"], None
+
+    def _start(self, layers: list[nn.Linear]) -> None:
+        served = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        require_served("the relative gradient", (p for p in self.model.parameters() if id(p) not in served))
+        self.layers = layers
+        if self.track and not len(self.log_abs_dets):  # else a checkpoint's
+            self.log_abs_dets = log_abs_dets(layers)
 
     def _tracked_rates(self, ios: list[LayerIO]) -> list[float]:
         """Each layer's η within the bound; the determinants before the step kept, and after it."""
@@ -165,7 +175,6 @@ def log_abs_det_change(K: Tensor, lr: float, batch: int, dim: int) -> Tensor:
 
 
 @torch.no_grad()
-def log_abs_dets(model: nn.Module) -> Tensor:
-    """O(L d³): log|det W| of each affine layer in float64, ``[depth]``."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+def log_abs_dets(layers: list[nn.Linear]) -> Tensor:
+    """O(L d³): log|det W| of each layer in float64, ``[depth]``."""
     return torch.stack([torch.linalg.slogdet(layer.weight.double()).logabsdet for layer in layers])

@@ -81,14 +81,22 @@ class Paired:
         self.log_det = getattr(direction, "log_det", None)
         self.parameters = [p for group in update.param_groups for p in group["params"]]
         self.overwrites = getattr(direction, "overwrites", False)
+        self.checked = not self.overwrites  # autograd leaves out what the loss does not use, as everywhere in torch
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         if not self.overwrites:
             for parameter in self.parameters:  # zero_grad(set_to_none=True) without its 20 µs of bookkeeping
                 parameter.grad = None
         self.direction(batch, mark)
+        self.check_once()
         self.update.step()
         mark("update")
+
+    def check_once(self) -> None:
+        """See, after the first direction, that it has written every gradient."""
+        if not self.checked:
+            require_served(type(self.direction).__name__, (p for p in self.parameters if p.grad is None))
+            self.checked = True
 
     def state_dict(self) -> dict[str, Any]:
         return {"direction": self.direction.state_dict(), "update": self.update.state_dict()}
@@ -106,16 +114,28 @@ def pair(
     """Pair any direction with any torch optimizer.
 
     Raises:
-        TypeError: the update's ``step`` needs a closure (``torch.optim.LBFGS``): a direction evaluates no loss.
+        TypeError: the update's ``step`` needs a closure (``torch.optim.LBFGS``): a direction evaluates no loss. Or, at
+            the first step, the direction leaves out a parameter.
+    """
+    return Paired(direction(model), optimizer_of(model, update))
+
+
+def optimizer_of(
+    model: nn.Module, update: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+) -> torch.optim.Optimizer:
+    """Build a model's torch optimizer.
+
+    Raises:
+        TypeError: its ``step`` needs a closure.
     """
     optimizer = update(model.parameters())
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
             f"{type(optimizer).__name__}.step needs a closure that evaluates the loss again; "
-            "pair() takes updates that use .grad alone"
+            "an update may use .grad alone"
         )
-    return Paired(direction(model), optimizer)
+    return optimizer
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
@@ -123,6 +143,15 @@ def gradient_of(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.empty_like(parameter)
     return parameter.grad
+
+
+def require_served(what: str, left: Iterable[Tensor]) -> None:
+    """Raise a ``TypeError`` where a direction has left out parameters that are to be trained."""
+    if shapes := [tuple(parameter.shape) for parameter in left if parameter.requires_grad]:
+        raise TypeError(
+            f"{what} serves the layers that the model's capture() returns, which left out parameters of shapes "
+            f"{', '.join(map(str, shapes))}: have them captured, freeze them, or use the layerwise direction"
+        )
 
 
 def require(model: nn.Module, method: str, direction: str) -> None:

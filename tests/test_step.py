@@ -1,11 +1,23 @@
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from stepscale.optimizers import Layerwise, Stateless, pair
+from stepscale.models import Flow
+from stepscale.optimizers import (
+    KFAC,
+    KLClipped,
+    Layerwise,
+    QuadraticStep,
+    Relative,
+    RelativeSGD,
+    Stateless,
+    Step,
+    pair,
+)
 from tests.conftest import batch_of, generic_flow
 from tests.test_workload import OPTIMIZERS, workload_of
 
@@ -52,6 +64,46 @@ def test_phases_are_marked_in_order() -> None:
 def test_an_update_that_needs_a_closure_is_refused() -> None:
     with pytest.raises(TypeError, match=r"LBFGS\.step needs a closure"):
         pair(generic_flow(), Layerwise, partial(torch.optim.LBFGS, lr=1.0))
+
+
+class WithScale(Flow):
+    """Its capture knows nothing of one of its parameters."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda model: pair(model, Relative, partial(torch.optim.SGD, lr=1e-3)),
+        lambda model: pair(model, KFAC, partial(torch.optim.SGD, lr=1e-3)),
+        lambda model: KLClipped(model, KFAC, partial(torch.optim.SGD, lr=1e-3)),
+        lambda model: QuadraticStep(model, KFAC),
+        lambda model: RelativeSGD(model, lr=1e-3),
+    ],
+    ids=["relative", "kfac", "clipped", "quadratic", "fused"],
+)
+def test_a_parameter_that_would_never_be_trained_is_named(build: Callable[[nn.Module], Step]) -> None:
+    with pytest.raises(TypeError, match=r"which left out parameters of shapes \(3,\): have them captured, freeze them"):
+        build(WithScale(5).double())(batch_of())
+    model = WithScale(5).double()
+    model.scale.requires_grad_(False)
+    before = model.layers[0].weight.detach().clone()
+    build(model)(batch_of())
+    assert not torch.equal(model.layers[0].weight, before)
+
+
+@pytest.mark.parametrize("build", [QuadraticStep, partial(KLClipped, update=partial(torch.optim.SGD, lr=0.1))])
+def test_what_needs_factors_refuses_another_direction(build: Callable[..., Step]) -> None:
+    with pytest.raises(TypeError, match="must be one of curvature in factors, as KFAC, got Relative"):
+        build(generic_flow(), Relative)
+
+
+def test_a_clipped_update_that_needs_a_closure_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"LBFGS\.step needs a closure"):
+        KLClipped(generic_flow(), KFAC, partial(torch.optim.LBFGS, lr=1.0))
 
 
 def test_a_stateless_direction_takes_no_state() -> None:
