@@ -17,11 +17,16 @@ from stepscale.bench.words import HONEST, base
 
 WORKLOAD = [*GROUP, "dim"]
 GAIN = 0.99  # of the way from the initial likelihood to the best final one: the second target
+WORST = {"held_out_nats": -math.inf, "held_out_bits": math.inf}
 BASELINE, BEST = f"{HONEST}'s end", f"{100 * GAIN:g} % of the gain"
 
 
 def results(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a workload and optimizer: medians over seeds, with the range of the held-out likelihood."""
+    """One row a workload and optimizer: medians over seeds, with the range of the held-out likelihood.
+
+    In the median of likelihoods a run without an end, as one that diverged, counts as worse than any; where half of
+    them are such, there is none.
+    """
     rows = []
     for key, part in _final(runs).groupby([*WORKLOAD, "optimizer"], sort=False):
         ok = part[part["status"] == "ok"]
@@ -29,10 +34,17 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {"seeds": len(part), "ok": len(ok), "tuned": _words(part["tuned"].iloc[0])}
         for name in ("held_out_nats", "held_out_bits", "steps", "seconds", "step_ms", "drift_nats", "halved", "amari"):
             row[name] = ok[name].median()
+        row |= {name: _median_end(part[name], worst) for name, worst in WORST.items()}
         row["low"], row["high"] = ok["held_out_nats"].min(), ok["held_out_nats"].max()
         row["fast_ica_amari"] = ok["fast_ica_amari"].median()
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _median_end(values: pd.Series, worst: float) -> float:
+    """Median of a figure that only the runs which came to their end have."""
+    found = float(values.fillna(worst).median())
+    return found if math.isfinite(found) else math.nan
 
 
 def targets(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
@@ -44,13 +56,12 @@ def targets(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in ends.groupby(WORKLOAD, sort=False):
         place = dict(zip(WORKLOAD, key, strict=True))
-        medians = part.groupby("optimizer")["end"].median()
-        start = float(part["start"].median())
-        rows.append(place | {"target": BEST, "nats": start + GAIN * (medians.max() - start)})
-        baseline = part[part["optimizer"].map(base) == HONEST].groupby("optimizer")["end"]
-        honest = baseline.quantile(0.5, interpolation="lower").to_numpy()  # half of its runs reach it, be they even
-        if len(honest):
-            rows.append(place | {"target": BASELINE, "nats": float(honest.max())})
+        # half of its runs reach it, be they even
+        medians = part.groupby("optimizer")["end"].quantile(0.5, interpolation="lower")
+        start, best = float(part["start"].median()), medians.max()
+        honest = medians[medians.index.map(base) == HONEST].max()
+        aims = {BEST: start + GAIN * (best - start), BASELINE: honest}
+        rows += [place | {"target": aim, "nats": float(nats)} for aim, nats in aims.items() if math.isfinite(nats)]
     return pd.DataFrame(rows, columns=[*WORKLOAD, "target", "nats"])
 
 
@@ -119,13 +130,16 @@ def budget(runs: pd.DataFrame) -> str:
     trials = runs[runs["trial"]]
     if not len(trials):
         return "No optimizer was tuned: each ran as its file says."
-    counts = trials.groupby([*WORKLOAD, "optimizer"]).size()
-    spread = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    given = runs.groupby([*WORKLOAD, "optimizer"]).size().index
+    counts = trials.groupby([*WORKLOAD, "optimizer"]).size().reindex(given, fill_value=0)
+    tuned, untuned = counts[counts > 0], sorted(set(counts[counts == 0].index.get_level_values("optimizer")))
+    spread = f"{tuned.min()}" if tuned.min() == tuned.max() else f"{tuned.min()} to {tuned.max()}"
     seconds = trials["seconds"].median()
+    apart = f" Not tuned, having nothing of the kind: {', '.join(f'`{name}`' for name in untuned)}." if untuned else ""
     return (
         f"Tuned alike: {spread} trials of {seconds:.2g} s of steps for each optimizer and workload, over a log grid of"
         " learning rate (and damping, where there is one), chosen by a validation split; held-out rows were read by"
-        " the final runs only, on other seeds."
+        f" the final runs only, on other seeds.{apart}"
     )
 
 
@@ -134,11 +148,11 @@ def _final(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ends(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """First and last held-out likelihood of each final run that came to its end."""
-    done = _final(runs)
-    done = done[done["status"] == "ok"]
+    """First and last held-out likelihood of each final run; where one has not come to its end, the last is -inf."""
     ordered = curves.sort_values(["identity", "step"]).groupby("identity")["held_out_nats"]
-    return done.join(ordered.first().rename("start"), on="identity").join(ordered.last().rename("end"), on="identity")
+    ends = ordered.agg(start="first", end="last")
+    found = _final(runs).join(ends, on="identity")
+    return found.assign(end=found["end"].where(found["status"] == "ok", -math.inf))
 
 
 def _words(tuned: dict[str, float]) -> str:

@@ -179,7 +179,7 @@ TRAINING_FIGURES = {
 def _figures(record: Record) -> dict[str, Any]:
     timing, counts = record["timing"], record["counts"]
     judged = estimate(timing["blocks"], CONTENDED)
-    classes = [1e3 * sum(entry["phases_s"].values()) for entry in timing["trace"]]
+    phases_ms, classes = _phases_ms(timing["trace"], 1e3 * judged.step_s)
     busy_s = timing.get("busy_s")
     return {
         "contended": judged.contended,
@@ -204,7 +204,7 @@ def _figures(record: Record) -> dict[str, Any]:
         "gflop_per_s": counts["flops"] / judged.step_s * 1e-9,
         "peak_mib": record["memory"]["peak_mib"],
         "energy_j": timing.get("energy_j"),
-        "phases_ms": _phases_ms(timing["trace"]),
+        "phases_ms": phases_ms,
         "profile": timing.get("profile"),
         **{name: record.get("direction", {}).get(name) for name in ("log_det", "cosine")},  # older records lack it
     }
@@ -219,10 +219,16 @@ FIGURES = {
 }
 
 
-def _phases_ms(trace: list[dict[str, Any]]) -> dict[str, float]:
-    """Milliseconds a step of each phase, amortised over the period."""
+def _phases_ms(trace: list[dict[str, Any]], step_ms: float) -> tuple[dict[str, float], list[float]]:
+    """Milliseconds of each phase, amortised over the period, and of a whole step of each class.
+
+    Scaled to what the blocks took: the trace is of other steps, each of which stops the clock.
+    """
     total: dict[str, float] = {}
     for entry in trace:
         for phase, seconds in entry["phases_s"].items():
-            total[phase] = total.get(phase, 0.0) + 1e3 * seconds * entry["share"]
-    return {phase: ms for phase, ms in total.items() if phase != UNMARKED or ms > 0.01 * sum(total.values())}
+            total[phase] = total.get(phase, 0.0) + seconds * entry["share"]
+    scale = step_ms / sum(total.values())
+    phases = {phase: scale * seconds for phase, seconds in total.items()}
+    shown = {phase: ms for phase, ms in phases.items() if phase != UNMARKED or ms > 0.01 * step_ms}
+    return shown, [scale * sum(entry["phases_s"].values()) for entry in trace]

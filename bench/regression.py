@@ -36,8 +36,9 @@ def compare(rounds: pd.DataFrame) -> pd.DataFrame:
     ``ratio`` is head / base, the median over the four pairs of sessions in every round: the mean of the four would hang
     on each disturbed round, the sessions' own medians on the machine's drift. ``se`` is its logarithm's standard error
     (bootstrap over rounds), ``low`` and ``high`` the 99 % interval over rounds. ``floor`` is how far apart the same
-    code came out in this comparison: 95 % of the differences A1 / A2 and B1 / B2, pooled over benchmarks and scaled
-    to the mean of two sessions. ``resolution`` is the smallest difference that would have been called one.
+    code came out in this comparison: what the differences A1 / A2 and B1 / B2, pooled over benchmarks and scaled to
+    the mean of two sessions, exceed at any of its benchmarks in 5 % of comparisons (Bonferroni). ``resolution`` is the
+    smallest difference that would have been called one.
     """
     if rounds.empty:
         return pd.DataFrame(columns=COLUMNS)
@@ -45,8 +46,8 @@ def compare(rounds: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(found).reindex(columns=[*COLUMNS, "base_spread", "head_spread"])
     same = table[["base_spread", "head_spread"]].to_numpy(dtype=float).ravel()
     same = same[~np.isnan(same)]
-    floor = math.sqrt(np.mean(same**2) / 2) * t.ppf(0.975, len(same)) if len(same) else math.nan
-    table["floor"] = math.expm1(floor)
+    sessions = math.sqrt(np.mean(same**2) / 2) if len(same) else math.nan
+    table["floor"] = math.expm1(sessions * t.ppf(1 - 0.025 / len(table), max(1, len(same))))
     return judge(table)[COLUMNS]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from stepscale.bench import plots, records, scaling, words
+from stepscale.bench.crossovers import crossovers as crossovers_of
+from stepscale.bench.growth import growth as growth_of
 from stepscale.bench.layout import Section, varying
 
 PER_GROUP = list(records.GROUP)
@@ -24,9 +26,9 @@ def section(folder: Path, where: str) -> Section:
     """
     cells = records.load(folder)
     times, slopes = scaling.times(cells), scaling.local_slopes(cells)
-    growth, crossovers = scaling.growth(cells), scaling.crossovers(cells)
+    growth, crossovers = growth_of(cells), crossovers_of(cells)
     tables = {
-        "Growth": growth_table(cells, growth),
+        "Growth": varying(growth_table(growth, times), cells),
         "Factors to the baselines": varying(factors(times), cells),
         "Crossovers": varying(crossovers, cells),
         "Times": varying(times.drop(columns=["operations", "first_step_ms"]).dropna(axis=1, how="all"), cells),
@@ -39,7 +41,7 @@ def section(folder: Path, where: str) -> Section:
     if len(failed):
         tables["Cells that were not measured"] = failed[["optimizer", "dim", "batch", "seed", "status", "reason"]]
     times.to_csv(folder / "times.csv", index=False)
-    growth_table(cells, growth, every_axis=True).to_csv(folder / "scaling.csv", index=False)
+    growth_table(growth, times).to_csv(folder / "scaling.csv", index=False)
     slopes.to_csv(folder / "slopes.csv", index=False)
     crossovers.to_csv(folder / "crossovers.csv", index=False)
     return Section(
@@ -60,25 +62,26 @@ def overview(times: pd.DataFrame, cells: pd.DataFrame) -> str:
 
 
 def _overview_cell(row: dict[Any, Any]) -> str:
-    known = row["step_ms"] == row["step_ms"]  # no NaN
-    return f"{row['step_ms']:.3g} ({row['ratio']:.3g}x)" if known else row["status"].replace("_", " ")
+    if row["step_ms"] != row["step_ms"]:  # NaN
+        return str(row["status"]).replace("_", " ")
+    flag = " contended" * row["disturbed"] or " waits for the host" * row["launch_bound"]
+    return f"{row['step_ms']:.3g} ({row['ratio']:.3g}x){flag}"
 
 
-def growth_table(cells: pd.DataFrame, growth: pd.DataFrame, *, every_axis: bool = False) -> pd.DataFrame:
+def growth_table(growth: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
     """Verdicts and exponents, and the largest measured dim within each budget."""
     table = growth.set_index([*PER_GROUP, "optimizer"])
     for budget in BUDGETS_MS:
-        table[f"dim_in_{budget}_ms"] = scaling.within_budget(cells, "step_ms", budget)
+        table[f"dim_in_{budget}_ms"] = scaling.within_budget(times, "step_ms", budget)
     for budget in BUDGETS_MIB:
-        table[f"dim_in_{budget}_MiB"] = scaling.within_budget(cells, "peak_mib", budget)
-    table["largest_dim"] = scaling.within_budget(cells, "step_ms", math.inf)
-    table = table.reset_index()
-    return table if every_axis else varying(table, cells)
+        table[f"dim_in_{budget}_MiB"] = scaling.within_budget(times, "peak_mib", budget)
+    table["largest_dim"] = scaling.within_budget(times, "step_ms", math.inf)
+    return table.reset_index()
 
 
 def factors(times: pd.DataFrame) -> pd.DataFrame:
-    """How many times faster than each baseline, by batch and dim: the gain is set by d/B."""
-    known = times.dropna(subset=["ratio"])
+    """How many times faster than each baseline, by batch and dim: the gain is set by d/B. Of undisturbed times."""
+    known = times[~times["disturbed"] & ~times["launch_bound"]].dropna(subset=["ratio"])
     parts = []
     for key, part in known.groupby([*PER_GROUP, "dim"]):
         ratios = part.set_index("optimizer")["ratio"]

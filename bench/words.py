@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from stepscale.bench import scaling
 from stepscale.bench.records import GROUP
+from stepscale.bench.spread import Spreads, spreads
 
 HONEST, NAIVE = "layerwise", "naive"
 BASELINES = (
@@ -60,9 +60,9 @@ def _overtaking(row: Mapping[Any, Any], times: pd.DataFrame, varying: list[str])
     if row["kind"] == "undecided":
         return f"{faster} and {slower}: undecided at {span}."
     factors = []
-    for dim in dims:
+    for dim in dict.fromkeys([row["decided_min"], row["decided_max"]]):
         factor = _ratio(times, row, row["slower"], dim) / _ratio(times, row, row["faster"], dim)
-        factors.append(f"{factor:.3g}× at {dim}")
+        factors.append(f"{factor:.3g}× at {dim:g}")
     extent = "at" if row["decided"] == row["dims"] else f"at {row['decided']} of the {row['dims']} dims in"
     extent += " all of" if extent == "at" and len(dims) > 1 else ""
     return f"{faster} is faster than {slower} {extent} {span}: {', '.join(factors)}."
@@ -95,6 +95,12 @@ def _unjudged(rows: list[dict[Any, Any]], varying: list[str]) -> list[str]:
     return [", ".join(f"`{name}`" for name in names) + rest for rest, names in found.items()]
 
 
+def _percent(spread: Spreads) -> str:
+    """Say how the spread at the smallest dim differs from that at the largest."""
+    ends = dict.fromkeys([min(spread.by_dim), max(spread.by_dim)])
+    return " to ".join(f"{100 * spread.at(dim).sd:.1f} % at dim {dim}" for dim in ends)
+
+
 def _caveats(cells: pd.DataFrame) -> list[str]:
     found = []
     ok = cells[cells["status"] == "ok"]
@@ -104,9 +110,9 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
         found.append(f"{contended} of {len(ok)} cells were measured while other processes used the machine: in no fit.")
     if hollow := int(ok["launch_bound"].sum()):
         found.append(f"{hollow} of {len(ok)} cells wait for the host: drawn hollow, and in no fit.")
-    spread = scaling.pooled(cells, "ratio")
-    if spread.dof:
-        found.append(f"Step / limit varies by {100 * spread.sd:.1f} % (sd) between processes of the same cell.")
+    spread = spreads(cells, "ratio")
+    if spread.run.dof:
+        found.append(f"Step / limit varies by {_percent(spread)} (sd) between processes of the same cell.")
     else:
         found.append("One process a cell: no interval over processes can be given; run more seeds, as seed=0,1.")
     if not any(base(name) == HONEST for name in cells["optimizer"]):

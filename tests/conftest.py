@@ -1,10 +1,13 @@
 from collections.abc import Iterator
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from stepscale.bench import records
 from stepscale.models import Flow
+from tests.synthetic import COSTS, DIMS, run_of
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +38,9 @@ def gradients(model: torch.nn.Module) -> list[Tensor]:
 
 def batch_of(n: int = 7, dim: int = 5) -> Tensor:
     return torch.randn(n, dim, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """A run of optimizers whose cost is known, five seeds each."""
+    return records.load(run_of(tmp_path_factory.mktemp("run"), COSTS, DIMS, seeds=5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,14 +143,21 @@ def failed(optimizer: str, dim: int, seed: int, status: str, **axes: Any) -> rec
 
 
 def run_of(
-    folder: Path, costs: dict[str, Cost], dims: list[int], seeds: int = 2, noise: float = 0.005, **axes: Any
+    folder: Path,
+    costs: dict[str, Cost],
+    dims: list[int],
+    seeds: int = 2,
+    noise: float | Cost = 0.005,
+    rng: np.random.Generator | None = None,
+    **axes: Any,
 ) -> Path:
-    """Write a run's records: each process's step time off by a relative ``noise``."""
-    rng = np.random.default_rng(7)
+    """Write a run's records: each process's step time off by a relative ``noise``, which may depend on the dim."""
+    rng = rng or np.random.default_rng(7)
     for name, cost in costs.items():
         for dim in dims:
+            sd = noise(dim) if callable(noise) else noise
             for seed in range(seeds):
-                step_s = cost(dim) * float(np.exp(noise * rng.standard_normal()))
+                step_s = cost(dim) * float(np.exp(sd * rng.standard_normal()))
                 records.save(record(name, dim, seed, step_s, **axes), folder / "records")
     return folder
 
@@ -157,3 +165,17 @@ def run_of(
 def polynomial(*coefficients: float) -> Cost:
     """Seconds at a dim: Σ c_k dᵏ in microseconds."""
     return lambda dim: 1e-6 * sum(c * dim**k for k, c in enumerate(coefficients))
+
+
+DIMS = [64, 96, 128, 192, 256, 384, 512, 768, 1024]
+COSTS = {
+    "quadratic": polynomial(20, 0, 2e-2),
+    "cubic": polynomial(150, 0.35, 1.5e-2, 6e-5),
+    "mixed": polynomial(100, 0, 2e-2, 4e-6),  # 17 % of its step at dim 1024 is cubic
+    "periodic": lambda d: polynomial(50, 0, 2e-2)(d) + polynomial(0, 0, 0, 4e-4)(d) / 10,  # an inverse every 10 steps
+}
+
+
+def falling(dim: int) -> float:
+    """Noise as it was seen, but stronger: a seventh at small dims, a fiftieth at large ones."""
+    return 0.02 + 0.2 * math.exp(-dim / 60)

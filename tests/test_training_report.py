@@ -75,6 +75,41 @@ def test_trials_are_in_no_result(run: Path) -> None:
     assert set(results["seeds"]) == {3}
 
 
+def test_a_diverged_run_counts_as_the_worst(run: Path) -> None:
+    """Left out, the one run that did not diverge would be best of all, and move the target."""
+    before = curves.targets(records.load(run, "train"), records.curves(run))
+    for seed in (1, 2):
+        gone = train_record("relative", seed, status="diverged", reason="made")
+        del gone["training"]["final"]
+        records.save(gone, run / "records")
+    found = curves.results(records.load(run, "train")).set_index("optimizer")
+    assert math.isnan(found.loc["relative", "held_out_nats"]) and math.isnan(found.loc["relative", "held_out_bits"])
+    assert found.loc["relative", "ok"] == 1
+    after = curves.targets(records.load(run, "train"), records.curves(run)).set_index("target")["nats"]
+    assert after[curves.BASELINE] == before.set_index("target")["nats"][curves.BASELINE]
+    assert after[curves.BEST] < before.set_index("target")["nats"][curves.BEST], "of the best that mostly ended"
+
+
+def test_seeds_that_end_differently_are_judged_by_their_median(tmp_path: Path) -> None:
+    for seed, lost in enumerate((0, 5, 9)):
+        made = train_record("layerwise", seed)
+        curve = made["training"]["curve"]
+        curve["held_out_nats"] = [nats - lost for nats in curve["held_out_nats"]]
+        made["training"]["final"]["held_out_nats"] -= lost
+        records.save(made, tmp_path / "records")
+    runs, points = records.load(tmp_path, "train"), records.curves(tmp_path)
+    end = train_record("layerwise", 0)["training"]["final"]["held_out_nats"]
+    assert curves.targets(runs, points).set_index("target")["nats"][curves.BASELINE] == pytest.approx(end - 5)
+    best, worst = (curves.results(runs)[name].item() for name in ("high", "low"))
+    assert (best, worst) == pytest.approx((end, end - 9))
+
+
+def test_what_was_not_tuned_is_named(run: Path) -> None:
+    assert "Not tuned" not in curves.budget(records.load(run, "train"))
+    records.save(train_record("relative", 1, dim=128), run / "records")
+    assert "Not tuned, having nothing of the kind: `relative`." in curves.budget(records.load(run, "train"))
+
+
 def test_bits_per_dim(run: Path) -> None:
     results = curves.results(records.load(run, "train")).set_index("optimizer")
     nats = results.loc["relative", "held_out_nats"]
