@@ -5,6 +5,8 @@ SWEEP       ?= default
 RUN         ?= results/local/latest
 REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dims=$(DIMS)) $(if $(THREADS),--threads=$(THREADS))
 
+READY        = $(if $(filter .venv/bin/python,$(PY)),.venv/ready)  # another Python is taken as it is
+
 .DEFAULT_GOAL := help
 .PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative regress doctor counts counts-update gate-check test lint clean help
 
@@ -18,57 +20,57 @@ REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dim
 
 setup: .venv/ready  ## Build .venv: torch only where none is importable, this package, the tools
 
-bench: .venv/ready  ## Time every optimizer across dims, write the report; goes on where it was interrupted (SWEEP=full)
+bench: $(READY)  ## Time every optimizer across dims, write the report; goes on where it was interrupted (SWEEP=full)
 	$(PY) -m stepscale.bench sweep $(SWEEP) $(OVERRIDES)
 
-bench-quick: .venv/ready  ## The same in a minute, with too few sizes for a verdict
+bench-quick: $(READY)  ## The same in a minute, with too few sizes for a verdict
 	$(PY) -m stepscale.bench sweep quick $(OVERRIDES)
 
 train: SWEEP = train
-train: .venv/ready  ## Tune and train each optimizer alike: likelihood by step and second; 10 minutes on 2 cores (SWEEP=paper)
+train: $(READY)  ## Tune and train each optimizer alike: likelihood by step and second; 10 minutes on 2 cores (SWEEP=paper)
 	$(PY) -m stepscale.bench sweep $(SWEEP) $(OVERRIDES)
 
-bench-speed: .venv/ready  ## How far from the limit each step is that should come near it
+bench-speed: $(READY)  ## How far from the limit each step is that should come near it
 	$(PY) -m stepscale.bench sweep speed $(OVERRIDES)
 
-bench-gpu: .venv/ready  ## As far as each optimizer goes on a large GPU: memory, energy, TF32, bfloat16, compiled steps
-	$(PY) -m pip install -q -e ".[gpu]"
+bench-gpu: $(READY)  ## As far as each optimizer goes on a large GPU: memory, energy, TF32, bfloat16, compiled steps
+	$(PY) -c "import pynvml" 2>/dev/null || $(PY) -m pip install -q -e ".[gpu]"
 	$(PY) -m stepscale.bench sweep gpu $(OVERRIDES)
 
-peers: .venv/ready  ## Time K-FAC beside other projects' in one run, one thread, the model and batch of their users
+peers: $(READY)  ## Time K-FAC beside other projects' in one run, one thread, the model and batch of their users
 	$(PY) -m pip install -q -e ".[peers]"
 	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench sweep tests/peers/curvature.yaml --config-dir tests/peers $(OVERRIDES)
 
-peers-relative: .venv/ready  ## Time the relative gradient beside its authors' notebook and JAX code, in one run
+peers-relative: $(READY)  ## Time the relative gradient beside its authors' notebook and JAX code, in one run
 	$(PY) -m pip install -q -e ".[peers]"
 	$(PY) -m stepscale.bench sweep tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
 
-report: .venv/ready  ## Write the report of a run anew from its records (RUN=results/NAME)
+report: $(READY)  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench report $(RUN)
 
-publish: .venv/ready  ## Copy a finished run to results/NAME (NAME=…, RUN=…)
+publish: $(READY)  ## Copy a finished run to results/NAME (NAME=…, RUN=…)
 	$(PY) -m stepscale.bench publish $(RUN) "$(NAME)"
 
-regress: .venv/ready  ## Is a step slower than at BASE (a git ref; where this left main)? OPTIMIZERS=… DIMS=… THREADS=…
+regress: $(READY)  ## Is a step slower than at BASE (a git ref; where this left main)? OPTIMIZERS=… DIMS=… THREADS=…
 	$(PY) -m stepscale.bench regress $(BASE) $(REGRESS)
 
-doctor: .venv/ready  ## What difference this machine can resolve, and what disturbs it
+doctor: $(READY)  ## What difference this machine can resolve, and what disturbs it
 	$(PY) -m stepscale.bench doctor
 
-counts: .venv/ready  ## What each step costs, free of noise: FLOPs, operations, synchronisations, bytes
+counts: $(READY)  ## What each step costs, free of noise: FLOPs, operations, synchronisations, bytes
 	$(PY) -m tests.counts
 
-counts-update: .venv/ready  ## Commit to these counts: what make test then expects
+counts-update: $(READY)  ## Commit to these counts: what make test then expects
 	$(PY) -m tests.counts --update
 
-gate-check: .venv/ready  ## The regression gate's own quality, into results/gate; 70 minutes on 2 cores, goes on where it was
+gate-check: $(READY)  ## The regression gate's own quality, into results/gate; 70 minutes on 2 cores, goes on where it was
 	$(PY) -m stepscale.bench.gate_check
 
 test: lint  ## Lint, types, unit tests, the deterministic cost gate
 	$(PY) -m pytest -q
 
 # mypy cannot follow an editable mapping, so it is shown the layout through links
-lint: .venv/ready  ## Format, lint and type checks
+lint: $(READY)  ## Format, lint and type checks
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	mkdir -p build/typed/stepscale

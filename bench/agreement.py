@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stepscale.bench.workload import Workload
+from stepscale.optimizers import no_mark
 
 WIDEST = 4096  # the exact gradient is cubic
 
@@ -29,13 +30,13 @@ def agreement(workload: Workload, dim: int) -> dict[str, Any]:
 
 
 def _cosine(workload: Workload) -> float | None:
-    workload.run((-workload.position - 1) % workload.period)
+    workload.run((-workload.position - 1) % workload.period, no_mark)  # as written: another compilation says no more
     model: Any = workload.model
     model.zero_grad()
     model.loss(workload.batches[workload.position % len(workload.batches)]).backward()
     exact = _flat(model)
     model.zero_grad()
-    workload.run(1)
+    workload.run(1, no_mark)
     written = _flat(model)
     if exact is None or written is None:
         return None

@@ -13,6 +13,11 @@ WINDOW_S = 0.1  # the kernel's ticks are 10 ms: over a shorter time they tell no
 CONTENDED = 0.25  # cores
 
 
+def idle_cores(device: str, threads: int) -> int:
+    """How many cores a cell leaves to others: with its step on a GPU, all but the one that launches it."""
+    return (os.cpu_count() or 1) - (1 if device == "cuda" else threads)
+
+
 class OtherCpu:
     """Watches the CPU that other processes use; its answer is None where the system does not tell (not Linux).
 

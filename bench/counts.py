@@ -72,6 +72,14 @@ def _out_of_place(operation: Any) -> Any:
     return getattr(aten, name.removesuffix("_"), operation) if ours else operation
 
 
+def _brings_to_host(operation: Any, args: Any, kwargs: Any) -> bool:
+    """Whether it copies from a CUDA device to the host, which then waits, as in ``.cpu()`` and ``.tolist()``."""
+    if operation is aten._to_copy:
+        asked = kwargs.get("device")
+        return args[0].device.type == "cuda" and asked is not None and torch.device(asked).type == "cpu"
+    return operation is aten.copy_ and args[1].device.type == "cuda" and args[0].device.type == "cpu"
+
+
 class Counts(TorchDispatchMode):
     """While active, counts every operation that reaches the dispatcher, through autograd and ``torch.func`` alike.
 
@@ -88,7 +96,7 @@ class Counts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = _out_of_place(func.overloadpacket)
         self.operations += 1
-        self.synchronisations += operation in SYNCHRONISING
+        self.synchronisations += operation in SYNCHRONISING or _brings_to_host(operation, args, kwargs or {})
         if operation in RULES:
             self.flops += RULES[operation](*args)
         elif operation not in FREE and UNKNOWN.search(operation.__name__):

@@ -19,7 +19,7 @@ from stepscale.bench.server import ALLOCATOR, CGROUP
 
 PACKAGE = Path(__file__).parent.parent
 PARTS = ("bench", "models", "optimizers")
-LIBRARIES = ("torch", "numpy", "scipy", "pandas", "hydra-core", "stepscale")
+LIBRARIES = ("numpy", "scipy", "pandas", "hydra-core", "stepscale")
 FREE_SHARE = 0.9  # of the free memory, for a cell
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -32,6 +32,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "torch": torch.__version__,  # its package's metadata may lack the build, as +cu130
         "threads": torch.get_num_threads(),
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -47,6 +48,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "gpu": properties.name,
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
+            "cuda_allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
             "tf32": torch.backends.cuda.matmul.allow_tf32,
         }
     return environment

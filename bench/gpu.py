@@ -16,10 +16,18 @@ SECONDS = 1.0  # of steps: the counter moves a few dozen times a second
 def busy_seconds(workload: Workload, least: int) -> float | None:
     """Seconds a step, over ``least`` steps or more, for which the device ran kernels; else it waited for the host.
 
-    None where the profiler sees no kernel, as in containers that forbid it.
+    None where the profiler fails or sees no kernel, as in containers that forbid it.
     """
     steps = workload.period * math.ceil(least / workload.period)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    try:
+        return _busy_seconds(workload, steps)
+    except (ArithmeticError, RuntimeError):  # the timing is done and must not be lost
+        return None
+
+
+def _busy_seconds(workload: Workload, steps: int) -> float | None:
+    # torch 2.11 warns where acc_events is not given
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         workload.run(steps)
         torch.cuda.synchronize(workload.device)
     events = (event for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)  # type: ignore[attr-defined]
@@ -58,6 +66,6 @@ def joules(
             workload.run(steps)
             synchronize()
             blocks += 1
-    except ArithmeticError:  # the steps go on without being restored, and may diverge
+    except (ArithmeticError, RuntimeError):  # the steps go on without being restored, and may diverge
         return None
     return (read() - before) / (blocks * steps)

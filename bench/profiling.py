@@ -27,7 +27,8 @@ def operations(workload: Workload, least: int, synchronize: Callable[[], None]) 
     steps, cuda = workload.period * math.ceil(least / workload.period), workload.device.type == "cuda"
     workload.run(workload.period)  # what was put back before is cold, or still on its way
     synchronize()
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as seen:
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=activities, acc_events=True) as seen:  # torch 2.11 warns where it is not given
         began = time.perf_counter()
         workload.run(steps)
         synchronize()

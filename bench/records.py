@@ -180,7 +180,6 @@ def _figures(record: Record) -> dict[str, Any]:
     timing, counts = record["timing"], record["counts"]
     judged = estimate(timing["blocks"], CONTENDED)
     phases_ms, classes = _phases_ms(timing["trace"], 1e3 * judged.step_s)
-    busy_s = timing.get("busy_s")
     return {
         "contended": judged.contended,
         "step_ms": 1e3 * judged.step_s,
@@ -195,7 +194,7 @@ def _figures(record: Record) -> dict[str, Any]:
         "composed": timing["composed"],
         "blocks": len(timing["blocks"]["step_s"]),
         "stopped_by": timing["stopped_by"],
-        "launch_bound": busy_s is not None and 1 - busy_s / judged.step_s > LAUNCH_BOUND,
+        "launch_bound": "busy_s" in timing and 1 - (timing["busy_s"] or 0.0) / judged.step_s > LAUNCH_BOUND,
         "flops": counts["flops"],
         "limit_flops": counts["limit_flops"],
         "operations": counts["operations"],

@@ -17,7 +17,7 @@ from stepscale.bench import environment, pictures, records, separation, training
 from stepscale.bench.agreement import agreement
 from stepscale.bench.checkpoint import Checkpoint
 from stepscale.bench.clock import clock_of
-from stepscale.bench.contention import OtherCpu
+from stepscale.bench.contention import OtherCpu, idle_cores
 from stepscale.bench.data import Dataset
 from stepscale.bench.job import Job, build, load_data, number_type
 from stepscale.bench.limit import limit_of
@@ -46,7 +46,12 @@ def measure_cell(job: Job) -> records.Record:
         number_type(job.cell["dtype"])  # sets how products round, which the environment's description says
         described = environment.describe(device)
         if torch.get_num_threads() != job.cell["threads"]:
-            raise RuntimeError(f"torch has {torch.get_num_threads()} threads, {job.cell['threads']} were asked for")
+            raise RuntimeError(
+                f"torch has {torch.get_num_threads()} threads, {job.cell['threads']} were asked for; MKL gives no more "
+                "than the machine has real cores: set threads (or OMP_NUM_THREADS) to those"
+            )
+        if os.environ.get("MKL_DYNAMIC", "").lower() in ("false", "0"):
+            raise RuntimeError("MKL_DYNAMIC=FALSE makes torch's batched LU on CPU silently wrong: unset it")
         environment.limit_memory(job.config["memory_gib"], device)
         torch.manual_seed(job.cell["seed"])
         found = TASKS[job.config["task"]](job, device)
@@ -87,7 +92,7 @@ def train_cell(job: Job, device: torch.device) -> dict[str, Any]:
     stream = Stream(data.train, job.cell["batch"], job.cell["seed"])
     _warm_up(job, stream, device, dtype)
     run = Training(*build(job, device, dtype), data, stream, settings)
-    others = OtherCpu((os.cpu_count() or 1) - torch.get_num_threads())
+    others = OtherCpu(idle_cores(device.type, torch.get_num_threads()))
     found: dict[str, Any] = {"data_note": data.note, "data": _facts(data, run.model)}
     try:
         trained = _trained(run, job, device)

@@ -22,7 +22,7 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, CPUS = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 _asked = os.environ.get(THREADS[0])  # the user's: later the server's is set here
 _started: int | None = None
 
@@ -68,10 +68,22 @@ def default_threads() -> int:
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity, or its control group's quota if that is less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: its affinity's, or its control group's quota if that is less.
+
+    Of a core's hyper-threads one counts: MKL starts no more threads than there are cores.
+    """
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = len({_core(cpu) for cpu in cpus})
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no such file, or "max"
         return cores
+
+
+def _core(cpu: int) -> str:
+    """Name the core of a logical CPU by the CPUs that share it; by itself where the system does not tell."""
+    try:
+        return (CPUS / f"cpu{cpu}/topology/core_cpus_list").read_text()
+    except OSError:
+        return str(cpu)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from stepscale.bench.clock import Clock
-from stepscale.bench.contention import CONTENDED, OtherCpu
+from stepscale.bench.contention import CONTENDED, OtherCpu, idle_cores
 from stepscale.bench.counts import Counts
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
 from stepscale.bench.gpu import busy_seconds, energy_counter, joules
@@ -130,24 +129,26 @@ class _Cell:
             traced = self._trace(self.workload.period * math.ceil(least / self.workload.period))
         result = {"composed": composed, "stopped_by": stopped_by, "blocks": blocks, "trace": self._by_class(traced)}
         if self.workload.device.type == "cuda":
-            result |= self._of_the_gpu(steps)
+            result |= self._of_the_gpu(steps, least)
         if self.settings.profile:
             self.workload.restore(self.boundary)
             result["profile"] = operations(self.workload, least, self.clock.synchronize)
         return result
 
-    def _of_the_gpu(self, steps: int) -> dict[str, float | None]:
-        """Seconds a step that kernels ran, and joules a step, in blocks of so many; None where unknown."""
+    def _of_the_gpu(self, steps: int, least: int) -> dict[str, float | None]:
+        """Joules a step, in blocks of ``steps``, and seconds a step that kernels ran; None where unknown."""
         self.workload.restore(self.boundary)
-        busy_s, counter = busy_seconds(self.workload, TRACED), energy_counter(self.workload.device)
-        energy_j = joules(self.workload, steps, counter, self.clock.synchronize)
+        counter = energy_counter(self.workload.device)
+        energy_j = joules(self.workload, steps, counter, self.clock.synchronize)  # before a profiler is there
+        self.workload.restore(self.boundary)
+        busy_s = busy_seconds(self.workload, least)
         self.workload.restore(self.boundary)
         return {"busy_s": busy_s, "energy_j": energy_j}
 
     def _interleave(self, block: Callable[[], Block]) -> tuple[dict[str, list[Any]], str]:
         """Blocks of the step, each followed by one of the limit, until the ratio is precise or the time is up."""
         limit_runs, taken, judged = self._calibrate_limit(), list[Block](), 0
-        others = OtherCpu((os.cpu_count() or 1) - torch.get_num_threads())
+        others = OtherCpu(idle_cores(self.workload.device.type, torch.get_num_threads()))
         began = time.perf_counter()
         while True:
             taken.append(block() | {"limit_s": self._limit_seconds(limit_runs), "other_cores": None})
@@ -189,7 +190,10 @@ class _Cell:
         for k in range(steps):
             position = k % self.workload.period
             stamps.append((position, START, self.clock.stamp()))
-            self.workload.run(1, lambda phase: stamps.append((position, phase, self.clock.stamp())))  # noqa: B023 - run now
+            if self.workload.compiled is not None:  # it is one piece: marked, it would run as written
+                self.workload.run(1)
+            else:
+                self.workload.run(1, lambda phase: stamps.append((position, phase, self.clock.stamp())))  # noqa: B023 - run now
             stamps.append((position, UNMARKED, self.clock.stamp()))
         self.clock.synchronize()
         found: list[tuple[int, Phases]] = []

@@ -109,7 +109,9 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
     if contended := int(ok["contended"].sum()):
         found.append(f"{contended} of {len(ok)} cells were measured while other processes used the machine: in no fit.")
     if hollow := int(ok["launch_bound"].sum()):
-        found.append(f"{hollow} of {len(ok)} cells wait for the host: drawn hollow, and in no fit.")
+        found.append(
+            f"{hollow} of {len(ok)} cells wait for the host, or no kernel was seen: drawn hollow, and in no fit."
+        )
     spread = spreads(cells, "ratio")
     if spread.run.dof:
         found.append(f"Step / limit varies by {_percent(spread)} (sd) between processes of the same cell.")

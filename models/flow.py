@@ -183,6 +183,15 @@ def initialise(layer: nn.Linear) -> None:
         return
     with torch.no_grad():
         nn.init.eye_(layer.weight)
-        for _ in range(REFLECTIONS):
-            v = nn.functional.normalize(torch.randn_like(layer.weight[0]), dim=0)
-            layer.weight.addr_(v, v @ layer.weight, alpha=-2)
+        v = layer.weight.new_empty(len(layer.weight), REFLECTIONS).normal_()
+        layer.weight.addmm_(*reflections(nn.functional.normalize(v, dim=0)), alpha=-1)
+
+
+def reflections(v: Tensor) -> tuple[Tensor, Tensor]:
+    """O(d k²): factors F ``[dim, k]`` and Vᵀ with I − F Vᵀ the product H_k … H_1 of reflections at unit vectors.
+
+    ``v`` is ``[dim, k]``, a vector a column. The compact form of Schreiber & Van Loan 1989: one product in place of k
+    passes over a matrix, each a vector's product, at which CUDA fails from 2³² numbers on (pytorch issue 17897).
+    """
+    one = torch.eye(v.shape[1], device=v.device, dtype=v.dtype)
+    return v @ torch.linalg.solve_triangular(torch.tril(v.T @ v, -1) + one / 2, one, upper=False), v.T

@@ -26,7 +26,7 @@ class RelativeSGD:
     """Relative gradient and plain SGD in one pass over W; O(L (B d² + B² d + B³)), with ``track`` off O(L B d²).
 
     The same parameters as ``pair(Relative, torch.optim.SGD)``, with no gradient formed. While it tracks,
-    ``log_abs_dets`` holds each layer's log|det W| from the first step on (float64, ``[depth]``), so that
+    ``log_abs_dets`` holds each layer's log|det W| now (float64, ``[depth]``), so that
     ``log_likelihood`` costs no determinant, and no step can make W singular: all eigenvalues of c v δᵀ lie within its
     Frobenius norm, and a layer's η is halved until that is below ``bound``.
 
@@ -64,8 +64,11 @@ class RelativeSGD:
         self.model: Any = model
         self.lr, self.bias, self.bound, self.track = lr, bias, bound, track
         self.halved = 0
-        self.layers: list[nn.Linear] = []  # those of the first batch's capture
-        self.log_abs_dets = torch.empty(0)
+        self.layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+        if any(layer.in_features != layer.out_features for layer in self.layers):
+            raise TypeError(f"the relative direction needs square layers, which not all of {type(model).__name__} are")
+        self.checked = False
+        self.log_abs_dets = log_abs_dets(self.layers) if track else torch.empty(0)
         self.seen: tuple[list[LayerIO], Tensor] | None = None  # the last batch, and log|det W| as it found them
 
     @torch.no_grad()
@@ -73,8 +76,8 @@ class RelativeSGD:
         self.seen = None  # or two batches' activations would be in memory
         ios = self.model.capture(batch)
         require_log_dets(ios, "the relative gradient")
-        if not self.layers:
-            self._start([io.layer for io in ios])
+        if not self.checked:
+            self._check([io.layer for io in ios])
         mark("gradient")
         rates = self._tracked_rates(ios) if self.track else [self.lr] * len(ios)
         mark("determinants")
@@ -96,10 +99,10 @@ class RelativeSGD:
     def anchor(self) -> float | None:
         """O(L d³): compute the log-determinants anew in float64; return by how many nats they had drifted.
 
-        None where nothing is tracked, or not yet.
+        None where nothing is tracked.
         In float32 W itself is rounded: below 1e-4 nats in 2,000 steps at dim 256, after which one may anchor.
         """
-        if not self.track or not self.layers:
+        if not self.track:
             return None
         tracked = self.log_abs_dets
         self.log_abs_dets = log_abs_dets(self.layers)
@@ -111,12 +114,13 @@ class RelativeSGD:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.log_abs_dets, self.halved, self.seen = state["log_abs_dets"], state["halved"], None
 
-    def _start(self, layers: list[nn.Linear]) -> None:
-        served = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    def _check(self, captured: list[nn.Linear]) -> None:
+        """See that every parameter, and every determinant that is carried along, is of a captured layer."""
+        served = {id(parameter) for layer in captured for parameter in layer.parameters()}
         require_served("the relative gradient", (p for p in self.model.parameters() if id(p) not in served))
-        self.layers = layers
-        if self.track and not len(self.log_abs_dets):  # else a checkpoint's
-            self.log_abs_dets = log_abs_dets(layers)
+        if captured != self.layers:
+            raise TypeError(f"{type(self.model).__name__}.capture() returns other layers than its nn.Linear modules")
+        self.checked = True
 
     def _tracked_rates(self, ios: list[LayerIO]) -> list[float]:
         """Each layer's η within the bound; the determinants before the step kept, and after it."""

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from stepscale.bench import environment, gpu, timing
+from stepscale.bench import counts, environment, gpu, records, timing
 from stepscale.bench.clock import CudaClock, WallClock, clock_of
+from tests.synthetic import record
 from tests.test_workload import workload_of
 
 CUDA = torch.device("cuda")
@@ -79,8 +80,8 @@ def kernel(microseconds: float, device: Any = DeviceType.CUDA, annotation: bool 
 )
 def test_busy_time_is_that_of_kernels(monkeypatch: pytest.MonkeyPatch, events: list, busy_s: float | None) -> None:
     class Profile:
-        def __init__(self, activities: list) -> None:
-            assert activities == [torch.profiler.ProfilerActivity.CUDA]
+        def __init__(self, activities: list, acc_events: bool) -> None:
+            assert acc_events and activities == [torch.profiler.ProfilerActivity.CUDA]
 
         def __enter__(self) -> "Profile":
             return self
@@ -141,3 +142,34 @@ def test_the_counter_is_of_the_device_that_torch_uses(monkeypatch: pytest.Monkey
     assert gpu.energy_counter(CUDA) is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert gpu.energy_counter(CUDA) is None
+
+
+def test_a_profiler_that_fails_loses_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("CUPTI is in use")
+
+    monkeypatch.setattr(gpu, "_busy_seconds", fails)
+    assert gpu.busy_seconds(workload_of("relative"), 10) is None
+
+
+@pytest.mark.parametrize(("busy_s", "bound"), [(0.9e-3, False), (0.5e-3, True), (None, True)])
+def test_a_cell_of_which_no_kernel_was_seen_enters_no_fit(busy_s: float | None, bound: bool) -> None:
+    made = record("relative", 64, 0, 1e-3, device="cuda")
+    made["timing"]["busy_s"] = busy_s
+    assert records.row(made)["launch_bound"] is bound
+
+
+@pytest.mark.parametrize(
+    ("operation", "args", "asked", "waits"),
+    [
+        (torch.ops.aten._to_copy, ["cuda"], {"device": torch.device("cpu")}, True),
+        (torch.ops.aten._to_copy, ["cuda"], {"dtype": torch.float64}, False),
+        (torch.ops.aten._to_copy, ["cpu"], {"device": torch.device("cpu")}, False),
+        (torch.ops.aten.copy_, ["cpu", "cuda"], {}, True),
+        (torch.ops.aten.copy_, ["cuda", "cpu"], {}, False),
+        (torch.ops.aten.add, ["cuda", "cuda"], {}, False),
+    ],
+)
+def test_a_copy_to_the_host_counts_as_a_wait(operation: Any, args: list[str], asked: Any, waits: bool) -> None:
+    tensors = [SimpleNamespace(device=torch.device(name)) for name in args]
+    assert counts._brings_to_host(operation, tensors, asked) is waits

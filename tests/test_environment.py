@@ -62,6 +62,7 @@ def test_a_control_groups_quota_and_limit_count(monkeypatch: pytest.MonkeyPatch,
     free = environment.available_bytes()
     for module in (environment, server):
         monkeypatch.setattr(module, "CGROUP", tmp_path)
+    monkeypatch.setattr(server, "CPUS", tmp_path)  # which says nothing of hyper-threads
     assert server.available_cores() == len(os.sched_getaffinity(0))
     (tmp_path / "cpu.max").write_text("100000 100000")
     (tmp_path / "memory.max").write_text(str(2**30))
@@ -70,3 +71,24 @@ def test_a_control_groups_quota_and_limit_count(monkeypatch: pytest.MonkeyPatch,
     assert environment.available_bytes() == 2**29 < (free or 0)
     (tmp_path / "cpu.max").write_text("max 100000")
     assert server.available_cores() == len(os.sched_getaffinity(0))
+
+
+def test_hyper_threads_are_no_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """MKL starts one thread a core, so that asking for one a hyper-thread fails."""
+    monkeypatch.setattr(server, "CPUS", tmp_path)
+    monkeypatch.setattr(server, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
+    for cpu, core in {0: "0,4", 1: "1,5", 2: "2,6", 5: "1,5"}.items():
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/core_cpus_list").write_text(core)
+    assert server.available_cores() == 3
+
+
+@pytest.mark.parametrize(("device", "idle"), [("cpu", 12), ("cuda", 15)])
+def test_a_cell_on_a_gpu_leaves_all_cores_but_one(monkeypatch: pytest.MonkeyPatch, device: str, idle: int) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert contention.idle_cores(device, threads=4) == idle
+
+
+def test_the_torch_recorded_is_the_one_that_runs() -> None:
+    assert environment.describe(torch.device("cpu"))["torch"] == torch.__version__

@@ -79,6 +79,15 @@ def test_initial_weights_are_orthogonal_at_every_width(dim: int) -> None:
     assert (weight - torch.eye(dim)).abs().max() > 0.01
 
 
+def test_reflections_are_those_one_after_the_other() -> None:
+    v = torch.nn.functional.normalize(torch.randn(9, 4, dtype=torch.float64), dim=0)
+    want = torch.eye(9, dtype=torch.float64)
+    for column in v.T:
+        want = want - 2 * torch.outer(column, column) @ want
+    left, right = flow.reflections(v)
+    torch.testing.assert_close(torch.eye(9, dtype=torch.float64) - left @ right, want)
+
+
 def test_products_of_the_limit() -> None:
     assert Flow(8, 3).products(5) == [(5, 8, 8)] * 8 + [(8, 5, 8)] * 3
 

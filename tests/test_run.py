@@ -87,9 +87,16 @@ def test_a_cell_is_measured_on_cuda(tmp_path: Path, optimizer: str) -> None:
     found = measure_cell(job(tmp_path, optimizer=optimizer, dim=32, device="cuda"))
     assert found["status"] == "ok", found["reason"]
     row = records.row(found)
-    assert 0 <= row["waiting"] <= 1
+    assert 0 < found["timing"]["busy_s"] <= 1.1e-3 * row["step_ms"]
     assert row["peak_mib"] > 0
     assert found["environment"]["gpu"]
+
+
+def test_what_makes_torchs_determinants_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_DYNAMIC", "FALSE")
+    found = measure_cell(job(tmp_path))
+    assert found["status"] == "failed"
+    assert "MKL_DYNAMIC=FALSE makes torch's batched LU on CPU silently wrong: unset it" in found["reason"]
 
 
 def test_a_diverging_cell_says_so(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import stepscale.bench.run
 import stepscale.models
@@ -21,8 +22,9 @@ import stepscale.optimizers
 from stepscale.bench import environment
 
 CONF = Path(stepscale.bench.run.__file__).parent / "conf"
-DIMS = {"naive": (32, 64)}
-USUAL_DIMS = (96, 384)
+# one dim where the calls show, one where the products do
+NAIVE_DIMS, USUAL_DIMS = ((64, 128), (512, 4096)) if torch.cuda.is_available() else ((32, 64), (96, 384))
+DIMS = {"naive": NAIVE_DIMS}
 
 Agree = Callable[..., Any]
 
