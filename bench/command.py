@@ -19,6 +19,8 @@ from stepscale.bench.job import DTYPES, TF32, Job, job_of
 from stepscale.bench.records import MEASURED
 from stepscale.bench.tuning import label_of
 
+WHOLE = {"dim": 1, "batch": 1, "depth": 1, "seed": 0}  # and the least that each may be
+
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
 def job(cfg: DictConfig) -> None:
@@ -42,11 +44,15 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     Raises:
         SystemExit: a value is out of range; the message names it and what was expected.
     """
-    for name in ("dim", "batch", "depth"):  # first: learning rates are computed from the dim
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
-            sys.exit(f"{name} must be a whole number of at least 1, got {cfg[name]!r}")
-    if cfg.threads is not None and (not isinstance(cfg.threads, int) or cfg.threads < 1):
+    for name, least in WHOLE.items():  # first: learning rates are computed from the dim
+        if not _whole(cfg[name], least):
+            sys.exit(f"{name} must be a whole number of at least {least}, got {cfg[name]!r}")
+    if cfg.threads is not None and not _whole(cfg.threads, 1):
         sys.exit(f"threads must be null or a whole number of at least 1, got {cfg.threads!r}")
+    for name in ("memory_gib", "timeout_s"):
+        value = cfg[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            sys.exit(f"{name} must be null or a positive number, got {value!r}")
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -58,7 +64,7 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     chosen = HydraConfig.get()
     choices, words = chosen.runtime.choices, list(chosen.overrides.task)
     facts: dict[str, Any] = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
-    facts["optimizer"] = config["label"] or facts["optimizer"]
+    facts["optimizer"] = str(config["label"] or facts["optimizer"])
     if config["task"] == "time" and (mode := config["timing"].get("compile")):
         facts["optimizer"] += f"[compile={mode}]"
     facts["device"] = _device(str(config["device"]))
@@ -66,6 +72,10 @@ def describe(cfg: DictConfig, path: Path) -> Job:
         sys.exit(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {facts['device']}; use dtype=float32")
     facts["threads"] = config["threads"] or server.default_threads()
     return job_of(config, facts, shlex.join(["stepscale", *sys.argv[1:]]), path)
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _device(asked: str) -> str:
@@ -88,12 +98,14 @@ def main() -> None:
         finally:
             interrupt.check()
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; every finished cell is recorded")
+        more = "".join(f"; with hydra.sweep.dir={run.path} it goes on" for run in folder.opened() if run.multirun)
+        sys.stderr.write(f"\ninterrupted; every finished cell is recorded{more}\n")
+        sys.exit(interrupt.STATUS)
     finally:
         for run in folder.opened():
             if run.multirun and run.rows:
                 from stepscale.bench import report  # matplotlib and scipy.stats: not before the first cell
 
-                print(report.write(run.path))
+                report.show(run.path)
     if not all(any(row["status"] == "ok" for row in run.rows.values()) for run in folder.opened()):
         sys.exit(1)

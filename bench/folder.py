@@ -32,11 +32,12 @@ class Run:
     def measure(self, job: Job) -> records.Record:
         """Return the cell's record: the one that is there, or a new one, measured or predicted to be too slow.
 
-        A damaged record counts as not there, and is replaced.
+        A damaged record counts as not there, and is replaced; so is one that failed, whose cause may be mended.
         """
         interrupt.check()
         self.seen += 1
-        if job.identity in self.rows and not job.checkpoint.exists():
+        there = self.rows.get(job.identity, {"status": "failed"})
+        if there["status"] != "failed" and not job.checkpoint.exists():
             return records.read(self.path / "records" / f"{job.identity}.json")
         began = time.perf_counter()
         record = self._predicted_too_slow(job) or process.run(job)
@@ -97,7 +98,8 @@ def predict_too_slow(cell: dict[str, Any], rows: list[dict[str, Any]], max_step_
     smaller = sorted((row for row in like if row["dim"] < cell["dim"]), key=lambda row: row["dim"])
     if smaller and smaller[-1]["status"] == "too_slow":
         return f"it is so already at dim {smaller[-1]['dim']}: {smaller[-1]['reason']}"
-    timed = list({row["dim"]: row for row in smaller if row["status"] == "ok" and row["flops"]}.values())
+    quiet = [row for row in smaller if row["status"] == "ok" and row["flops"] and not row["contended"]]
+    timed = list({row["dim"]: row for row in quiet}.values())
     if len(timed) < 2:
         return None
     first, last = timed[-2:]

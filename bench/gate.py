@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stepscale.bench import arms, gate_report, regression
+from stepscale.bench import arms, gate_report, interrupt, regression
 from stepscale.bench.arms import Arm, BuildError
 from stepscale.bench.server import ALLOCATOR
 from stepscale.bench.turns import Session, SessionError, Watch, conduct
 
 OUT = Path("results/local/regress")
-ERROR, INTERRUPTED = 2, 130
+ERROR = 2
 
 
 class Measured(NamedTuple):
@@ -49,7 +49,7 @@ def main(words: list[str]) -> None:
         status = ERROR
     except KeyboardInterrupt:
         print("\ninterrupted before anything was measured", file=sys.stderr)
-        status = INTERRUPTED
+        status = interrupt.STATUS
     sys.exit(status)
 
 
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
 def exit_status(table: pd.DataFrame, measured: Measured) -> int:
     """Return the verdict's status, or that of what kept it from being reached."""
     if measured.interrupted:
-        return INTERRUPTED
+        return interrupt.STATUS
     if any(name in measured.failed for name in regression.HEAD):
         return ERROR
     return regression.exit_status(table)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+STATUS = 130  # a shell's, of what SIGINT ended
+
 _seen = False
 
 

@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E
 MARKERS = ("o", "s", "^", "D", "v", "P", "*", "h")
 LINES = ("-", "--", ":")
 GUIDE: dict[str, Any] = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
+LEGEND_WIDTH = 120  # characters
 RC: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False}
 
 Style = dict[str, Any]
@@ -52,7 +53,8 @@ def scaling_figure(times: pd.DataFrame, slopes: pd.DataFrame, look: dict[str, St
         draw_ratios(axes[1, 0], times, look)
         draw_memory(axes[1, 1], times, look)
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        columns = max(1, min(4, LEGEND_WIDTH // max(map(len, labels), default=1)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         figure.suptitle(title, fontsize=9)
     return figure
 
@@ -125,7 +127,7 @@ def _draw(ax: Axes, times: pd.DataFrame, look: dict[str, Style], column: str, *b
             continue
         style = look[str(name)]
         ax.plot(known["dim"], known[column], label=str(name), **style)
-        hollow = known[known["launch_bound"]]
+        hollow = known[known["launch_bound"] | known["disturbed"]]
         ax.plot(hollow["dim"], hollow[column], **style | {"linestyle": "none", "markerfacecolor": "white"})
         if bounds:
             low, high = (known[bound].where(np.isfinite(known[bound])) for bound in bounds)

@@ -107,17 +107,48 @@ def load(folder: str | Path, task: str = "time") -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: the folder holds no record of that task.
+        ValueError: there is no such task.
     """
     records, complaints = read_all(Path(folder))
     for complaint in complaints:
         warnings.warn(complaint, stacklevel=2)
-    rows = [row(record) for record in records if record["task"] == task]
+    if task not in MEASURED:
+        raise ValueError(f"task must be one of {', '.join(MEASURED)}, got {task!r}")
+    chosen = [record for record in records if record["task"] == task]
+    rows = told_apart(chosen) if task == "time" else [row(record) for record in chosen]
     if not rows:
         raise FileNotFoundError(f"no records of task={task} in {Path(folder) / 'records'}")
     import pandas as pd
 
     table = pd.DataFrame(rows).astype(FIGURES if task == "time" else TRAINING_FIGURES)
     return table.sort_values(list(AXES), ignore_index=True)
+
+
+def told_apart(records: list[Record]) -> list[dict[str, Any]]:
+    """Rows of records, where what agrees on every axis and the seed is no other seed: it gets another name.
+
+    The name says what differs in its configuration; where nothing does, the code being another, the latest counts.
+    """
+    same_cell: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        same_cell.setdefault(tuple(record["cell"][axis] for axis in AXES), []).append(record)
+    rows = []
+    for same in same_cell.values():
+        configs = [_flat(record["config"]) for record in same]
+        keys = sorted(k for k in set().union(*configs) if len({str(config.get(k)) for config in configs}) > 1)
+        order = sorted(range(len(same)), key=lambda number: same[number]["finished"])
+        latest = {str([configs[number].get(k) for k in keys]): number for number in order}
+        for number in latest.values():
+            name = f"[{','.join(f'{k}={configs[number].get(k)}' for k in keys)}]" if keys else ""
+            rows.append(row(same[number]) | {"optimizer": same[number]["cell"]["optimizer"] + name})
+    return rows
+
+
+def _flat(config: Any, path: str = "") -> dict[str, Any]:
+    """Return a configuration's values by their dotted keys."""
+    if not isinstance(config, dict):
+        return {path[:-1]: config}
+    return {key: value for name, part in config.items() for key, value in _flat(part, f"{path}{name}.").items()}
 
 
 def row(record: Record) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def write(folder: Path) -> str:
         raise FileNotFoundError(" ".join([f"no records in {folder / 'records'}", *complaints]))
     where = provenance(there)
     sections = [section(folder, where) for task, section in SECTIONS.items() if task in tasks]
+    sections[0].findings[:0] = [f"Left out: {complaint}." for complaint in complaints]
     (folder / "summary.md").write_text(layout.markdown(sections, where))
     (folder / "report.html").write_text(layout.page(sections, where))
     said = ["\n".join([part.overview, "", *(f"- {line}" for line in part.findings)]) for part in sections]
@@ -48,7 +49,18 @@ def main(words: list[str]) -> None:
     """``stepscale report FOLDER``: write a run's report anew from its records."""
     parser = argparse.ArgumentParser(prog="stepscale report", description="Write a run's report from its records.")
     parser.add_argument("folder", type=Path)
+    show(parser.parse_args(words).folder)
+
+
+def show(folder: Path) -> None:
+    """Write a run's report and print its summary.
+
+    Raises:
+        SystemExit: it cannot be written; the message says how to have it all the same.
+    """
     try:
-        print(write(parser.parse_args(words).folder))
-    except OSError as error:
+        print(write(folder))
+    except FileNotFoundError as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"no report: {error}; the records are whole: once there is room, `stepscale report {folder}`")

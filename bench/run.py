@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from torch import nn
 from tqdm import tqdm
 
@@ -167,7 +168,11 @@ def _facts(data: Dataset, model: nn.Module) -> dict[str, Any]:
 
 def classify(error: BaseException) -> tuple[str, str]:
     """Return the status and the reason that an exception gives a cell."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:  # Hydra's names the target alone
+        error = error.__cause__
     reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    if isinstance(error, TypeError) and "missing" in reason and "positional argument" in reason:
+        reason += "; in an optimizer's file _target_, direction and update each want `_partial_: true`"
     if isinstance(error, DivergedError | FloatingPointError):  # the latter from a direction that met a NaN
         return "diverged", str(error)
     if isinstance(error, TooSlowError):

@@ -27,7 +27,9 @@ def section(folder: Path, where: str) -> Section:
     cells = records.load(folder)
     times, slopes = scaling.times(cells), scaling.local_slopes(cells)
     growth, crossovers = growth_of(cells), crossovers_of(cells)
+    glance = overview(times, cells)
     tables = {
+        "Step, ms (× the limit)": glance,
         "Growth": varying(growth_table(growth, times), cells),
         "Factors to the baselines": varying(factors(times), cells),
         "Crossovers": varying(crossovers, cells),
@@ -49,16 +51,16 @@ def section(folder: Path, where: str) -> Section:
         findings=[*words.findings(cells, growth, crossovers, times), words.BASELINES],
         figures=figures(folder, times, slopes, where),
         tables=tables,
-        overview=overview(times, cells),
+        overview=glance.to_markdown(index=False, tablefmt="simple", stralign="right"),
     )
 
 
-def overview(times: pd.DataFrame, cells: pd.DataFrame) -> str:
+def overview(times: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds a step and, in brackets, times the limit: a row a dim, a column an optimizer."""
     shown = times.assign(cell=[_overview_cell(row) for row in times.to_dict("records")])
     index = [column for column in PER_GROUP if cells[column].nunique() > 1]
     table = shown.pivot(index=[*index, "dim"], columns="optimizer", values="cell").fillna("")
-    return table.reset_index().to_markdown(index=False, tablefmt="simple", stralign="right")
+    return table.reset_index()
 
 
 def _overview_cell(row: dict[Any, Any]) -> str:
@@ -70,7 +72,9 @@ def _overview_cell(row: dict[Any, Any]) -> str:
 
 def growth_table(growth: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
     """Verdicts and exponents, and the largest measured dim within each budget."""
-    table = growth.set_index([*PER_GROUP, "optimizer"])
+    everyone = times.groupby([*PER_GROUP, "optimizer"]).size().index
+    table = growth.set_index([*PER_GROUP, "optimizer"]).reindex(everyone)
+    table["verdict"] = table["verdict"].fillna("nothing to judge") if len(growth) else "nothing to judge"
     for budget in BUDGETS_MS:
         table[f"dim_in_{budget}_ms"] = scaling.within_budget(times, "step_ms", budget)
     for budget in BUDGETS_MIB:

@@ -28,7 +28,6 @@ from stepscale.bench.command import job
 
 SWEEPS = Path(__file__).parent / "conf" / "sweep"
 LOCAL = Path("results/local")
-INTERRUPTED = 130
 NEEDED = ("task", "settings", "seeds", "grids")
 
 
@@ -51,14 +50,15 @@ def main(words: list[str]) -> None:
             failed |= run_multiruns(path, [tuning.finals(point, list(run.rows.values()), plan["seeds"])])
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; {len(run.rows)} cells are recorded, the same command goes on from there\n")
-        sys.exit(INTERRUPTED)
+        sys.exit(interrupt.STATUS)
     if not failed:
         save_plan(path, plan | {"finished": True})
     if not run.rows:
         sys.exit("no cell was recorded")
     from stepscale.bench import report  # matplotlib and scipy.stats: not before the first cell
 
-    print(f"\n{report.write(path)}")
+    print()
+    report.show(path)
     if failed or all(row["status"] != "ok" for row in run.rows.values()):
         sys.exit(1)
 
@@ -112,13 +112,14 @@ def read_file(name: str, device: str) -> dict[str, Any]:
 
 def timing_plan(grids: list[list[str]], seeds: int) -> dict[str, Any]:
     """Plan a multirun for each seed and grid."""
-    multiruns = [merged([f"seed={seed}"], grid) for seed in range(seeds) for grid in grids]
+    found = [merged([f"seed={seed}"], grid) for seed in range(seeds) for grid in grids]
+    multiruns = [list(words) for words in dict.fromkeys(map(tuple, found))]  # overrides may make grids the same
     return {"multiruns": multiruns, "cells": sum(count_cells(multirun) for multirun in multiruns)}
 
 
 def training_plan(grids: list[list[str]], config: dict[str, Any]) -> dict[str, Any]:
     """Plan the trials of each point of the grids, and name the points whose best settings are to be trained."""
-    points = [point for grid in grids for point in tuning.expand(grid)]
+    points = [list(words) for words in dict.fromkeys(tuple(point) for grid in grids for point in tuning.expand(grid))]
     settings = shlex.split(config["tuning"]["settings"])
     multiruns = [tuning.trials(merged(point, settings), config["tuning"]["factors"]) for point in points]
     found = [multirun for multirun in multiruns if multirun]
@@ -138,7 +139,7 @@ def searchable(overrides: list[str]) -> list[str]:
     for flag in {"--config-dir", "-cd"} & set(words[:-1]):
         place = words.index(flag)
         folder = Path(words[place + 1]).resolve()
-        words[place : place + 2] = [f"hydra.searchpath=[file://{folder}]"]
+        words[place : place + 2] = [f"hydra.searchpath=['file://{folder}']"]
     return words
 
 
@@ -178,7 +179,7 @@ def run_multiruns(path: Path, multiruns: list[list[str]]) -> bool:
     """Run all multiruns in this process; return whether any of them ended with an error."""
     failed = False
     for overrides in multiruns:
-        sys.argv = ["stepscale", "-m", *overrides, f"hydra.sweep.dir={path}"]
+        sys.argv = ["stepscale", "-m", *overrides, f"hydra.sweep.dir='{path}'"]
         try:
             job()
         except SystemExit as end:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from stepscale.bench.records import GROUP
-from stepscale.bench.spread import Spreads, spreads
+from stepscale.bench.spread import SAME_CELL, Spreads, spreads
 
 HONEST, NAIVE = "layerwise", "naive"
 BASELINES = (
@@ -42,8 +42,9 @@ def base(optimizer: object) -> str:
 
 
 def _notable(crossovers: pd.DataFrame) -> pd.DataFrame:
-    """Pairs with the honest baseline, but for what one dim leaves undecided; the others are in the table."""
+    """Pairs with the honest baseline, but for what one dim leaves undecided; all pairs where it is not there."""
     own = crossovers[(crossovers["faster"].map(base) == HONEST) | (crossovers["slower"].map(base) == HONEST)]
+    own = own if len(own) else crossovers
     return own[(own["kind"] != "undecided") | (own["dims"] > 1)]
 
 
@@ -107,7 +108,10 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
     for status, part in cells[cells["status"] != "ok"].groupby("status"):
         found.append(f"{len(part)} of {len(cells)} cells: {status}.")
     if contended := int(ok["contended"].sum()):
-        found.append(f"{contended} of {len(ok)} cells were measured while other processes used the machine: in no fit.")
+        found.append(
+            f"{contended} of {len(ok)} cells were measured while other processes used the machine: in no fit, and drawn"
+            " hollow where there is nothing better. On a busy machine threads=1 suffers least."
+        )
     if hollow := int(ok["launch_bound"].sum()):
         found.append(
             f"{hollow} of {len(ok)} cells wait for the host, or no kernel was seen: drawn hollow, and in no fit."
@@ -115,8 +119,10 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
     spread = spreads(cells, "ratio")
     if spread.run.dof:
         found.append(f"Step / limit varies by {_percent(spread)} (sd) between processes of the same cell.")
-    else:
-        found.append("One process a cell: no interval over processes can be given; run more seeds, as seed=0,1.")
+    elif len(ok):
+        alone = (ok.groupby(SAME_CELL).size() == 1).all()
+        why = "One process a cell" if alone else "Too few cells were undisturbed"
+        found.append(f"{why}: no interval over processes can be given; run more seeds, as seed=0,1.")
     if not any(base(name) == HONEST for name in cells["optimizer"]):
         found.append(f"The baseline `{HONEST}` is not in this run: no factors to it.")
     return found

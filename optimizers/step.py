@@ -157,7 +157,8 @@ def require_served(what: str, left: Iterable[Tensor]) -> None:
 def require(model: nn.Module, method: str, direction: str) -> None:
     """Raise a ``TypeError`` that names what the model lacks for a direction."""
     if not callable(getattr(model, method, None)):
+        other = "" if method == "loss" else ", or use the layerwise direction, which needs loss() alone"
         raise TypeError(
             f"the {direction} direction needs {type(model).__name__}.{method}(), which it does not have; "
-            "see stepscale.models.Model, or use the layerwise direction, which needs loss() alone"
+            f"see stepscale.models.Model{other}"
         )

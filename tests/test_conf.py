@@ -157,7 +157,7 @@ def test_a_sweep_on_the_cpu_of_a_gpu_machine_takes_the_cpus_grids(monkeypatch: p
 
 @pytest.mark.parametrize("flag", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]])
 def test_a_sweep_may_search_a_folder_of_the_users(flag: list[str]) -> None:
-    assert sweep.searchable([*flag, "dim=8"]) == [f"hydra.searchpath=[file://{Path('mine').resolve()}]", "dim=8"]
+    assert sweep.searchable([*flag, "dim=8"]) == [f"hydra.searchpath=['file://{Path('mine').resolve()}']", "dim=8"]
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,12 @@ def test_a_file_that_is_no_sweep_says_what_it_lacks(text: str, message: str, tmp
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(SystemExit, match=message):
         sweep.read_sweep(str(tmp_path / "mine.yaml"), [])
+
+
+def test_overrides_that_make_two_grids_the_same_count_once() -> None:
+    plan = sweep.read_sweep("quick", ["optimizer=relative,layerwise", "dim=32,64"])
+    assert plan["cells"] == 8, "2 optimizers, 2 dims, 2 seeds"
+    assert len(plan["multiruns"]) == 2
 
 
 def test_other_cells_are_no_other_seeds() -> None:

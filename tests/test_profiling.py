@@ -101,8 +101,8 @@ def test_of_a_gpu_a_kernels_time_is_with_the_operation_that_launched_it(
     """In a profile of ten steps and, by a clock of its own, two seconds."""
 
     class Profile:
-        def __init__(self, activities: list[torch.profiler.ProfilerActivity]) -> None:
-            assert torch.profiler.ProfilerActivity.CUDA in activities
+        def __init__(self, activities: list[torch.profiler.ProfilerActivity], acc_events: bool) -> None:
+            assert acc_events and torch.profiler.ProfilerActivity.CUDA in activities
 
         def __enter__(self) -> "Profile":
             return self

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -191,3 +192,52 @@ def test_an_unfinished_run_is_not_published(
     folder = planned(run_of(tmp_path / "run", {"mine": COSTS["relative"]}, [64]), cells, finished)
     with pytest.raises(ValueError, match="not finished"):
         publish.publish(folder, "first")
+
+
+def test_what_was_only_measured_disturbed_stays_in_the_tables(tmp_path: Path) -> None:
+    run_of(tmp_path, {"relative": COSTS["relative"]}, DIMS)
+    for dim in DIMS:
+        made = record("layerwise", dim, 0, COSTS["layerwise"](dim))
+        made["timing"]["blocks"]["other_cores"] = [1.0] * 6
+        records.save(made, tmp_path / "records")
+    said = report.write(tmp_path)
+    assert " contended" in said
+    growth = pd.read_csv(tmp_path / "scaling.csv").set_index("optimizer")
+    assert growth.loc["layerwise", "verdict"] == "nothing to judge"
+    assert growth.loc["layerwise", "largest_dim"] == DIMS[-1]
+    cells = records.load(tmp_path)
+    assert "relative over layerwise" not in scaling_report.factors(scaling.times(cells)).columns
+
+
+def test_without_the_baseline_all_pairs_are_told(tmp_path: Path) -> None:
+    said = report.write(run_of(tmp_path, {"mine": COSTS["layerwise"], "relative": COSTS["relative"]}, DIMS))
+    assert "`relative` overtakes `mine` at dim" in said
+    assert "The baseline `layerwise` is not in this run" in said
+
+
+def test_factors_are_of_decided_dims(tmp_path: Path) -> None:
+    """At dims 64 and 96 the two are the same: no factor to speak of."""
+    costs = {"layerwise": lambda d: 1e-6 * d * (1 + (d > 100)), "relative": lambda d: 1e-6 * d}
+    said = report.write(run_of(tmp_path, costs, DIMS, seeds=3))
+    assert re.search(r"at 7 of the 9 dims in dim 64–1024: (1\.99|2|2\.01)× at 128, (1\.99|2|2\.01)× at 1024", said), (
+        said
+    )
+
+
+def test_a_damaged_record_is_named_in_the_report(tmp_path: Path) -> None:
+    run_of(tmp_path, {"relative": COSTS["relative"]}, [64])
+    (tmp_path / "records" / "broken.json").write_text("{")
+    with pytest.warns(UserWarning, match="broken"):
+        assert "broken.json is damaged" in report.write(tmp_path)
+    assert "broken.json is damaged" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_that_cannot_be_written_says_that_the_records_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> str:
+        raise OSError(28, "No space left on device", "times.csv")
+
+    monkeypatch.setattr(report, "write", full)
+    with pytest.raises(SystemExit, match=r"No space left .*; the records are whole: once there is room, `st"):
+        report.show(tmp_path)

@@ -20,14 +20,14 @@ from tests.synthetic import cell, failed, polynomial, record
 
 CONF = Path(__file__).parent.parent / "bench" / "conf"
 BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
-THREADS = len(os.sched_getaffinity(0))
+THREADS = torch.get_num_threads()
 
 
 def job(path: Path, *overrides: str, optimizer: str = "relative", dim: int = 8, **axes: Any) -> Job:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [f"optimizer={optimizer}", f"dim={dim}", *BRIEF, *overrides])
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    facts = cell(optimizer, dim, 0, threads=THREADS, batch=config["batch"], **axes)
+    facts = cell(optimizer, dim, config["seed"], threads=THREADS, batch=config["batch"], **axes)
     return Job(records.identity(facts, config, "code", "torch"), facts, config, "test", path)
 
 
@@ -142,6 +142,18 @@ def test_errors_have_their_status(error: Exception, status: str) -> None:
     assert classify(error)[0] == status
 
 
+class Broken(torch.nn.Linear):
+    def __init__(self, dim: int, depth: int) -> None:
+        raise ValueError("hidden must be even; set hidden=64")
+
+
+def test_what_a_users_constructor_raises_is_the_reason(tmp_path: Path) -> None:
+    """Hydra's own message names the target and nothing else."""
+    only = ["model._target_=tests.test_run.Broken"]
+    found = measure_cell(job(tmp_path, *only))
+    assert (found["status"], found["reason"]) == ("failed", "ValueError: hidden must be even; set hidden=64")
+
+
 def test_a_process_of_its_own_leaves_the_record(tmp_path: Path) -> None:
     found = process.run(job(tmp_path))
     assert found["status"] == "ok", found["reason"]
@@ -188,6 +200,11 @@ def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch:
     (tmp_path / "records" / f"{asked.identity}.json").write_text("{")
     folder.Run(tmp_path).measure(asked)
     assert len(calls) == 2, "a damaged record is measured anew"
+    made |= {"status": "failed", "reason": "a bug of the user's"}
+    (tmp_path / "records" / f"{asked.identity}.json").unlink()
+    for _ in range(2):
+        folder.Run(tmp_path).measure(asked)
+    assert len(calls) == 4, "one that failed is too: the cause may be mended"
 
 
 def rows(*timed: tuple[int, float]) -> list[dict[str, Any]]:
@@ -202,6 +219,8 @@ def test_too_slow_is_predicted_from_smaller_dims() -> None:
     assert reason is not None and "predicted from dim 128: 1.68 s" in reason
     assert folder.predict_too_slow(cell("other", 256, 1), known, 1e-9) is None
     assert folder.predict_too_slow(cell("naive", 256, 1, batch=10), known, 1e-9) is None
+    disturbed = [row | {"contended": True} for row in known]
+    assert folder.predict_too_slow(cell("naive", 256, 1), disturbed, 1e-9) is None
     slow = records.row(failed("naive", 128, 0, "too_slow"))
     assert "already at dim 128" in str(folder.predict_too_slow(cell("naive", 256, 0), [slow], 1))
 

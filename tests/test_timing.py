@@ -191,5 +191,5 @@ def test_peak_memory_is_taken_before_the_limit_exists(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["precision", "time_limit_s", "block_s"])
 def test_settings_must_be_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"timing\.{name} must be positive, got 0"):
+    with pytest.raises(ValueError, match=rf"timing\.{name} must be a positive number, got 0"):
         Settings(**{**vars(SETTINGS), name: 0})
