@@ -1,4 +1,4 @@
-"""Where one optimizer overtakes another: pure functions of a table of cells (``records.load``)."""
+"""Where one optimizer overtakes another: pure functions of a table of cells (``tables.load``)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What training came to: final likelihoods, time and steps to a common target, performance profiles.
 
-Pure functions of two tables: the runs (``records.load(folder, "train")``) and the points of their curves
-(``records.curves``). A workload is everything but the optimizer and the seed. Trials of tuning are in no result.
+Pure functions of two tables: the runs (``tables.load(folder, "train")``) and the points of their curves
+(``tables.curves``). A workload is everything but the optimizer and the seed. Trials of tuning are in no result.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.stats import t
 
-from stepscale.bench import disturbance, environment, process, records, server
+from stepscale.bench import disturbance, environment, process, server, tables
 from stepscale.bench.job import Job, job_of
 
 CONF = Path(__file__).parent / "conf"
@@ -55,7 +55,7 @@ def main(words: list[str]) -> None:
 def spread(dim: int, cells: int, device: str) -> str:
     """Time one cell in that many processes; say how far they come apart, and what difference that hides."""
     with tempfile.TemporaryDirectory(prefix="stepscale-doctor-") as folder:
-        rows = [records.row(process.run(job(dim, seed, device, Path(folder)))) for seed in range(cells)]
+        rows = [tables.row(process.run(job(dim, seed, device, Path(folder)))) for seed in range(cells)]
     good = [row for row in rows if row["status"] == "ok"]
     if len(good) < 3:
         reasons = {str(row["reason"]) for row in rows if row["status"] != "ok"}

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stepscale.bench import environment, interrupt, process, records
+from stepscale.bench import environment, interrupt, process, records, tables
 from stepscale.bench.job import Job
 
 SHOWN = 7  # operations of a profile
@@ -27,7 +27,7 @@ class Run:
         there, complaints = records.read_all(path)
         for complaint in complaints:
             print(complaint, file=sys.stderr)
-        self.rows = {record["identity"]: records.row(record) for record in there}
+        self.rows = {record["identity"]: tables.row(record) for record in there}
 
     def measure(self, job: Job) -> records.Record:
         """Return the cell's record: the one that is there, or a new one, measured or predicted to be too slow.
@@ -43,7 +43,7 @@ class Run:
         record = self._predicted_too_slow(job) or process.run(job)
         self.spent_s += time.perf_counter() - began
         self.measured += 1
-        self.rows[job.identity] = records.row(record)
+        self.rows[job.identity] = tables.row(record)
         print(self._line(self.rows[job.identity]), flush=True)
         return record
 
@@ -119,7 +119,7 @@ def _trained(row: dict[str, Any]) -> str:
 
 def details(record: records.Record) -> str:
     """Say in a few lines what was measured of one cell."""
-    row = records.row(record)
+    row = tables.row(record)
     if row["status"] != "ok":
         return f"{row['status']}: {row['reason']}"
     if row["task"] == "train":

@@ -1,4 +1,4 @@
-"""Which share of a step is cubic: pure functions of a table of cells (``records.load``)."""
+"""Which share of a step is cubic: pure functions of a table of cells (``tables.load``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How step time grows with the dimension: pure functions of a table of cells (``records.load``).
+"""How step time grows with the dimension: pure functions of a table of cells (``tables.load``).
 
 Times are compared as ratios to the limit measured in the same loop, so that clocks and caches cancel. Seeds are
 processes, and intervals speak of processes: logs of figures are averaged over seeds, with the process-to-process

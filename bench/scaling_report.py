@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from stepscale.bench import plots, records, scaling, words
+from stepscale.bench import plots, records, scaling, tables, words
 from stepscale.bench.crossovers import crossovers as crossovers_of
 from stepscale.bench.growth import growth as growth_of
 from stepscale.bench.layout import Section, varying
@@ -24,11 +24,11 @@ def section(folder: Path, where: str) -> Section:
     Raises:
         FileNotFoundError: the folder holds no such record.
     """
-    cells = records.load(folder)
+    cells = tables.load(folder)
     times, slopes = scaling.times(cells), scaling.local_slopes(cells)
     growth, crossovers = growth_of(cells), crossovers_of(cells)
     glance = overview(times, cells)
-    tables = {
+    titled = {
         "Step, ms (× the limit)": glance,
         "Growth": varying(growth_table(growth, times), cells),
         "Factors to the baselines": varying(factors(times), cells),
@@ -37,11 +37,11 @@ def section(folder: Path, where: str) -> Section:
         "Phases, ms a step": varying(phases(cells), cells),
     }
     if len(operations := dearest_operations(cells)):
-        tables["Dearest operations"] = varying(operations.groupby([*PER_GROUP, "dim", "optimizer"]).head(SHOWN), cells)
+        titled["Dearest operations"] = varying(operations.groupby([*PER_GROUP, "dim", "optimizer"]).head(SHOWN), cells)
         operations.to_csv(folder / "operations.csv", index=False)
     failed = cells[cells["status"] != "ok"]
     if len(failed):
-        tables["Cells that were not measured"] = failed[["optimizer", "dim", "batch", "seed", "status", "reason"]]
+        titled["Cells that were not measured"] = failed[["optimizer", "dim", "batch", "seed", "status", "reason"]]
     times.to_csv(folder / "times.csv", index=False)
     growth_table(growth, times).to_csv(folder / "scaling.csv", index=False)
     slopes.to_csv(folder / "slopes.csv", index=False)
@@ -50,7 +50,7 @@ def section(folder: Path, where: str) -> Section:
         title="Scaling of one step",
         findings=[*words.findings(cells, growth, crossovers, times), words.BASELINES],
         figures=figures(folder, times, slopes, where),
-        tables=tables,
+        tables=titled,
         overview=glance.to_markdown(index=False, tablefmt="simple", stralign="right"),
     )
 

@@ -18,21 +18,19 @@ from stepscale.bench.counts import Counts
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
 from stepscale.bench.gpu import busy_seconds, energy_counter, joules
 from stepscale.bench.limit import Limit
+from stepscale.bench.phases import Phases, by_class, trace
 from stepscale.bench.profiling import operations
-from stepscale.bench.records import UNMARKED
 from stepscale.bench.workload import Snapshot, Workload
 from stepscale.optimizers import no_mark
 
 STEADY = 0.02  # warm when the medians of two successive triples of blocks differ by less
 MIN_PERIODS = 3  # of warm-up
 TRACED = 10  # steps traced, where a period is shorter and they take no longer than the blocks may
-START = ""
 COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's modes
 WALKED = 3  # steps from the last class's first on: one alone would find the dear step's cold caches
 FEWEST = 3  # blocks, and traced steps, however long they take
 
 Block = dict[str, Any]
-Phases = dict[str, float]
 
 
 class DivergedError(ArithmeticError):
@@ -126,8 +124,13 @@ class _Cell:
         least = min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
         if not composed:
             self.workload.restore(self.boundary)
-            traced = self._trace(self.workload.period * math.ceil(least / self.workload.period))
-        result = {"composed": composed, "stopped_by": stopped_by, "blocks": blocks, "trace": self._by_class(traced)}
+            traced = trace(self.workload, self.clock, self.workload.period * math.ceil(least / self.workload.period))
+        result = {
+            "composed": composed,
+            "stopped_by": stopped_by,
+            "blocks": blocks,
+            "trace": by_class(traced, self.classes, self.workload.period),
+        }
         if self.workload.device.type == "cuda":
             result |= self._of_the_gpu(steps, least)
         if self.settings.profile:
@@ -178,46 +181,14 @@ class _Cell:
         self.clock.synchronize()
         began = time.perf_counter()
         met = max(positions[0] for positions in self.classes)
-        steps = self._trace(min(self.workload.period, met + WALKED))
+        steps = trace(self.workload, self.clock, min(self.workload.period, met + WALKED))
         wall_s = time.perf_counter() - began
         traced += steps
-        seconds = sum(sum(entry["phases_s"].values()) * entry["share"] for entry in self._by_class(steps))
+        seconds = sum(
+            sum(entry["phases_s"].values()) * entry["share"]
+            for entry in by_class(steps, self.classes, self.workload.period)
+        )
         return {"steps": len(steps), "step_s": seconds, "wall_s": wall_s / len(steps)}
-
-    def _trace(self, steps: int) -> list[tuple[int, Phases]]:
-        """Position in the period and seconds of each phase, for successive steps."""
-        stamps: list[tuple[int, str, Any]] = []
-        for k in range(steps):
-            position = k % self.workload.period
-            stamps.append((position, START, self.clock.stamp()))
-            if self.workload.compiled is not None:  # it is one piece: marked, it would run as written
-                self.workload.run(1)
-            else:
-                self.workload.run(1, lambda phase: stamps.append((position, phase, self.clock.stamp())))  # noqa: B023 - run now
-            stamps.append((position, UNMARKED, self.clock.stamp()))
-        self.clock.synchronize()
-        found: list[tuple[int, Phases]] = []
-        for (_, _, start), (position, phase, stop) in zip([stamps[0], *stamps], stamps, strict=False):
-            if phase == START:
-                found.append((position, {}))
-            elif (seconds := self.clock.seconds(start, stop)) > 0:
-                phases = found[-1][1]
-                phases[phase] = phases.get(phase, 0.0) + seconds
-        return found
-
-    def _by_class(self, traced: list[tuple[int, Phases]]) -> list[dict[str, Any]]:
-        """Median seconds of each phase over the traced steps of each class, and the class's share of a period."""
-        entries = []
-        for positions in self.classes:
-            members = [phases for position, phases in traced if position in positions]
-            seconds = defaultdict(list)
-            for phases in members:
-                for name, value in phases.items():
-                    seconds[name].append(value)
-            phases_s = {name: float(np.median(values)) for name, values in seconds.items()}
-            share = len(positions) / self.workload.period
-            entries.append({"positions": positions, "share": share, "traced": len(members), "phases_s": phases_s})
-        return entries
 
     def _calibrate_limit(self) -> int:
         """Runs of the limit that fill half a block."""

@@ -23,7 +23,7 @@ def curves_figure(points: pd.DataFrame, targets: pd.DataFrame, look: dict[str, S
     """Held-out likelihood of one workload against steps and seconds, whole and near its end.
 
     Args:
-        points: rows of ``records.curves`` of the workload's final runs.
+        points: rows of ``tables.curves`` of the workload's final runs.
         targets: rows of ``curves.targets`` of the workload.
         look: ``plots.styles`` of the whole run.
         title: what was trained on what, where and when.

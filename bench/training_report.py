@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stepscale.bench import curves, plots, records, training_plots
+from stepscale.bench import curves, plots, tables, training_plots
 from stepscale.bench.layout import Section, varying
 
 
@@ -19,7 +19,7 @@ def section(folder: Path, where: str) -> Section:
     Raises:
         FileNotFoundError: the folder holds no such record.
     """
-    runs, points = records.load(folder, "train"), records.curves(folder)
+    runs, points = tables.load(folder, "train"), tables.curves(folder)
     final = runs[~runs["trial"]]
     if not len(final):
         return Section(
@@ -29,14 +29,14 @@ def section(folder: Path, where: str) -> Section:
     joined = curves.to_target(runs, reached) if len(reached) else pd.DataFrame(columns=[*curves.WORKLOAD, "target"])
     profiles = curves.profiles(joined) if len(reached) else pd.DataFrame()
     shown = varying(results.dropna(axis=1, how="all"), final)
-    tables = {"Held-out likelihood": shown, "Time to target": varying(joined, final)}
+    titled = {"Held-out likelihood": shown, "Time to target": varying(joined, final)}
     if final["data"].nunique() > 1:
-        tables["Held-out nats by data"] = by_data(results, final)
+        titled["Held-out nats by data"] = by_data(results, final)
     if len(trials := trials_table(runs)):
-        tables["Trials"] = trials
+        titled["Trials"] = trials
     failed = final[final["status"] != "ok"]
     if len(failed):
-        tables["Runs that did not end"] = failed[["optimizer", "data", "dim", "seed", "status", "reason"]]
+        titled["Runs that did not end"] = failed[["optimizer", "data", "dim", "seed", "status", "reason"]]
     points.to_csv(folder / "curves.csv", index=False)
     results.to_csv(folder / "training.csv", index=False)
     joined.to_csv(folder / "targets.csv", index=False)
@@ -44,7 +44,7 @@ def section(folder: Path, where: str) -> Section:
         title="What a step buys",
         findings=findings(runs, joined, results),
         figures=figures(folder, final, points, curves.targets(runs, points), profiles, where),
-        tables=tables,
+        tables=titled,
         overview=shown.to_markdown(index=False, tablefmt="simple", floatfmt=".4g", missingval=""),
     )
 

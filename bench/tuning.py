@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from stepscale.bench import records
+from stepscale.bench import records, tables
 
 CONF = Path(__file__).parent / "conf"
 
@@ -59,7 +59,7 @@ def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
     sizes = {math.prod(len(values) for values in grid.values()) for grid in factors}
     if len(sizes) > 1:
         sys.exit(f"tuning.factors have grids of {sorted(sizes)} points: the same number for every optimizer is fair")
-    defaults = records.tuned(_composed(point)["optimizer"])
+    defaults = tables.tuned(_composed(point)["optimizer"])
     names = {key.split(".")[-1] for key in defaults}
     grid = next((grid for grid in factors if set(grid) == names), None)
     if grid is None:

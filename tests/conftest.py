@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepscale.bench import records
+from stepscale.bench import tables
 from stepscale.models import Flow
 from tests.synthetic import COSTS, DIMS, run_of
 
@@ -43,4 +43,4 @@ def batch_of(n: int = 7, dim: int = 5) -> Tensor:
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """A run of optimizers whose cost is known, five seeds each."""
-    return records.load(run_of(tmp_path_factory.mktemp("run"), COSTS, DIMS, seeds=5))
+    return tables.load(run_of(tmp_path_factory.mktemp("run"), COSTS, DIMS, seeds=5))

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from stepscale.bench import records, sweep
+from stepscale.bench import sweep, tables
 from stepscale.bench.data import photos
 from stepscale.bench.timing import Settings
 from stepscale.bench.training import Settings as TrainingSettings
@@ -117,7 +117,7 @@ def test_default_learning_rates_hold_at_every_dim(name: str, dim: int, steps: in
     if name == "naive" and dim > 64:
         pytest.skip("takes too long, and is the same update as layerwise")
     cfg = composed(f"optimizer={name}", f"dim={dim}")
-    assert float(records.tuned(OmegaConf.to_container(cfg.optimizer, resolve=True)).popitem()[1]) > 0
+    assert float(tables.tuned(OmegaConf.to_container(cfg.optimizer, resolve=True)).popitem()[1]) > 0
     rows = photos(dim, 100 * min(steps, 20), seed=0)
     model = instantiate(cfg.model)
     step, start = instantiate(cfg.optimizer)(model), model.loss(rows.held_out[:200]).item()

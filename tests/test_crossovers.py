@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stepscale.bench import records
+from stepscale.bench import tables
 from stepscale.bench.crossovers import crossovers
 from tests.synthetic import DIMS, Cost, falling, polynomial, run_of
 
 
 def two(tmp_path: Path, one: Cost, other: Cost, noise: float = 0.002) -> pd.DataFrame:
-    cells = records.load(run_of(tmp_path, {"one": one, "other": other}, DIMS, seeds=3, noise=noise))
+    cells = tables.load(run_of(tmp_path, {"one": one, "other": other}, DIMS, seeds=3, noise=noise))
     return crossovers(cells)
 
 
@@ -42,6 +42,6 @@ def test_equal_costs_are_seldom_told_apart_though_small_dims_are_noisier(tmp_pat
     for pair in range(80):
         costs, rng = {f"one {pair}": cost, f"other {pair}": cost}, np.random.default_rng(pair)
         run_of(tmp_path, costs, [32, 64, 256, 1024], seeds=3, noise=falling, batch=pair, rng=rng)
-    found = crossovers(records.load(tmp_path))
+    found = crossovers(tables.load(tmp_path))
     assert len(found) == 80
     assert (found["kind"] != "undecided").mean() <= 0.1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from stepscale.bench import counts, environment, gpu, records, timing
+from stepscale.bench import counts, environment, gpu, tables, timing
 from stepscale.bench.clock import CudaClock, WallClock, clock_of
 from tests.synthetic import record
 from tests.test_workload import workload_of
@@ -156,7 +156,7 @@ def test_a_profiler_that_fails_loses_no_cell(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_cell_of_which_no_kernel_was_seen_enters_no_fit(busy_s: float | None, bound: bool) -> None:
     made = record("relative", 64, 0, 1e-3, device="cuda")
     made["timing"]["busy_s"] = busy_s
-    assert records.row(made)["launch_bound"] is bound
+    assert tables.row(made)["launch_bound"] is bound
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stepscale.bench import growth, records
+from stepscale.bench import growth, tables
 from stepscale.bench.growth import Curve
 from tests.synthetic import COSTS, DIMS, falling, polynomial, run_of
 
@@ -41,7 +41,7 @@ def test_interval_of_the_cubic_share_covers(truth: tuple[float, ...], seeds: int
 
 @pytest.mark.parametrize("dims", [[64, 128, 256, 1024], [64, 96, 128, 192, 256]])
 def test_too_few_sizes_or_less_than_a_decade_bear_no_verdict(tmp_path: Path, dims: list[int]) -> None:
-    cells = records.load(run_of(tmp_path, {"cubic": COSTS["cubic"]}, dims))
+    cells = tables.load(run_of(tmp_path, {"cubic": COSTS["cubic"]}, dims))
     assert growth.growth(cells)["verdict"].item() == "too few sizes"
 
 
@@ -97,5 +97,5 @@ def test_where_the_spread_does_not_explain_the_residuals_they_widen_the_interval
 def test_noise_of_small_dims_hides_no_verdict(tmp_path: Path) -> None:
     """Weighed by one spread for all dims, a plainly quadratic step would stay undecided."""
     dims = [*DIMS, 1536, 2048]
-    cells = records.load(run_of(tmp_path, {"one": polynomial(300, 0, 2e-2)}, dims, seeds=5, noise=falling))
+    cells = tables.load(run_of(tmp_path, {"one": polynomial(300, 0, 2e-2)}, dims, seeds=5, noise=falling))
     assert growth.growth(cells)["verdict"].item() == "no cubic term"

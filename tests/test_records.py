@@ -1,16 +1,15 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from stepscale.bench import records
-from tests.synthetic import failed, record, run_of
+from stepscale.bench import records, tables
+from tests.synthetic import failed, record
 
 
 def test_a_record_survives_saving_and_loading(tmp_path: Path) -> None:
     made = record("relative", 64, 0, 2e-3)
     path = records.save(made, tmp_path)
-    got, expected = records.row(records.read(path)), records.row(made)
+    got, expected = tables.row(records.read(path)), tables.row(made)
     assert got.pop("phases_ms") == pytest.approx(expected.pop("phases_ms"))
     assert got.keys() == expected.keys()
     for name, value in expected.items():
@@ -19,43 +18,10 @@ def test_a_record_survives_saving_and_loading(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path], "no partial file stays"
 
 
-def test_table_is_tidy_with_failures_as_rows(tmp_path: Path) -> None:
-    records.save(record("relative", 64, 0, 2e-3), tmp_path / "records")
-    records.save(failed("naive", 512, 0, "out_of_memory"), tmp_path / "records")
-    table = records.load(tmp_path)
-    assert list(table.columns[: len(records.AXES)]) == list(records.AXES)
-    assert table["status"].tolist() == ["out_of_memory", "ok"]
-    assert table["step_ms"].tolist()[1] == pytest.approx(2.0)
-    assert table["step_ms"].isna().tolist() == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("", "damaged"),
-        ('{"schema": 1, "status"', "damaged"),
-        ("[1]", "schema None"),
-        ('{"schema": 0}', "schema 0; this version of stepscale reads schema 1"),
-        ('{"schema": 1, "status": "ok"}', "lacks cell, config, counts"),
-    ],
-)
-def test_a_damaged_record_is_named_and_the_rest_is_used(tmp_path: Path, content: str, complaint: str) -> None:
-    run_of(tmp_path, {"relative": lambda d: 1e-3}, [64, 128])
-    (tmp_path / "records" / "broken.json").write_text(content)
-    with pytest.warns(UserWarning, match=rf"broken\.json.*{complaint}"):
-        table = records.load(tmp_path)
-    assert len(table) == 4
-
-
 def test_an_unknown_status_is_refused(tmp_path: Path) -> None:
     path = records.save(failed("naive", 64, 0, "tired"), tmp_path)
     with pytest.raises(records.BadRecordError, match="status 'tired'"):
         records.read(path)
-
-
-def test_an_empty_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        records.load(tmp_path)
 
 
 def test_identity_depends_on_every_fact() -> None:
@@ -76,51 +42,3 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match=r"cannot be written.*No space left.*already there are whole"):
         records.save(record("relative", 128, 0, 2e-3), tmp_path)
     assert list(tmp_path.iterdir()) == [kept]
-
-
-def changed(seed: int, step_s: float, finished: str = "", **config: Any) -> records.Record:
-    made = record("mine", 64, seed, step_s)
-    made |= {"config": {"optimizer": config}, "finished": finished}
-    return made | {"identity": records.identity(made["cell"], made["config"], finished, "torch")}
-
-
-def test_what_differs_in_its_configuration_is_no_other_seed(tmp_path: Path) -> None:
-    """A file edited between two runs into one folder: averaged, the two would pass for one optimizer."""
-    for seed in (0, 1):
-        for lr, step_s in ((0.1, 1e-3), (0.2, 3e-3)):
-            records.save(changed(seed, step_s, lr=lr, name="same"), tmp_path / "records")
-    found = records.load(tmp_path).groupby("optimizer")["step_ms"].agg(["count", "mean"])
-    assert found["count"].to_dict() == {"mine[optimizer.lr=0.1]": 2, "mine[optimizer.lr=0.2]": 2}
-    assert found["mean"].to_dict() == pytest.approx({"mine[optimizer.lr=0.1]": 1, "mine[optimizer.lr=0.2]": 3})
-
-
-def test_of_the_same_cell_by_another_code_the_latest_counts(tmp_path: Path) -> None:
-    for finished, step_s in (("2026-01-02", 2e-3), ("2026-01-01", 1e-3), ("2026-01-03", 3e-3)):
-        records.save(changed(0, step_s, finished, lr=0.1), tmp_path / "records")
-    table = records.load(tmp_path)
-    assert (table["optimizer"].item(), table["step_ms"].item()) == ("mine", pytest.approx(3))
-
-
-def test_flags_and_figures_have_whole_types_though_cells_fail(tmp_path: Path) -> None:
-    for made in (record("one", 64, 0, 1e-3), failed("one", 128, 0, "out_of_memory")):
-        records.save(made, tmp_path / "records")
-    table = records.load(tmp_path)
-    assert table[~table["contended"]]["dim"].to_list() == [64]
-    assert table["energy_j"].dtype == float and table["step_ms"].dtype == float
-
-
-def test_no_such_task_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task must be one of time, train, got 'tim'"):
-        records.load(tmp_path, "tim")
-
-
-def test_phases_add_up_to_the_step_that_the_blocks_saw(tmp_path: Path) -> None:
-    """The trace is of other steps, each of which stops the clock."""
-    made = record("one", 64, 0, 1e-3)
-    made["timing"]["trace"] = [
-        {"positions": [0], "share": 0.5, "traced": 3, "phases_s": {"gradient": 2e-3}},
-        {"positions": [1], "share": 0.5, "traced": 3, "phases_s": {"gradient": 2e-3, "inverse": 4e-3}},
-    ]
-    row = records.row(made)
-    assert row["phases_ms"] == pytest.approx({"gradient": 0.5, "inverse": 0.5})
-    assert (row["cheap_ms"], row["peak_ms"]) == pytest.approx((0.5, 1.5))

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from stepscale.bench import plots, publish, records, report, scaling, scaling_report
+from stepscale.bench import plots, publish, records, report, scaling, scaling_report, tables
 from tests.synthetic import failed, polynomial, record, run_of
 
 DIMS = [64, 96, 128, 192, 256, 384, 512, 768, 1024]
@@ -62,7 +62,7 @@ def test_the_page_needs_no_other_file(run: Path) -> None:
 
 
 def test_tables_hold_factors_to_both_baselines(run: Path) -> None:
-    times = scaling.times(records.load(run))
+    times = scaling.times(tables.load(run))
     table = scaling_report.factors(times).set_index(["batch", "dim"]).drop(columns=list(set(records.GROUP) - {"batch"}))
     truth = COSTS["layerwise"](1024) / COSTS["relative"](1024)
     assert table.loc[(100, 1024), "relative over layerwise"] == pytest.approx(truth, rel=0.03)
@@ -73,7 +73,7 @@ def test_tables_hold_factors_to_both_baselines(run: Path) -> None:
 def test_configurations_are_never_mixed_in_a_table(tmp_path: Path) -> None:
     for depth, seconds in ((2, 1e-3), (8, 9e-3)):
         run_of(tmp_path, {"mine": lambda d, s=seconds: s}, [64], depth=depth)
-    table = scaling_report.phases(records.load(tmp_path)).set_index("depth")
+    table = scaling_report.phases(tables.load(tmp_path)).set_index("depth")
     assert table["gradient"].to_dict() == pytest.approx({2: 0.9, 8: 8.1}, rel=0.02)
 
 
@@ -91,7 +91,7 @@ def test_baselines_are_found_under_changed_names(tmp_path: Path) -> None:
 
 
 def panels(run: Path) -> Figure:
-    cells = records.load(run)
+    cells = tables.load(run)
     cells = cells[cells["batch"] == 100]
     times, slopes = scaling.times(cells), scaling.local_slopes(cells)
     return plots.scaling_figure(times, slopes, plots.styles(times["optimizer"]), "title")
@@ -205,7 +205,7 @@ def test_what_was_only_measured_disturbed_stays_in_the_tables(tmp_path: Path) ->
     growth = pd.read_csv(tmp_path / "scaling.csv").set_index("optimizer")
     assert growth.loc["layerwise", "verdict"] == "nothing to judge"
     assert growth.loc["layerwise", "largest_dim"] == DIMS[-1]
-    cells = records.load(tmp_path)
+    cells = tables.load(tmp_path)
     assert "relative over layerwise" not in scaling_report.factors(scaling.times(cells)).columns
 
 

@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from stepscale.bench import folder, process, records
+from stepscale.bench import folder, process, records, tables
 from stepscale.bench.job import Job, number_type
 from stepscale.bench.run import classify, measure_cell
 from stepscale.bench.timing import DivergedError, TooSlowError
@@ -59,7 +59,7 @@ def misbehave(deed: str) -> list[str]:
 def test_a_cell_is_measured(tmp_path: Path, optimizer: str, overrides: list[str]) -> None:
     found = measure_cell(job(tmp_path, *overrides, optimizer=optimizer))
     assert found["status"] == "ok", found["reason"]
-    row = records.row(found)
+    row = tables.row(found)
     assert row["step_ms"] > row["limit_ms"] > 0
     assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
     assert row["flops"] >= row["limit_flops"] > 0
@@ -86,7 +86,7 @@ def test_a_cell_of_another_model_is_measured(tmp_path: Path, model: str, optimiz
 def test_a_cell_is_measured_on_cuda(tmp_path: Path, optimizer: str) -> None:
     found = measure_cell(job(tmp_path, optimizer=optimizer, dim=32, device="cuda"))
     assert found["status"] == "ok", found["reason"]
-    row = records.row(found)
+    row = tables.row(found)
     assert 0 < found["timing"]["busy_s"] <= 1.1e-3 * row["step_ms"]
     assert row["peak_mib"] > 0
     assert found["environment"]["gpu"]
@@ -178,7 +178,7 @@ def test_whatever_becomes_of_the_process_there_is_a_row(
 ) -> None:
     found = process.run(job(tmp_path, *overrides))
     assert (found["status"], reason in found["reason"]) == (status, True), found["reason"]
-    assert records.load(tmp_path)["status"].tolist() == [status]
+    assert tables.load(tmp_path)["status"].tolist() == [status]
     assert process.run(job(tmp_path))["status"] == "ok", "the next cell is measured all the same"
 
 
@@ -208,7 +208,7 @@ def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch:
 
 
 def rows(*timed: tuple[int, float]) -> list[dict[str, Any]]:
-    return [records.row(record("naive", dim, 0, seconds)) for dim, seconds in timed]
+    return [tables.row(record("naive", dim, 0, seconds)) for dim, seconds in timed]
 
 
 def test_too_slow_is_predicted_from_smaller_dims() -> None:
@@ -221,7 +221,7 @@ def test_too_slow_is_predicted_from_smaller_dims() -> None:
     assert folder.predict_too_slow(cell("naive", 256, 1, batch=10), known, 1e-9) is None
     disturbed = [row | {"contended": True} for row in known]
     assert folder.predict_too_slow(cell("naive", 256, 1), disturbed, 1e-9) is None
-    slow = records.row(failed("naive", 128, 0, "too_slow"))
+    slow = tables.row(failed("naive", 128, 0, "too_slow"))
     assert "already at dim 128" in str(folder.predict_too_slow(cell("naive", 256, 0), [slow], 1))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stepscale.bench import records, scaling
+from stepscale.bench import records, scaling, tables
 from stepscale.bench.growth import growth
 from tests.synthetic import COSTS, DIMS, failed, falling, polynomial, record, run_of
 
@@ -20,7 +20,7 @@ def test_local_slopes_tend_to_the_order(cells: pd.DataFrame) -> None:
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
-    cells = records.load(run_of(tmp_path, {"quadratic": COSTS["quadratic"]}, DIMS, seeds=1))
+    cells = tables.load(run_of(tmp_path, {"quadratic": COSTS["quadratic"]}, DIMS, seeds=1))
     assert growth(cells)["verdict"].item() == "too few seeds"
     assert not math.isfinite(scaling.times(cells)["step_ms_high"].iloc[0])
 
@@ -31,7 +31,7 @@ def test_failed_and_launch_bound_cells_enter_no_fit(cells: pd.DataFrame, tmp_pat
     late = record("cubic", 4096, 0, 1.0)
     late["timing"]["busy_s"] = 0.1
     records.save(late, tmp_path / "records")
-    table = records.load(tmp_path)
+    table = tables.load(tmp_path)
     assert growth(table)["dim_max"].item() == 1024
     times = scaling.times(table).set_index("dim")
     assert times.loc[2048, "status"] == "out_of_memory"
@@ -43,11 +43,11 @@ def test_failed_and_launch_bound_cells_enter_no_fit(cells: pd.DataFrame, tmp_pat
 def test_a_contended_cell_spoils_nothing(tmp_path: Path) -> None:
     """One process slowed tenfold by a neighbour, and flagged: spread and verdict stay as they were."""
     run_of(tmp_path, {"quadratic": COSTS["quadratic"]}, DIMS)
-    before = growth(records.load(tmp_path)).iloc[0]
+    before = growth(tables.load(tmp_path)).iloc[0]
     slowed = record("quadratic", 256, 9, 10 * COSTS["quadratic"](256))
     slowed["timing"]["blocks"]["other_cores"] = [1.0] * 6
     records.save(slowed, tmp_path / "records")
-    cells = records.load(tmp_path)
+    cells = tables.load(tmp_path)
     after, times = growth(cells).iloc[0], scaling.times(cells).set_index("dim")
     assert (after["verdict"], after["cubic_high"]) == (before["verdict"], before["cubic_high"])
     assert times.loc[256, "contended"] == 1
@@ -57,7 +57,7 @@ def test_a_contended_cell_spoils_nothing(tmp_path: Path) -> None:
 def test_groups_are_never_mixed(tmp_path: Path) -> None:
     run_of(tmp_path, {"one": polynomial(0, 0, 1e-3)}, DIMS)
     run_of(tmp_path, {"one": polynomial(0, 0, 5e-3)}, DIMS, batch=10)
-    times = scaling.times(records.load(tmp_path))
+    times = scaling.times(tables.load(tmp_path))
     assert len(times) == 2 * len(DIMS)
     assert times.groupby("batch")["step_ms"].max().to_dict() == pytest.approx(
         {100: 1e-3 * 1024**2 / 1e3, 10: 5e-3 * 1024**2 / 1e3}, rel=0.02
@@ -72,12 +72,12 @@ def test_budgets_give_measured_dims(cells: pd.DataFrame) -> None:
 def test_a_lucky_seed_is_within_no_budget(tmp_path: Path) -> None:
     for seed, step_s in enumerate((9e-3, 11e-3, 11e-3)):
         records.save(record("one", 64, seed, step_s), tmp_path / "records")
-    assert not len(scaling.within_budget(scaling.times(records.load(tmp_path)), "step_ms", 10.0))
+    assert not len(scaling.within_budget(scaling.times(tables.load(tmp_path)), "step_ms", 10.0))
 
 
 def test_intervals_cover_at_every_dim_though_small_ones_are_noisier(tmp_path: Path) -> None:
     dims, costs = [32, 64, 128, 1024], {f"o{k}": polynomial(0, 0, 1e-2) for k in range(50)}
-    times = scaling.times(records.load(run_of(tmp_path, costs, dims, seeds=3, noise=falling)))
+    times = scaling.times(tables.load(run_of(tmp_path, costs, dims, seeds=3, noise=falling)))
     truth = 1e3 * times["dim"].map(polynomial(0, 0, 1e-2))
     inside = (times["step_ms_low"] <= truth) & (truth <= times["step_ms_high"])
     assert (inside.groupby(times["dim"]).mean() >= 0.86).all(), "at dim 32 one spread for all covers three quarters"
@@ -89,4 +89,4 @@ def test_what_was_only_measured_disturbed_is_flagged(tmp_path: Path) -> None:
     disturbed["timing"]["blocks"]["other_cores"] = [1.0] * 6
     for made in (disturbed, record("one", 128, 0, 1e-3)):
         records.save(made, tmp_path / "records")
-    assert scaling.times(records.load(tmp_path)).set_index("dim")["disturbed"].to_dict() == {64: True, 128: False}
+    assert scaling.times(tables.load(tmp_path)).set_index("dim")["disturbed"].to_dict() == {64: True, 128: False}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stepscale.bench import records
+from stepscale.bench import tables
 from stepscale.bench.spread import Spread, half_width, spreads
 from tests.synthetic import COSTS, DIMS, falling, run_of
 
@@ -33,14 +33,14 @@ def test_spread_is_the_one_put_in(cells: pd.DataFrame) -> None:
 
 
 def test_each_dim_has_its_own(tmp_path: Path) -> None:
-    spread = spreads(records.load(run_of(tmp_path, COSTS, DIMS, seeds=9, noise=falling)), "ratio")
+    spread = spreads(tables.load(run_of(tmp_path, COSTS, DIMS, seeds=9, noise=falling)), "ratio")
     for dim in DIMS:
         assert spread.at(dim).sd == pytest.approx(falling(dim), rel=0.4)
     assert spread.at(7) == spread.run, "of a dim that was not measured"
 
 
 def test_one_seed_has_none(tmp_path: Path) -> None:
-    spread = spreads(records.load(run_of(tmp_path, COSTS, DIMS, seeds=1)), "ratio")
+    spread = spreads(tables.load(run_of(tmp_path, COSTS, DIMS, seeds=1)), "ratio")
     assert spread.run.dof == 0
     assert math.isinf(half_width([(spread.at(64), 1)]))
 

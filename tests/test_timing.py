@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from stepscale.bench import timing
+from stepscale.bench import phases, timing
+from stepscale.bench.clock import WallClock
 from stepscale.bench.contention import CONTENDED
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
 from stepscale.bench.limit import Limit
+from stepscale.bench.records import UNMARKED
 from stepscale.bench.timing import DivergedError, Settings, TooSlowError
 from stepscale.bench.workload import Workload
 from tests.synthetic import SETTINGS, SimulatedClock, SimulatedLimit, SimulatedStep, measured
+from tests.test_workload import workload_of
 
 
 def headline(found: dict) -> float:
@@ -193,3 +196,14 @@ def test_peak_memory_is_taken_before_the_limit_exists(monkeypatch: pytest.Monkey
 def test_settings_must_be_positive(name: str) -> None:
     with pytest.raises(ValueError, match=rf"timing\.{name} must be a positive number, got 0"):
         Settings(**{**vars(SETTINGS), name: 0})
+
+
+def test_a_compiled_step_is_one_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marked, it would run as it is written, and those phases pass for the compiled step's."""
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    written = workload_of("relative")
+    compiled = Workload(written.model, written.step, written.batches, "default")
+    for workload, expected in ((written, {"gradient", "update"}), (compiled, {UNMARKED})):
+        traced = phases.trace(workload, WallClock(), 3)
+        assert set().union(*(found for _, found in traced)) - {UNMARKED} == expected - {UNMARKED}
+        assert len(traced) == 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepscale.bench import data, records, report, training
+from stepscale.bench import data, records, report, tables, training
 from stepscale.bench.clock import WallClock
 from stepscale.bench.job import Job
 from stepscale.bench.run import measure_cell
@@ -111,7 +111,7 @@ def test_likelihoods_are_those_of_a_float64_model_over_all_rows() -> None:
 def test_a_cell_is_trained_and_a_trial_reads_no_held_out_row(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "training.pictures=4", dim=16))
     assert found["status"] == "ok", found["reason"]
-    row = records.row(found)
+    row = tables.row(found)
     assert row["steps"] == 40 and row["stopped_by"] == "max_steps"
     assert row["held_out_bits"] == pytest.approx(found["data"]["bits_offset"] - row["held_out_nats"] / 16 / np.log(2))
     with np.load(tmp_path / "pictures" / f"{found['identity']}.npz") as arrays:
@@ -127,7 +127,7 @@ def test_a_run_that_diverges_keeps_its_finite_points(tmp_path: Path) -> None:
     assert "lower the lr" in found["reason"]
     nats = found["training"]["curve"]["held_out_nats"]
     assert nats and np.isfinite(nats).all()
-    assert records.row(found)["held_out_nats"] is None
+    assert tables.row(found)["held_out_nats"] is None
 
 
 def test_bits_of_photos_are_of_8_bit_pixels() -> None:

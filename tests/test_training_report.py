@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepscale.bench import curves, records, report
+from stepscale.bench import curves, records, report, tables
 from tests.synthetic import cell, record
 
 # a run gains 100 (1 - exp(-t / τ)) nats in t seconds; τ, and seconds a step
@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_time_to_target_is_the_curves_own(run: Path) -> None:
-    runs, points = records.load(run, "train"), records.curves(run)
+    runs, points = tables.load(run, "train"), tables.curves(run)
     table = curves.to_target(runs, curves.reached(runs, points)).set_index(["target", "optimizer"])
     gain = 1 - math.exp(-END_S / 10)  # of layerwise at its end
     row = table.loc[(curves.BASELINE, "relative")]
@@ -63,7 +63,7 @@ def test_time_to_target_is_the_curves_own(run: Path) -> None:
 
 
 def test_profiles_count_misses_as_never(run: Path) -> None:
-    runs, points = records.load(run, "train"), records.curves(run)
+    runs, points = tables.load(run, "train"), tables.curves(run)
     found = curves.profiles(curves.to_target(runs, curves.reached(runs, points)))
     assert found[found["optimizer"] == "relative"]["share"].max() == 1
     assert found[found["optimizer"] == "layerwise"]["share"].max() == 0.5
@@ -71,21 +71,21 @@ def test_profiles_count_misses_as_never(run: Path) -> None:
 
 
 def test_trials_are_in_no_result(run: Path) -> None:
-    results = curves.results(records.load(run, "train"))
+    results = curves.results(tables.load(run, "train"))
     assert set(results["seeds"]) == {3}
 
 
 def test_a_diverged_run_counts_as_the_worst(run: Path) -> None:
     """Left out, the one run that did not diverge would be best of all, and move the target."""
-    before = curves.targets(records.load(run, "train"), records.curves(run))
+    before = curves.targets(tables.load(run, "train"), tables.curves(run))
     for seed in (1, 2):
         gone = train_record("relative", seed, status="diverged", reason="made")
         del gone["training"]["final"]
         records.save(gone, run / "records")
-    found = curves.results(records.load(run, "train")).set_index("optimizer")
+    found = curves.results(tables.load(run, "train")).set_index("optimizer")
     assert math.isnan(found.loc["relative", "held_out_nats"]) and math.isnan(found.loc["relative", "held_out_bits"])
     assert found.loc["relative", "ok"] == 1
-    after = curves.targets(records.load(run, "train"), records.curves(run)).set_index("target")["nats"]
+    after = curves.targets(tables.load(run, "train"), tables.curves(run)).set_index("target")["nats"]
     assert after[curves.BASELINE] == before.set_index("target")["nats"][curves.BASELINE]
     assert after[curves.BEST] < before.set_index("target")["nats"][curves.BEST], "of the best that mostly ended"
 
@@ -97,7 +97,7 @@ def test_seeds_that_end_differently_are_judged_by_their_median(tmp_path: Path) -
         curve["held_out_nats"] = [nats - lost for nats in curve["held_out_nats"]]
         made["training"]["final"]["held_out_nats"] -= lost
         records.save(made, tmp_path / "records")
-    runs, points = records.load(tmp_path, "train"), records.curves(tmp_path)
+    runs, points = tables.load(tmp_path, "train"), tables.curves(tmp_path)
     end = train_record("layerwise", 0)["training"]["final"]["held_out_nats"]
     assert curves.targets(runs, points).set_index("target")["nats"][curves.BASELINE] == pytest.approx(end - 5)
     best, worst = (curves.results(runs)[name].item() for name in ("high", "low"))
@@ -105,13 +105,13 @@ def test_seeds_that_end_differently_are_judged_by_their_median(tmp_path: Path) -
 
 
 def test_what_was_not_tuned_is_named(run: Path) -> None:
-    assert "Not tuned" not in curves.budget(records.load(run, "train"))
+    assert "Not tuned" not in curves.budget(tables.load(run, "train"))
     records.save(train_record("relative", 1, dim=128), run / "records")
-    assert "Not tuned, having nothing of the kind: `relative`." in curves.budget(records.load(run, "train"))
+    assert "Not tuned, having nothing of the kind: `relative`." in curves.budget(tables.load(run, "train"))
 
 
 def test_bits_per_dim(run: Path) -> None:
-    results = curves.results(records.load(run, "train")).set_index("optimizer")
+    results = curves.results(tables.load(run, "train")).set_index("optimizer")
     nats = results.loc["relative", "held_out_nats"]
     assert results.loc["relative", "held_out_bits"] == pytest.approx(6 - nats / 64 / math.log(2))
 
