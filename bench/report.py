@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from stepscale.bench import layout, records, scaling_report, training_report
 
@@ -31,18 +32,21 @@ def write(folder: Path) -> str:
 
 
 def provenance(there: list[records.Record]) -> str:
-    """Say which machine, versions and date a run's figures are of."""
+    """Say which machines, versions and dates a run's figures are of."""
     measured = [record for record in there if "cpu" in record["environment"]]
     if not measured:
         return "no cell was measured"
-    machine = measured[-1]["environment"]
-    parts = [machine["gpu"]] if "gpu" in machine else []
-    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    parts += [f"{machine['cpu']}, {machine['cores']} cores, {threads}"]
-    parts += [f"torch {machine['torch']}", f"Python {machine['python']}"]
-    parts += [f"stepscale {machine['stepscale']} ({machine['commit'] or machine['code']})"]
+    machines = dict.fromkeys(_machine(record["environment"]) for record in measured)
     dates = sorted(record["finished"][:10] for record in measured)
-    return ", ".join([*parts, dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"])
+    return f"{'; and '.join(machines)}, {dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'}"
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    threads = "1 thread" if environment["threads"] == 1 else f"{environment['threads']} threads"
+    parts = [environment["gpu"]] if "gpu" in environment else []
+    parts += [f"{environment['cpu']}, {environment['cores']} cores, {threads}"]
+    parts += [f"torch {environment['torch']}", f"Python {environment['python']}"]
+    return ", ".join([*parts, f"stepscale {environment['stepscale']} ({environment['commit'] or environment['code']})"])
 
 
 def main(words: list[str]) -> None:

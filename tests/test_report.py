@@ -149,6 +149,17 @@ def test_without_two_dims_the_plots_keep_their_axis_and_say_why(tmp_path: Path) 
     assert ">d³<" not in svg, "guides of no length"
 
 
+def test_a_run_of_two_machines_names_both(tmp_path: Path) -> None:
+    """As of one resumed on a machine lent anew."""
+    for seed, gpu in enumerate(("H100", "H200", "H200")):
+        made = record("relative", 64, seed, 1e-3)
+        made["environment"] |= {"gpu": gpu}
+        records.save(made, tmp_path / "records")
+    where = report.provenance(records.read_all(tmp_path)[0])
+    assert where.count("H100, simulated, 2 cores, 2 threads, torch 0") == 1
+    assert where.count("H200, simulated") == 1
+
+
 def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
     run_of(tmp_path, {"<b>x</b>": COSTS["relative"]}, DIMS)
     report.write(tmp_path)
