@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from stepscale.bench.estimate import MIN_BLOCKS, estimate, median_interval
+from stepscale.bench.estimate import MIN_BLOCKS, Estimate, estimate, median_interval
 
 
 @pytest.mark.parametrize("n", [6, 8, 15, 40])
@@ -46,3 +46,7 @@ def test_an_unknown_load_is_no_contention() -> None:
 def test_no_blocks_is_an_error() -> None:
     with pytest.raises(ValueError, match="no blocks"):
         estimate(columns([], []), 0.15)
+
+
+def test_precision_is_half_the_interval_as_a_share() -> None:
+    assert Estimate(1.0, 1.0, 2.0, 1.9, 2.2, contended=False).precision == pytest.approx(0.075)

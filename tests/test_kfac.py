@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Flow, LayerIO
 from stepscale.optimizers import KFAC, Layerwise, Schedule
+from stepscale.optimizers.kfac import factored_damping
 from stepscale.optimizers.kronecker import cholesky_inverse
 from tests.conftest import batch_of, generic_flow, gradients
 from tests.dense import homogeneous
@@ -237,3 +238,10 @@ def test_a_model_without_samples_is_refused() -> None:
 def test_a_factor_without_inverse_is_refused(value: float, error: type, remedy: str) -> None:
     with pytest.raises(error, match=remedy):
         cholesky_inverse(torch.diag(torch.tensor([1.0, value])), 0.0)
+
+
+def test_a_layer_without_gradient_splits_the_damping_evenly() -> None:
+    A, G = torch.eye(3, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
+    for one, other in ((A, G), (G, A)):
+        shifts = factored_damping(one, other, 0.25)
+        assert [float(shift) for shift in shifts] == pytest.approx([0.5, 0.5])

@@ -7,6 +7,7 @@ import pytest
 
 from stepscale.bench import records, tables
 from tests.synthetic import failed, record, run_of
+from tests.test_training_report import train_record as training_record
 
 
 def test_table_is_tidy_with_failures_as_rows(tmp_path: Path) -> None:
@@ -88,3 +89,16 @@ def test_phases_add_up_to_the_step_that_the_blocks_saw(tmp_path: Path) -> None:
     row = tables.row(made)
     assert row["phases_ms"] == pytest.approx({"gradient": 0.5, "inverse": 0.5})
     assert (row["cheap_ms"], row["peak_ms"]) == pytest.approx((0.5, 1.5))
+
+
+def test_the_drift_is_the_worst_seen() -> None:
+    made = training_record("relative", 0)
+    made["training"]["curve"]["drift_nats"] = [None, 1e-3, -4e-3, 2e-3]
+    assert tables.row(made)["drift_nats"] == 4e-3
+
+
+@pytest.mark.parametrize(("unmarked_s", "shown"), [(9e-6, False), (2e-5, True)])
+def test_what_follows_the_last_mark_is_shown_from_a_hundredth_on(unmarked_s: float, shown: bool) -> None:
+    made = record("one", 64, 0, 1e-3)
+    made["timing"]["trace"][0]["phases_s"] = {"gradient": 1e-3 - unmarked_s, records.UNMARKED: unmarked_s}
+    assert (records.UNMARKED in tables.row(made)["phases_ms"]) == shown
