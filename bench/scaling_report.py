@@ -60,7 +60,7 @@ def overview(times: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     shown = times.assign(cell=[_overview_cell(row) for row in times.to_dict("records")])
     index = [column for column in PER_GROUP if cells[column].nunique() > 1]
     table = shown.pivot(index=[*index, "dim"], columns="optimizer", values="cell").fillna("")
-    return table.reset_index()
+    return table.rename_axis(columns=None).reset_index()
 
 
 def _overview_cell(row: dict[Any, Any]) -> str:

@@ -75,6 +75,8 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
         SystemExit: there is no sweep of that name, or its file holds none.
     """
     asked = searchable(overrides)
+    if globs := [word for word in asked if "glob(" in word]:  # of which the cells could not be counted
+        sys.exit(f"a sweep takes names, as optimizer=relative,kfac, and not {globs[0]}; `stepscale -m` takes both")
     device = "cuda" if torch.cuda.is_available() and "device=cpu" not in asked else "cpu"
     config = read_file(name, device)
     words = [f"task={config['task']}", *shlex.split(config["settings"])]

@@ -175,6 +175,11 @@ def test_a_file_that_is_no_sweep_says_what_it_lacks(text: str, message: str, tmp
         sweep.read_sweep(str(tmp_path / "mine.yaml"), [])
 
 
+def test_a_sweep_of_a_glob_says_what_takes_one() -> None:
+    with pytest.raises(SystemExit, match=r"as optimizer=relative,kfac, and not optimizer=glob\(\*\); `stepscale -m`"):
+        sweep.read_sweep("quick", ["optimizer=glob(*)"])
+
+
 def test_overrides_that_make_two_grids_the_same_count_once() -> None:
     plan = sweep.read_sweep("quick", ["optimizer=relative,layerwise", "dim=32,64"])
     assert plan["cells"] == 8, "2 optimizers, 2 dims, 2 seeds"
