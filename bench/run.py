@@ -170,7 +170,8 @@ def classify(error: BaseException) -> tuple[str, str]:
     """Return the status and the reason that an exception gives a cell."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:  # Hydra's names the target alone
         error = error.__cause__
-    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    lines = f"{type(error).__name__}: {error}".strip().splitlines()
+    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     if isinstance(error, TypeError) and "missing" in reason and "positional argument" in reason:
         reason += "; in an optimizer's file _target_, direction and update each want `_partial_: true`"
     if isinstance(error, DivergedError | FloatingPointError):  # the latter from a direction that met a NaN

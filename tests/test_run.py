@@ -127,6 +127,12 @@ def test_a_model_with_only_a_loss_is_measured(tmp_path: Path) -> None:
     assert found["counts"]["limit_flops"] == pytest.approx(found["counts"]["flops"], rel=0.1)
 
 
+def test_a_reason_that_goes_on_in_the_next_line_is_whole() -> None:
+    assert classify(ImportError("Error loading 'a.b':\nno attribute 'b'\nAre you sure?"))[1] == (
+        "ImportError: Error loading 'a.b': no attribute 'b'"
+    )
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
