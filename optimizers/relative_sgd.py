@@ -65,7 +65,7 @@ class RelativeSGD:
         self.lr, self.bias, self.bound, self.track = lr, bias, bound, track
         self.halved = 0
         self.layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-        if any(layer.in_features != layer.out_features for layer in self.layers):
+        if track and any(layer.in_features != layer.out_features for layer in self.layers):
             raise TypeError(f"the relative direction needs square layers, which not all of {type(model).__name__} are")
         self.checked = False
         self.log_abs_dets = log_abs_dets(self.layers) if track else torch.empty(0)
@@ -118,7 +118,7 @@ class RelativeSGD:
         """See that every parameter, and every determinant that is carried along, is of a captured layer."""
         served = {id(parameter) for layer in captured for parameter in layer.parameters()}
         require_served("the relative gradient", (p for p in self.model.parameters() if id(p) not in served))
-        if captured != self.layers:
+        if self.track and captured != self.layers:
             raise TypeError(f"{type(self.model).__name__}.capture() returns other layers than its nn.Linear modules")
         self.checked = True
 

@@ -1,6 +1,5 @@
 """Reports of synthetic runs: words, files, and figures that hold only what the records hold."""
 
-import json
 import re
 import subprocess
 import sys
@@ -11,10 +10,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from stepscale.bench import plots, publish, records, report, scaling, scaling_report, tables
-from tests.synthetic import failed, polynomial, record, run_of
+from stepscale.bench import plots, records, report, scaling, scaling_report, tables
+from tests.synthetic import DIMS, failed, polynomial, record, run_of
 
-DIMS = [64, 96, 128, 192, 256, 384, 512, 768, 1024]
 COSTS = {
     "layerwise": polynomial(60, 0, 2e-2, 6e-5),
     "relative": polynomial(200, 0, 2e-2),
@@ -169,40 +167,6 @@ def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
 def test_figures_are_drawn_without_torch() -> None:
     code = "import sys, stepscale.bench.report, stepscale.bench.publish; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def planned(folder: Path, cells: int, finished: bool) -> Path:
-    (folder / "run.json").write_text(json.dumps({"cells": cells, "finished": finished}))
-    return folder
-
-
-def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
-    monkeypatch.chdir(tmp_path)
-    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["relative"]}, [64]), 2, True)
-    named = record("mine", 64, 0, 1e-3) | {"command": f"stepscale hydra.sweep.dir={tmp_path}/run"}
-    records.save(named, folder / "records")
-    plan = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(plan | {"multiruns": [[f"file://{tmp_path}/mine"]]}))
-    target = publish.publish(folder, "first")
-    assert json.loads((target / "run.json").read_text())["multiruns"] == [["file://mine"]]
-    assert records.read(target / "records" / f"{named['identity']}.json")["command"] == "stepscale hydra.sweep.dir=run"
-    assert len(list((target / "records").glob("*.json"))) == 2
-    with pytest.raises(ValueError, match="is there already"):
-        publish.publish(folder, "first")
-    for name in ("", "a/b", "local", ".."):
-        with pytest.raises(ValueError, match="NAME must be"):
-            publish.publish(folder, name)
-
-
-@pytest.mark.parametrize(("cells", "finished"), [(3, True), (2, False)])
-def test_an_unfinished_run_is_not_published(
-    tmp_path: Path, cells: int, finished: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
-    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["relative"]}, [64]), cells, finished)
-    with pytest.raises(ValueError, match="not finished"):
-        publish.publish(folder, "first")
 
 
 def test_what_was_only_measured_disturbed_stays_in_the_tables(tmp_path: Path) -> None:
