@@ -7,6 +7,7 @@ import os
 import sys
 
 from stepscale.bench import server
+from stepscale.bench.errors import UsageError
 
 COMMANDS = {
     "sweep": "stepscale.bench.sweep",
@@ -19,12 +20,19 @@ QUESTIONS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--v
 
 
 def main() -> None:
-    """Run the command line; what is to measure cells loads torch here and in their server at the same time.
+    """Run the command line; what cannot be done is one sentence, and exit status 1."""
+    try:
+        run(sys.argv[1:])
+    except UsageError as error:
+        sys.exit(str(error))
+
+
+def run(words: list[str]) -> None:
+    """Run a command; what is to measure cells loads torch here and in their server at the same time.
 
     Where the words set ``threads``, the server waits for Hydra to say of how many it is.
     """
     sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
-    words = sys.argv[1:]
     name = words[0] if words else ""
     measures = name == "sweep" or name not in COMMANDS  # others do so when all is quiet, elsewhere, or not at all
     if measures and not any(word in QUESTIONS or word.startswith("threads=") for word in words):

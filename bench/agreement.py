@@ -8,25 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepscale.bench.notes import Notes
+from stepscale.bench.schema import Gradient
 from stepscale.bench.workload import Workload
 from stepscale.optimizers import no_mark
 
 WIDEST = 4096  # the exact gradient is cubic
 
 
-def agreement(workload: Workload, dim: int) -> dict[str, Any]:
+def agreement(workload: Workload, dim: int, notes: Notes) -> Gradient:
     """O(d³): the model's or the step's ``log_det``, and the cosine of what it writes to the exact Euclidean gradient.
 
     Taken on the last step of a period, where what is stale is most so. The cosine is None where a step writes no
-    ``.grad``, where the exact gradient takes too long, and where there is not memory enough for both.
+    ``.grad``, where the exact gradient takes too long, and where it fails; then ``notes`` says why.
     """
     model: Any = workload.model
     said = getattr(model, "log_det", None) or getattr(workload.step, "log_det", None)
-    said = None if getattr(model, "conditional", False) else said
-    try:
-        return {"log_det": said, "cosine": _cosine(workload) if dim <= WIDEST else None}
-    except (ArithmeticError, MemoryError, RuntimeError):  # the timing is done and must not be lost
-        return {"log_det": said, "cosine": None}
+    found = Gradient(log_det=None if getattr(model, "conditional", False) else said)
+    if dim <= WIDEST:
+        with notes.optional("cosine"):
+            found.cosine = _cosine(workload)
+    return found
 
 
 def _cosine(workload: Workload) -> float | None:

@@ -12,11 +12,9 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
+from stepscale.bench.errors import BuildError
+
 MEASURED = ("bench", "models", "optimizers", "tests", "pyproject.toml")  # what a comparison depends on
-
-
-class BuildError(RuntimeError):
-    """A version of the code cannot be had or does not build."""
 
 
 class Arm(NamedTuple):

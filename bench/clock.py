@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
+
+Stamp = int | float | torch.cuda.Event
+"""A point in a device's time; only the clock that took it can read it."""
 
 
 class Clock(Protocol):
     """Time on the device that runs the step."""
 
-    def stamp(self) -> Any:
+    def stamp(self) -> Stamp:
         """Take a point in the device's time, after all work given to it so far."""
         ...
 
-    def seconds(self, start: Any, stop: Any) -> float:
+    def seconds(self, start: Stamp, stop: Stamp) -> float:
         """Seconds between two stamps; valid after ``synchronize``."""
         ...
 
@@ -30,7 +33,8 @@ class WallClock:
     def stamp(self) -> int:
         return time.perf_counter_ns()
 
-    def seconds(self, start: int, stop: int) -> float:
+    def seconds(self, start: Stamp, stop: Stamp) -> float:
+        assert isinstance(start, int) and isinstance(stop, int)
         return (stop - start) * 1e-9
 
     def synchronize(self) -> None:
@@ -48,7 +52,8 @@ class CudaClock:
         event.record(torch.cuda.current_stream(self.device))
         return event
 
-    def seconds(self, start: torch.cuda.Event, stop: torch.cuda.Event) -> float:
+    def seconds(self, start: Stamp, stop: Stamp) -> float:
+        assert isinstance(start, torch.cuda.Event) and isinstance(stop, torch.cuda.Event)
         return start.elapsed_time(stop) * 1e-3
 
     def synchronize(self) -> None:

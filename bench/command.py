@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
@@ -14,9 +13,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stepscale.bench import folder, interrupt, server
-from stepscale.bench.job import DTYPES, TF32, Job, job_of
-from stepscale.bench.records import MEASURED
+from stepscale.bench import environment, folder, interrupt, server
+from stepscale.bench.errors import UsageError
+from stepscale.bench.identity import identity
+from stepscale.bench.job import DTYPES, TF32, Job
+from stepscale.bench.schema import Cell, Config, Status, Task
 from stepscale.bench.tuning import label_of
 
 WHOLE = {"dim": 1, "batch": 1, "depth": 1, "seed": 0}  # and the least that each may be
@@ -29,12 +30,12 @@ def job(cfg: DictConfig) -> None:
     run = folder.open_run(Path(chosen.runtime.output_dir).resolve())
     try:
         record = run.measure(describe(cfg, run.path))
-    except OSError as error:
+    except (OSError, UsageError) as error:
         sys.exit(f"{error}")
     run.multirun = chosen.mode == RunMode.MULTIRUN
     if not run.multirun:
         print(folder.details(record), f"record in {run.path}", sep="\n")
-        if record["status"] != "ok":
+        if record.status is not Status.OK:
             sys.exit(1)
 
 
@@ -42,36 +43,53 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     """Turn a configuration into a job, checking what Hydra does not.
 
     Raises:
-        SystemExit: a value is out of range; the message names it and what was expected.
+        UsageError: a value is out of range; the message names it and what was expected.
     """
-    for name, least in WHOLE.items():  # first: learning rates are computed from the dim
+    check_numbers(cfg)  # first: learning rates are computed from the dim
+    try:
+        config: Config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    for name, allowed in (("dtype", DTYPES), ("task", tuple(Task))):
+        if config[name] not in allowed:
+            raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {config[name]!r}")
+    device = _device(str(config["device"]))
+    if config["dtype"] == TF32 and device != "cuda":
+        raise UsageError(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {device}; use dtype=float32")
+    names = _names(config)
+    whole: Config = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
+    cell = Cell(**whole | names, device=device, threads=config["threads"] or server.default_threads())
+    machine = environment.machine(device)
+    name = identity(cell, config, machine, environment.code_hash(), str(torch.__version__))
+    return Job(name, cell, config, machine, shlex.join(["stepscale", *sys.argv[1:]]), path)
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """See that whole numbers are whole and limits positive.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for name, least in WHOLE.items():
         if not _whole(cfg[name], least):
-            sys.exit(f"{name} must be a whole number of at least {least}, got {cfg[name]!r}")
+            raise UsageError(f"{name} must be a whole number of at least {least}, got {cfg[name]!r}")
     if cfg.threads is not None and not _whole(cfg.threads, 1):
-        sys.exit(f"threads must be null or a whole number of at least 1, got {cfg.threads!r}")
+        raise UsageError(f"threads must be null or a whole number of at least 1, got {cfg.threads!r}")
     for name in ("memory_gib", "timeout_s"):
         value = cfg[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            sys.exit(f"{name} must be null or a positive number, got {value!r}")
-    try:
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        sys.exit(f"{error.full_key}: {str(error).splitlines()[0]}")
-    if config["dtype"] not in DTYPES:
-        sys.exit(f"dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
-    if config["task"] not in MEASURED:
-        sys.exit(f"task must be one of {', '.join(MEASURED)}, got {config['task']!r}")
+            raise UsageError(f"{name} must be null or a positive number, got {value!r}")
+
+
+def _names(config: Config) -> dict[str, str]:
+    """Name optimizer, model and data as tables show them: by their files, with what the command line changed."""
     chosen = HydraConfig.get()
     choices, words = chosen.runtime.choices, list(chosen.overrides.task)
-    facts: dict[str, Any] = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
-    facts["optimizer"] = str(config["label"] or facts["optimizer"])
-    if config["task"] == "time" and (mode := config["timing"].get("compile")):
-        facts["optimizer"] += f"[compile={mode}]"
-    facts["device"] = _device(str(config["device"]))
-    if config["dtype"] == TF32 and facts["device"] != "cuda":
-        sys.exit(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {facts['device']}; use dtype=float32")
-    facts["threads"] = config["threads"] or server.default_threads()
-    return job_of(config, facts, shlex.join(["stepscale", *sys.argv[1:]]), path)
+    names = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
+    names["optimizer"] = str(config["label"] or names["optimizer"])
+    if config["task"] == Task.TIME and (mode := config["timing"].get("compile")):
+        names["optimizer"] += f"[compile={mode}]"
+    return names
 
 
 def _whole(value: object, least: int) -> bool:
@@ -83,9 +101,9 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if there else "cpu"
     if asked.startswith("cuda") and not there:
-        sys.exit(f"device={asked}, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
+        raise UsageError(f"device={asked}, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
     if asked not in {"cpu", "cuda"}:
-        sys.exit(f"device must be one of auto, cpu, cuda, got {asked!r}; choose a GPU by CUDA_VISIBLE_DEVICES")
+        raise UsageError(f"device must be one of auto, cpu, cuda, got {asked!r}; choose a GPU by CUDA_VISIBLE_DEVICES")
     return asked
 
 
@@ -103,9 +121,9 @@ def main() -> None:
         sys.exit(interrupt.STATUS)
     finally:
         for run in folder.opened():
-            if run.multirun and run.rows:
+            if run.multirun and run.records:
                 from stepscale.bench import report  # matplotlib and scipy.stats: not before the first cell
 
-                report.show(run.path)
-    if not all(any(row["status"] == "ok" for row in run.rows.values()) for run in folder.opened()):
+                report.show(run.path, run.records.values(), run.complaints)
+    if not all(any(record.status is Status.OK for record in run.records.values()) for run in folder.opened()):
         sys.exit(1)

@@ -10,7 +10,6 @@ from pathlib import Path
 STAT = Path("/proc/stat")
 TICK = os.sysconf("SC_CLK_TCK")
 WINDOW_S = 0.1  # the kernel's ticks are 10 ms: over a shorter time they tell nothing
-CONTENDED = 0.25  # cores
 
 
 def idle_cores(device: str, threads: int) -> int:

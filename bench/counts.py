@@ -80,7 +80,7 @@ def _brings_to_host(operation: Any, args: Any, kwargs: Any) -> bool:
     return operation is aten.copy_ and args[1].device.type == "cuda" and args[0].device.type == "cpu"
 
 
-class Counts(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     """While active, counts every operation that reaches the dispatcher, through autograd and ``torch.func`` alike.
 
     ``uncounted`` names matrix operations it saw and has no rule for: with such a remainder ``flops`` is a lower bound.

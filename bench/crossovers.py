@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stepscale.bench.records import GROUP
+from stepscale.bench.schema import GROUP
 from stepscale.bench.spread import half_width, spreads, usable
 
 SPAN = ["dim_min", "dim_max", "dims", "decided", "decided_min", "decided_max"]

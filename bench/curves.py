@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stepscale.bench.records import GROUP
+from stepscale.bench.schema import GROUP
 from stepscale.bench.words import HONEST, base
 
 WORKLOAD = [*GROUP, "dim"]

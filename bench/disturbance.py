@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepscale.bench.contention import CONTENDED, OtherCpu
+from stepscale.bench.contention import OtherCpu
+from stepscale.bench.schema import CONTENDED
 from stepscale.bench.server import CGROUP
 
 SYSTEM, CPU_INFO, PROCESSES = Path("/sys"), Path("/proc/cpuinfo"), Path("/proc")

@@ -10,7 +10,6 @@ import argparse
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.stats import t
 
-from stepscale.bench import disturbance, environment, process, server, tables
-from stepscale.bench.job import Job, job_of
+from stepscale.bench import disturbance, environment, process, server
+from stepscale.bench.estimate import estimate
+from stepscale.bench.identity import identity
+from stepscale.bench.job import Job
+from stepscale.bench.schema import Cell, Config, Status
 
 CONF = Path(__file__).parent / "conf"
 DIMS = {"cpu": (96, 512), "cuda": (512, 4096)}  # one where the host's calls show, one where the products do
@@ -37,8 +39,8 @@ def main(words: list[str]) -> None:
     if cells < 3:
         parser.error(f"a spread needs at least 3 cells, got {cells}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = environment.describe(torch.device(device))
-    print(f"{where.get('gpu') or where['cpu']}, {where['cores']} cores, torch {where['torch']}: one minute", flush=True)
+    where = environment.machine(device)
+    print(f"{where.gpu or where.cpu}, {where.cores} cores, torch {torch.__version__}: one minute", flush=True)
     before = disturbance.throttled()
     findings = [disturbance.load(), disturbance.steadiness(), *disturbance.settings()]
     findings += disturbance.gpu() if device == "cuda" else []
@@ -55,17 +57,18 @@ def main(words: list[str]) -> None:
 def spread(dim: int, cells: int, device: str) -> str:
     """Time one cell in that many processes; say how far they come apart, and what difference that hides."""
     with tempfile.TemporaryDirectory(prefix="stepscale-doctor-") as folder:
-        rows = [tables.row(process.run(job(dim, seed, device, Path(folder)))) for seed in range(cells)]
-    good = [row for row in rows if row["status"] == "ok"]
+        records = [process.run(job(dim, seed, device, Path(folder))) for seed in range(cells)]
+    good = [estimate(record.timing.blocks) for record in records if record.timing is not None]
     if len(good) < 3:
-        reasons = {str(row["reason"]) for row in rows if row["status"] != "ok"}
+        reasons = {str(record.reason) for record in records if record.status is not Status.OK}
         return f"dim {dim}: {len(good)} of {cells} processes could be timed: {'; '.join(reasons)}"
-    said = [f"relative step at dim {dim}: {np.median([row['step_ms'] for row in good]):.3g} ms on {device}"]
-    for name, words in (("step_ms", "in ms"), ("ratio", "as a ratio to the limit")):
-        sd = float(np.std([math.log(row[name]) for row in good], ddof=1))
+    said = [f"relative step at dim {dim}: {1e3 * np.median([cell.step_s for cell in good]):.3g} ms on {device}"]
+    figures = {"in ms": [cell.step_s for cell in good], "as a ratio to the limit": [cell.ratio for cell in good]}
+    for words, values in figures.items():
+        sd = float(np.std(np.log(values), ddof=1))
         seen = " and ".join(f"{100 * resolution(sd, len(good), n):.1f} % with {n} seeds" for n in SEEDS)
         said.append(f"  {words:<24} {100 * sd:4.1f} % (sd) between processes of the same code; it can resolve {seen}")
-    if contended := sum(bool(row["contended"]) for row in good):
+    if contended := sum(cell.contended for cell in good):
         said.append(f"  {contended} of {len(good)} processes were disturbed by others")
     return "\n".join(said)
 
@@ -79,7 +82,10 @@ def job(dim: int, seed: int, device: str, folder: Path) -> Job:
     """Describe a cell of the relative step, as ``timing=quick`` measures it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["optimizer=relative", f"dim={dim}", f"seed={seed}", "timing=quick"])
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    facts = {"device": device, "threads": server.default_threads()}
-    facts |= {"optimizer": "relative", "model": "flow", "data": "photos"}
-    return job_of(config, facts, "stepscale doctor", folder)
+    config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    whole: Config = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
+    names = {"optimizer": "relative", "model": "flow", "data": "photos"}
+    cell = Cell(**whole | names, device=device, threads=server.default_threads())
+    machine = environment.machine(device)
+    name = identity(cell, config, machine, environment.code_hash(), str(torch.__version__))
+    return Job(name, cell, config, machine, "stepscale doctor", folder)

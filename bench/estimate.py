@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import accumulate
 from math import comb
 from typing import NamedTuple
 
 import numpy as np
+
+from stepscale.bench.schema import CONTENDED, Blocks
 
 MIN_BLOCKS = 6  # the least for which order statistics give a 95 % interval of the median
 
@@ -29,20 +30,16 @@ class Estimate(NamedTuple):
         return (self.ratio_high - self.ratio_low) / (2 * self.ratio)
 
 
-def estimate(blocks: Mapping[str, Sequence[float | None]], contended_above: float) -> Estimate:
+def estimate(blocks: Blocks) -> Estimate:
     """Judge the blocks taken while the machine was ours; all of them, and flagged, where those are too few.
-
-    Args:
-        blocks: ``step_s``, ``limit_s`` and ``other_cores`` (None where unknown) of each, in the order they were taken.
-        contended_above: cores used by others above which a block is contended.
 
     Raises:
         ValueError: no blocks.
     """
-    step, limit = np.array(blocks["step_s"], dtype=float), np.array(blocks["limit_s"], dtype=float)
+    step, limit = np.array(blocks.step_s), np.array(blocks.limit_s)
     if not len(step):
         raise ValueError("no blocks to judge")
-    quiet = np.array([(cores or 0.0) <= contended_above for cores in blocks["other_cores"]])
+    quiet = np.array([(cores or 0.0) <= CONTENDED for cores in blocks.other_cores])
     contended = bool(quiet.sum() < min(MIN_BLOCKS, len(step)))
     if not contended:
         step, limit = step[quiet], limit[quiet]

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from stepscale.bench import environment, interrupt, process, records, tables
+from msgspec.structs import replace
+
+from stepscale.bench import environment, interrupt, process, store
+from stepscale.bench.estimate import Estimate, estimate
 from stepscale.bench.job import Job
+from stepscale.bench.schema import Cell, Machine, Operation, Record, Status, Task, Timing, Trained
+from stepscale.bench.tables import phases_ms
 
 SHOWN = 7  # operations of a profile
 
@@ -24,50 +29,46 @@ class Run:
         self.planned: int | None = None  # cells, where a sweep has said so
         self.multirun = False
         self.seen, self.measured, self.spent_s = 0, 0, 0.0
-        there, complaints = records.read_all(path)
-        for complaint in complaints:
+        there, self.complaints = store.read_all(path)
+        for complaint in self.complaints:
             print(complaint, file=sys.stderr)
-        self.rows = {record["identity"]: tables.row(record) for record in there}
+        self.records = {record.identity: record for record in there}
 
-    def measure(self, job: Job) -> records.Record:
+    def measure(self, job: Job) -> Record:
         """Return the cell's record: the one that is there, or a new one, measured or predicted to be too slow.
 
         A damaged record counts as not there, and is replaced; so is one that failed, whose cause may be mended.
         """
         interrupt.check()
         self.seen += 1
-        there = self.rows.get(job.identity, {"status": "failed"})
-        if there["status"] != "failed" and not job.checkpoint.exists():
-            return records.read(self.path / "records" / f"{job.identity}.json")
+        there = self.records.get(job.identity)
+        if there is not None and there.status is not Status.FAILED and not job.checkpoint.exists():
+            return there
         began = time.perf_counter()
         record = self._predicted_too_slow(job) or process.run(job)
         self.spent_s += time.perf_counter() - began
         self.measured += 1
-        self.rows[job.identity] = tables.row(record)
-        print(self._line(self.rows[job.identity]), flush=True)
+        self.records[job.identity] = record
+        print(self._line(record), flush=True)
         return record
 
-    def _predicted_too_slow(self, job: Job) -> records.Record | None:
+    def _predicted_too_slow(self, job: Job) -> Record | None:
         """Record a cell as too slow where smaller dims' times and the growth of their FLOPs say so."""
-        if job.config["task"] != "time":
+        if job.task is not Task.TIME:
             return None
-        reason = predict_too_slow(job.cell, list(self.rows.values()), job.config["timing"]["max_step_s"])
+        max_step_s = job.config["timing"]["max_step_s"]
+        reason = predict_too_slow(job.cell, job.machine, self.records.values(), max_step_s)
         if reason is None:
             return None
-        record = job.record("too_slow", reason, environment={"code": environment.code_hash()})
-        records.save(record, self.path / "records")
+        record = job.record(Status.TOO_SLOW, reason, environment.bare())
+        store.save(record, self.path)
         return record
 
-    def _line(self, row: dict[str, Any]) -> str:
+    def _line(self, record: Record) -> str:
+        cell = record.cell
         count = f"[{self.seen}/{self.planned}]" if self.planned else f"[{self.seen}]"
-        place = f"{count:>9} dim {row['dim']:>5} batch {row['batch']:>4} seed {row['seed']}  {row['optimizer']:<18}"
-        if row["status"] != "ok":
-            return f"{place} {row['status']}: {row['reason']}{self._left()}"
-        if row["task"] == "train":
-            return f"{place} {_trained(row)}{self._left()}"
-        spread = 50 * (row["ratio_high"] - row["ratio_low"]) / row["ratio"]
-        flag = " contended" if row["contended"] else ""
-        return f"{place} {row['step_ms']:>9.3f} ms {row['ratio']:>7.2f} x limit ±{spread:.1f} %{flag}{self._left()}"
+        place = f"{count:>9} dim {cell.dim:>5} batch {cell.batch:>4} seed {cell.seed}  {cell.optimizer:<18}"
+        return f"{place} {_outcome(record)}{self._left()}"
 
     def _left(self) -> str:
         if not self.planned:
@@ -88,60 +89,102 @@ def opened() -> list[Run]:
     return list(_opened.values())
 
 
-def predict_too_slow(cell: dict[str, Any], rows: list[dict[str, Any]], max_step_s: float) -> str | None:
+def predict_too_slow(cell: Cell, machine: Machine, records: Iterable[Record], max_step_s: float) -> str | None:
     """Say why a step of the cell would take longer than allowed, or None.
 
     The time at the largest smaller dim is extrapolated by the growth of the FLOPs between the two largest.
     """
-    rows = [row for row in rows if row["task"] == "time"]
-    like = [row for row in rows if all(row[axis] == cell[axis] for axis in (*records.GROUP, "optimizer"))]
-    smaller = sorted((row for row in like if row["dim"] < cell["dim"]), key=lambda row: row["dim"])
-    if smaller and smaller[-1]["status"] == "too_slow":
-        return f"it is so already at dim {smaller[-1]['dim']}: {smaller[-1]['reason']}"
-    quiet = [row for row in smaller if row["status"] == "ok" and row["flops"] and not row["contended"]]
-    timed = list({row["dim"]: row for row in quiet}.values())
+    like = [r for r in records if r.task is Task.TIME and r.machine.name == machine.name and _alike(r.cell, cell)]
+    smaller = sorted((record for record in like if record.cell.dim < cell.dim), key=lambda record: record.cell.dim)
+    if smaller and smaller[-1].status is Status.TOO_SLOW:
+        return f"it is so already at dim {smaller[-1].cell.dim}: {smaller[-1].reason}"
+    timed: dict[int, tuple[float, float]] = {}  # by dim: seconds a step and FLOPs
+    for record in smaller:
+        if record.timing and record.counts and record.counts.flops:
+            now = estimate(record.timing.blocks)
+            if not now.contended:
+                timed[record.cell.dim] = now.step_s, record.counts.flops
     if len(timed) < 2:
         return None
-    first, last = timed[-2:]
-    order = math.log(last["flops"] / first["flops"]) / math.log(last["dim"] / first["dim"])
-    predicted = 1e-3 * last["step_ms"] * (cell["dim"] / last["dim"]) ** order
+    (first, (_, fewer)), (last, (step_s, flops)) = list(timed.items())[-2:]
+    predicted = step_s * (cell.dim / last) ** (math.log(flops / fewer) / math.log(last / first))
     if predicted <= max_step_s:
         return None
-    return f"predicted from dim {last['dim']}: {predicted:.3g} s a step; timing.max_step_s is {max_step_s:g}"
+    return f"predicted from dim {last}: {predicted:.3g} s a step; timing.max_step_s is {max_step_s:g}"
 
 
-def _trained(row: dict[str, Any]) -> str:
+def _alike(one: Cell, other: Cell) -> bool:
+    """Whether two cells are of one optimizer and differ in dim and seed alone."""
+    return replace(one, dim=other.dim, seed=other.seed) == other
+
+
+def _outcome(record: Record) -> str:
+    """Say in a few words what became of a cell."""
+    if record.status is not Status.OK:
+        return f"{record.status}: {record.reason}"
+    if record.training is not None:
+        return _trained(record.training)
+    assert record.timing is not None
+    found = estimate(record.timing.blocks)
+    flag = " contended" if found.contended else ""
+    spread = 50 * (found.ratio_high - found.ratio_low) / found.ratio
+    return f"{1e3 * found.step_s:>9.3f} ms {found.ratio:>7.2f} x limit ±{spread:.1f} %{flag}"
+
+
+def _trained(training: Trained) -> str:
     """Say what a training run came to."""
-    held_out = "" if row["held_out_nats"] is None else f"held out {row['held_out_nats']:.2f} nats, "
-    flag = " contended" if row["contended"] else ""
-    return f"{held_out}validation {row['validation_nats']:.2f}; {row['steps']} steps in {row['seconds']:.1f} s{flag}"
+    final = training.final
+    assert final is not None
+    held_out = "" if final.held_out_nats is None else f"held out {final.held_out_nats:.2f} nats, "
+    flag = " contended" if training.contended else ""
+    spent = f"{training.steps} steps in {training.seconds:.1f} s"
+    return f"{held_out}validation {final.validation_nats:.2f}; {spent}{flag}"
 
 
-def details(record: records.Record) -> str:
+def details(record: Record) -> str:
     """Say in a few lines what was measured of one cell."""
-    row = tables.row(record)
-    if row["status"] != "ok":
-        return f"{row['status']}: {row['reason']}"
-    if row["task"] == "train":
-        return f"{row['optimizer']}, dim {row['dim']}, batch {row['batch']}: {_trained(row)}, by {row['stopped_by']}"
-    interval = f"[{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+    cell = record.cell
+    if record.status is not Status.OK:
+        return f"{record.status}: {record.reason}"
+    if record.training is not None:
+        ended = f"{_trained(record.training)}, by {record.training.stopped_by}"
+        return "\n".join([f"{cell.optimizer}, dim {cell.dim}, batch {cell.batch}: {ended}", *_notes(record)])
+    assert record.timing is not None
+    title = f"{cell.optimizer}, dim {cell.dim}, batch {cell.batch}, {cell.dtype} on {cell.device}"
+    return "\n".join([title, *_times(record, record.timing, estimate(record.timing.blocks)), *_notes(record)])
+
+
+def _times(record: Record, timing: Timing, found: Estimate) -> list[str]:
+    step_ms, counts, memory = 1e3 * found.step_s, record.counts, record.memory
+    phases, classes = phases_ms(timing.trace, step_ms)
+    period = sum(len(entry.positions) for entry in timing.trace)
     lines = [
-        f"{row['optimizer']}, dim {row['dim']}, batch {row['batch']}, {row['dtype']} on {row['device']}",
-        f"step    {row['step_ms']:.4g} ms, {row['ratio']:.3f} x limit {interval}",
-        f"period  {row['period']} steps: {row['cheap_ms']:.4g} ms the cheapest, {row['peak_ms']:.4g} ms the dearest",
-        "phases  " + ", ".join(f"{name} {ms:.4g} ms" for name, ms in row["phases_ms"].items()),
-        f"counts  {row['flops']:.4g} FLOP, {row['operations']:g} operations, {row['gflop_per_s']:.4g} GFLOP/s",
+        f"step    {step_ms:.4g} ms, {found.ratio:.3f} x limit [{found.ratio_low:.3f}, {found.ratio_high:.3f}]",
+        f"period  {period} steps: {min(classes):.4g} ms the cheapest, {max(classes):.4g} ms the dearest",
+        "phases  " + ", ".join(f"{name} {ms:.4g} ms" for name, ms in phases.items()),
     ]
-    if row["profile"]:
-        lines.append(_dearest(row["profile"]))
-    if row["peak_mib"] is not None:
-        lines.append(f"memory  {row['peak_mib']:.4g} MiB at the peak")
-    return "\n".join(lines)
+    if counts:
+        rate = 1e-9 * counts.flops / found.step_s
+        lines.append(f"counts  {counts.flops:.4g} FLOP, {counts.operations:g} operations, {rate:.4g} GFLOP/s")
+    if timing.profile:
+        lines.append(_dearest(timing.profile))
+    if memory and memory.peak_mib is not None:
+        lines.append(f"memory  {memory.peak_mib:.4g} MiB at the peak")
+    return lines
 
 
-def _dearest(profile: list[dict[str, Any]]) -> str:
+def _notes(record: Record) -> list[str]:
+    """Say what is not there, though nothing else was lost by it."""
+    return [f"without {what}: {reason}" for what, reason in record.notes.items()]
+
+
+def _dearest(profile: list[Operation]) -> str:
     """Say which operations take most of the device's time, or of the host's where that is the device."""
-    where = "host" if profile[0]["device_share"] is None else "device"
-    first = sorted(profile, key=lambda entry: -entry[f"{where}_share"])[:SHOWN]
-    named = ", ".join(f"{entry['operation']} {100 * entry[f'{where}_share']:.0f} %" for entry in first)
-    return f"{where:<8}{named}"
+    where = "host" if profile[0].device_share is None else "device"
+    shares = {entry.operation: _share(entry, where) for entry in profile}
+    first = sorted(shares.items(), key=lambda item: -item[1])[:SHOWN]
+    return f"{where:<8}" + ", ".join(f"{operation} {100 * share:.0f} %" for operation, share in first)
+
+
+def _share(entry: Operation, where: str) -> float:
+    return entry.host_share if where == "host" else entry.device_share or 0.0

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from stepscale.bench import arms, gate_report, interrupt, regression
-from stepscale.bench.arms import Arm, BuildError
+from stepscale.bench.arms import Arm
+from stepscale.bench.errors import BuildError, SessionError
 from stepscale.bench.server import ALLOCATOR
-from stepscale.bench.turns import Session, SessionError, Watch, conduct
+from stepscale.bench.turns import Session, Watch, conduct
 
 OUT = Path("results/local/regress")
 ERROR = 2

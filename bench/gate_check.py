@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import pandas as pd
-import torch
 
 from stepscale.bench import arms, environment, gate, regression
-from stepscale.bench.arms import Arm, BuildError
-from stepscale.bench.turns import SessionError
+from stepscale.bench.arms import Arm
+from stepscale.bench.errors import BuildError, SessionError
 
 OUT = Path("results/gate")
 RUNS = {0: 7, 5: 3, 10: 3, 20: 3}  # of 16 benchmarks each, by the size of the slow-down in per cent
@@ -144,7 +143,7 @@ def check(out: Path) -> None:
                 f"{path} is of {', '.join(sorted(set(there['commit'])))}, this is {commit}; remove it, or give --out"
             )
         done = {Case(*row) for row in there[["neighbour", "percent", "place", "run"]].itertuples(index=False)}
-    where = environment.describe(torch.device("cpu")) | {"threads": 1, "command": "make gate-check"}
+    where = environment.both("cpu") | {"threads": 1, "command": "make gate-check"}
     (out / "environment.json").write_text(json.dumps(where, indent=1) + "\n")
     with tempfile.TemporaryDirectory(prefix="stepscale-gate-check-") as folder:
         base = arms.build(None, Path(folder, "base"))

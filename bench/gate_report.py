@@ -73,7 +73,7 @@ def clear(out: Path) -> None:
 def save(out: Path, table: pd.DataFrame, facts: dict[str, Any], summary: str, rounds: pd.DataFrame) -> None:
     """Write the comparison as JSON, Markdown, and its rounds as CSV."""
     out.mkdir(parents=True, exist_ok=True)
-    where = environment.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    where = environment.both("cuda" if torch.cuda.is_available() else "cpu")
     rows = json.loads(table.to_json(orient="records"))
     (out / "regress.json").write_text(json.dumps(facts | {"rows": rows, "environment": where}, indent=1) + "\n")
     (out / "regress.md").write_text(summary + "\n")

@@ -16,16 +16,9 @@ SECONDS = 1.0  # of steps: the counter moves a few dozen times a second
 def busy_seconds(workload: Workload, least: int) -> float | None:
     """Seconds a step, over ``least`` steps or more, for which the device ran kernels; else it waited for the host.
 
-    None where the profiler fails or sees no kernel, as in containers that forbid it.
+    None where the profiler sees no kernel, as in containers that forbid it.
     """
     steps = workload.period * math.ceil(least / workload.period)
-    try:
-        return _busy_seconds(workload, steps)
-    except (ArithmeticError, RuntimeError):  # the timing is done and must not be lost
-        return None
-
-
-def _busy_seconds(workload: Workload, steps: int) -> float | None:
     # torch 2.11 warns where acc_events is not given
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         workload.run(steps)
@@ -53,19 +46,12 @@ def energy_counter(device: torch.device) -> Callable[[], float] | None:
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3
 
 
-def joules(
-    workload: Workload, steps: int, read: Callable[[], float] | None, synchronize: Callable[[], None]
-) -> float | None:
-    """Joules a step over about ``SECONDS``, in blocks of so many steps; None without a counter, or where steps fail."""
-    if read is None:
-        return None
+def joules(workload: Workload, steps: int, read: Callable[[], float], synchronize: Callable[[], None]) -> float:
+    """Joules a step over about ``SECONDS``, in blocks of so many steps, which go on without being restored."""
     synchronize()
     began, before, blocks = time.perf_counter(), read(), 0
-    try:
-        while time.perf_counter() - began < SECONDS:
-            workload.run(steps)
-            synchronize()
-            blocks += 1
-    except (ArithmeticError, RuntimeError):  # the steps go on without being restored, and may diverge
-        return None
+    while time.perf_counter() - began < SECONDS:
+        workload.run(steps)
+        synchronize()
+        blocks += 1
     return (read() - before) / (blocks * steps)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from stepscale.bench.records import GROUP
 from stepscale.bench.scaling import geometric_mean
+from stepscale.bench.schema import GROUP
 from stepscale.bench.spread import CONFIDENCE, Spreads, spreads, usable
 
 MIN_SIZES, MIN_SPAN = 5, 10.0  # fewer sizes, or less than a decade, bear no verdict

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from stepscale.bench.records import GROUP
+from stepscale.bench.plots import Drawn
+from stepscale.bench.schema import GROUP
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -27,8 +28,9 @@ class Section(NamedTuple):
 
     title: str
     findings: list[str]  # Markdown, a sentence or two each
-    figures: list[str]  # SVG elements
-    tables: dict[str, pd.DataFrame]
+    figures: list[Drawn]
+    tables: dict[str, pd.DataFrame]  # by title, for people
+    files: dict[str, pd.DataFrame]  # by name, for machines
     overview: str  # the table to print
 
 
@@ -43,9 +45,9 @@ def markdown(sections: list[Section], where: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(sections: list[Section], where: str) -> str:
-    """Lay out the HTML page; it needs no other file."""
-    body = "\n".join(_body(section, where) for section in sections)
+def page(sections: list[Section], figures: list[list[str]], where: str) -> str:
+    """Lay out the HTML page with each section's figures as SVG elements; it needs no other file."""
+    body = "\n".join(_body(section, drawn, where) for section, drawn in zip(sections, figures, strict=True))
     return PAGE.format(title=html.escape(" · ".join(section.title for section in sections)), body=body)
 
 
@@ -54,14 +56,14 @@ def varying(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=[column for column in GROUP if column in table and cells[column].nunique() == 1])
 
 
-def _body(section: Section, where: str) -> str:
+def _body(section: Section, figures: list[str], where: str) -> str:
     findings = "\n".join(f"<li>{_inline(line)}</li>" for line in section.findings)
     tables = "\n".join(
         f'<h2>{html.escape(title)}</h2><div class="wide">{_html(table)}</div>'
         for title, table in section.tables.items()
     )
     heading = f'<h1>{html.escape(section.title)}</h1><p class="where">{html.escape(where)}</p>'
-    return "\n".join([heading, f"<ul>\n{findings}\n</ul>", *section.figures, tables])
+    return "\n".join([heading, f"<ul>\n{findings}\n</ul>", *figures, tables])
 
 
 def _html(table: pd.DataFrame) -> str:

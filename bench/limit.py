@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepscale.bench.counts import Counts, product_flops
+from stepscale.bench.counts import Counter, product_flops
 from stepscale.models import Batch, rows_of
 
 Shape = tuple[int, int, int]
@@ -67,7 +67,7 @@ def products_of(model: Any, batch: Batch, dim: int) -> list[Shape]:
     rows = rows_of(batch)
     if callable(getattr(model, "products", None)):
         return list(model.products(rows))
-    with Counts() as counts:
+    with Counter() as counts:
         model.loss(batch).backward()
     model.zero_grad()
     whole, rest = divmod(round(counts.flops / (2 * dim * dim)), dim)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 
-from stepscale.bench.clock import Clock
-from stepscale.bench.records import UNMARKED
+from stepscale.bench.clock import Clock, Stamp
+from stepscale.bench.schema import UNMARKED, StepClass
 from stepscale.bench.workload import Workload
 
 START = ""
@@ -18,7 +17,7 @@ Phases = dict[str, float]
 
 def trace(workload: Workload, clock: Clock, steps: int) -> list[tuple[int, Phases]]:
     """Position in the period and seconds of each phase, for successive steps from the start of a period."""
-    stamps: list[tuple[int, str, Any]] = []
+    stamps: list[tuple[int, str, Stamp]] = []
     for k in range(steps):
         position = k % workload.period
         stamps.append((position, START, clock.stamp()))
@@ -38,9 +37,9 @@ def trace(workload: Workload, clock: Clock, steps: int) -> list[tuple[int, Phase
     return found
 
 
-def by_class(traced: list[tuple[int, Phases]], classes: list[list[int]], period: int) -> list[dict[str, Any]]:
+def by_class(traced: list[tuple[int, Phases]], classes: list[list[int]], period: int) -> list[StepClass]:
     """Median seconds of each phase over the traced steps of each class, and the class's share of a period."""
-    entries = []
+    found = []
     for positions in classes:
         members = [phases for position, phases in traced if position in positions]
         seconds = defaultdict(list)
@@ -48,6 +47,5 @@ def by_class(traced: list[tuple[int, Phases]], classes: list[list[int]], period:
             for name, value in phases.items():
                 seconds[name].append(value)
         phases_s = {name: float(np.median(values)) for name, values in seconds.items()}
-        share = len(positions) / period
-        entries.append({"positions": positions, "share": share, "traced": len(members), "phases_s": phases_s})
-    return entries
+        found.append(StepClass(positions, len(positions) / period, len(members), phases_s))
+    return found

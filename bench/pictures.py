@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stepscale.bench.atomic import atomic_write
 from stepscale.bench.data import Dataset
+from stepscale.bench.notes import Notes
 
 POINTS, GRID, REACH = 2_000, 128, 1.3  # in two dimensions: dots, cells a side, how far beyond the data
 
@@ -18,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @torch.no_grad()
-def look(model: Any, data: Dataset, count: int) -> Arrays:
+def look(model: Any, data: Dataset, count: int, notes: Notes) -> Arrays:
     """Return what can be shown of a model; nothing where rows are neither images nor points of the plane.
 
     ``data``, ``samples`` and ``filters`` are ``[count, height, width]``, or points ``[n, 2]``; ``log_density`` is
@@ -26,10 +27,10 @@ def look(model: Any, data: Dataset, count: int) -> Arrays:
     """
     held_out = data.held_out if isinstance(data.held_out, Tensor) else data.held_out[0]
     if data.shape is not None and count:
-        rows = {"data": held_out[:count], **_samples(model, count), **filters(model, count)}
+        rows = {"data": held_out[:count], **_samples(model, count, notes), **filters(model, count)}
         return {name: _numpy(value).reshape(-1, *data.shape) for name, value in rows.items()}
     if held_out.shape[1] == 2:
-        points = {"data": held_out[:POINTS], **_samples(model, POINTS)}
+        points = {"data": held_out[:POINTS], **_samples(model, POINTS, notes)}
         return {name: _numpy(value) for name, value in points.items()} | _density(model, held_out)
     return {}
 
@@ -45,24 +46,20 @@ def filters(model: Any, count: int) -> dict[str, Tensor]:
 
 def save(arrays: Arrays, path: Path) -> None:
     """Write arrays, whole or not at all, at half precision."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        widest = np.finfo(np.float16).max  # of a model gone astray there may be more
-        halves: Any = {name: value.clip(-widest, widest).astype(np.float16) for name, value in arrays.items()}
+    widest = np.finfo(np.float16).max  # of a model gone astray there may be more
+    halves: Any = {name: value.clip(-widest, widest).astype(np.float16) for name, value in arrays.items()}
+    with atomic_write(path) as file:
         np.savez_compressed(file, **halves)
-    os.replace(partial, path)
 
 
-def _samples(model: Any, count: int) -> dict[str, Tensor]:
+def _samples(model: Any, count: int, notes: Notes) -> dict[str, Tensor]:
     """Draw from the model where it can be drawn from: it may be of the user's making, or nearly singular."""
     if not callable(getattr(model, "sample", None)):
         return {}
-    try:
+    with notes.optional("samples"):
         drawn = model.sample(count)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return {}
-    return {"samples": drawn[torch.isfinite(drawn).all(dim=1)]}
+        return {"samples": drawn[torch.isfinite(drawn).all(dim=1)]}
+    return {}
 
 
 def _density(model: Any, rows: Tensor) -> Arrays:

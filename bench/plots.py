@@ -6,7 +6,7 @@ import io
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -65,16 +65,23 @@ def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
         figure.savefig(target, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
-def written(figure: Figure, stem: Path | None = None) -> str:
-    """Return a figure as an SVG element; with a ``stem``, write ``stem.png`` and ``stem.svg`` as well."""
-    buffer = io.StringIO()
+class Drawn(NamedTuple):
+    """A figure, and the name of its files; None for one that is in the page alone."""
+
+    figure: Figure
+    stem: str | None = None
+
+
+def written(drawn: Drawn, folder: Path) -> str:
+    """Return a figure as an SVG element; where it has a name, write ``.png`` and ``.svg`` into the folder as well."""
+    buffer, figure = io.StringIO(), drawn.figure
     if (engine := figure.get_layout_engine()) is not None:  # once, and not for each file
         engine.execute(figure)
         figure.set_layout_engine("none")
     save(figure, buffer, "svg")
-    if stem is not None:
-        save(figure, stem.with_name(f"{stem.name}.png"), "png")
-        stem.with_name(f"{stem.name}.svg").write_text(buffer.getvalue())
+    if drawn.stem is not None:
+        save(figure, folder / f"{drawn.stem}.png", "png")
+        (folder / f"{drawn.stem}.svg").write_text(buffer.getvalue())
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 

@@ -10,55 +10,79 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from types import ModuleType
 
-import torch
-
-from stepscale.bench import environment, records, server
+from stepscale.bench import environment, server, store
 from stepscale.bench.job import Job
 from stepscale.bench.run import measure_cell
+from stepscale.bench.schema import Record, Status, Task
 
-TIMEOUTS_S = {"time": 600.0, "train": None}  # where timeout_s is null: training has budgets of its own
+TIMEOUTS_S = {Task.TIME: 600.0, Task.TRAIN: None}  # where timeout_s is null: training has budgets of its own
 GRACE_S = 5.0
 
 
-def run(job: Job) -> records.Record:
-    """Measure a cell in a process of its own; a process that dies or takes too long leaves a ``killed`` record.
+def run(job: Job) -> Record:
+    """Measure a cell in a process of its own, which writes its record and returns it.
+
+    A process that dies or takes too long leaves a ``killed`` record.
 
     Raises:
         OSError: the record cannot be written.
         KeyboardInterrupt: the process has been ended, and there is no record.
     """
-    server.start(job.cell["threads"])
-    path = job.folder / "records" / f"{job.identity}.json"
-    timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.config["task"]]
-    path.unlink(missing_ok=True)  # a damaged one
-    process = multiprocessing.get_context("forkserver").Process(target=_child, args=(job, dict(os.environ)))
+    server.start(job.cell.threads)
+    timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("forkserver").Process(target=_child, args=(job, dict(os.environ), theirs))
     with _no_main_module():
         process.start()
+    theirs.close()
     try:
-        process.join(timeout_s)
-        timed_out = process.is_alive()
+        told = multiprocessing.connection.wait([ours, process.sentinel], timeout_s)
+        answer = _answer(ours)
+        if told:
+            process.join(GRACE_S)  # it has nothing left to do, unless a thread of the user's has
     finally:
-        if process.is_alive():
-            process.terminate()  # on which a training run leaves its checkpoint
-            process.join(GRACE_S)
-            process.kill()
-            process.join()
-    if path.exists() and not timed_out:
-        return records.read(path)
-    reason = f"took longer than timeout_s={timeout_s:g}" if timed_out else _death(process.exitcode)
-    record = job.record("killed", reason, environment={"code": environment.code_hash(), "torch": torch.__version__})
-    records.save(record, path.parent)
+        _end(process)
+    if isinstance(answer, bytes):
+        return store.decode(answer)
+    if isinstance(answer, str):
+        raise OSError(answer)
+    reason = _death(process.exitcode) if told else f"took longer than timeout_s={timeout_s:g}"
+    record = job.record(Status.KILLED, reason, environment.bare())
+    store.save(record, job.folder)
     return record
 
 
+def _answer(connection: Connection) -> bytes | str | None:
+    """Return what has come: the record, or why it cannot be written; None of a process that is silent or gone."""
+    try:
+        answer: bytes | str | None = connection.recv() if connection.poll() else None
+    except EOFError:
+        return None
+    return answer
+
+
+def _end(process: BaseProcess) -> None:
+    """End the process, if it still runs: a training run leaves its checkpoint."""
+    if process.is_alive():
+        process.terminate()
+        process.join(GRACE_S)
+        process.kill()
+    process.join()
+
+
 def _death(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
+    if exitcode is None or exitcode >= 0:
+        return f"its process ended with status {exitcode} and left no record"
+    try:
         name = signal.Signals(-exitcode).name
-        hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    return f"its process ended with status {exitcode} and left no record"
+    except ValueError:  # one without a name, as the real-time signals
+        name = f"signal {-exitcode}"
+    hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{hint}"
 
 
 @contextmanager
@@ -72,14 +96,18 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _child(job: Job, variables: dict[str, str]) -> None:
+def _child(job: Job, variables: dict[str, str], connection: Connection) -> None:
     os.environ.update(variables)  # of hydra.job.env_set too, which the server was started before
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    encoded = store.encode(measure_cell(job))
     try:
-        records.save(measure_cell(job), job.folder / "records")
+        store.write(encoded, store.path_of(job.folder, job.identity))
     except OSError as error:
-        sys.exit(str(error))
+        connection.send(str(error))
+        return
+    job.checkpoint.unlink(missing_ok=True)  # not before the record is there
+    connection.send(encoded)
 
 
 def _end_with_parent() -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
+from stepscale.bench.schema import Operation
 from stepscale.bench.workload import Workload
 
 BETWEEN = "(between operations)"
 UNLINKED = "(kernels of no operation)"  # as a CUDA graph's
 
 
-def operations(workload: Workload, least: int, synchronize: Callable[[], None]) -> list[dict[str, Any]]:
+def operations(workload: Workload, least: int, synchronize: Callable[[], None]) -> list[Operation]:
     """List a step's operations over ``least`` steps or more, the dearest first: how often a step, and shares of it.
 
     The host's and the device's ``_share`` are an operation's own: what it calls has a row itself. ``BETWEEN`` is what
@@ -37,9 +37,8 @@ def operations(workload: Workload, least: int, synchronize: Callable[[], None]) 
     host = [event for event in events if event.device_type == DeviceType.CPU]  # with the kernels that it launched
     busy_us = sum(event.self_device_time_total for event in events if event.device_type != DeviceType.CPU)
 
-    def row(name: str, calls: float | None, host_us: float, device_us: float) -> dict[str, Any]:
-        device_share = device_us / whole_us if busy_us else None
-        return {"operation": name, "calls": calls, "host_share": host_us / whole_us, "device_share": device_share}
+    def row(name: str, calls: float | None, host_us: float, device_us: float) -> Operation:
+        return Operation(name, calls, host_us / whole_us, device_us / whole_us if busy_us else None)
 
     rows = [
         row(e.key.removeprefix("aten::"), e.count / steps, e.self_cpu_time_total, e.self_device_time_total)
@@ -48,4 +47,4 @@ def operations(workload: Workload, least: int, synchronize: Callable[[], None]) 
     rows.append(row(BETWEEN, None, max(0.0, whole_us - sum(e.self_cpu_time_total for e in host)), 0.0))
     if unlinked_us := max(0.0, busy_us - sum(e.self_device_time_total for e in host)):
         rows.append(row(UNLINKED, None, 0.0, unlinked_us))
-    return sorted(rows, key=lambda row: -max(row["host_share"], row["device_share"] or 0.0))
+    return sorted(rows, key=lambda row: -max(row.host_share, row.device_share or 0.0))

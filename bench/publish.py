@@ -6,10 +6,10 @@ import argparse
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
-from stepscale.bench import records
+from stepscale.bench import store
+from stepscale.bench.errors import UsageError
 
 RESULTS = Path("results")
 
@@ -18,21 +18,21 @@ def publish(run: Path, name: str) -> Path:
     """Copy a run's folder, records and report together, to ``results/NAME``.
 
     Raises:
-        ValueError: no usable name, the run is unfinished, a record is damaged, or the name is taken.
+        UsageError: no usable name, the run is unfinished, a record is damaged, or the name is taken.
     """
     if not re.fullmatch(r"\w[\w.-]*", name) or name == "local":
-        raise ValueError(f"NAME must be of letters, digits, '.', '_' and '-', and not local; got {name!r}")
+        raise UsageError(f"NAME must be of letters, digits, '.', '_' and '-', and not local; got {name!r}")
     target = RESULTS / name
     if target.exists():
-        raise ValueError(f"{target} is there already; choose another NAME, or remove it first")
+        raise UsageError(f"{target} is there already; choose another NAME, or remove it first")
     try:
         plan = json.loads((run / "run.json").read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run} holds no sweep's run ({error})") from error
-    there, complaints = records.read_all(run)
+        raise UsageError(f"{run} holds no sweep's run ({error})") from error
+    there, complaints = store.read_all(run)
     if complaints or len(there) < plan["cells"] or not plan["finished"]:
         missing = f"{len(there)} of its {plan['cells']} cells are whole"
-        raise ValueError(
+        raise UsageError(
             f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
         )
     shutil.copytree(run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints"))
@@ -43,12 +43,9 @@ def publish(run: Path, name: str) -> Path:
 
 
 def main(words: list[str]) -> None:
-    """Publish, or say why not."""
+    """Publish a run."""
     parser = argparse.ArgumentParser(prog="stepscale publish", description="Copy a finished run to results/NAME.")
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     arguments = parser.parse_args(words)
-    try:
-        print(publish(arguments.run, arguments.name))
-    except ValueError as error:
-        sys.exit(str(error))
+    print(publish(arguments.run, arguments.name))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-from stepscale.bench import layout, records, scaling_report, training_report
-
-SECTIONS = {"time": scaling_report.section, "train": training_report.section}
+from stepscale.bench import layout, plots, scaling_report, store, tables, training_report
+from stepscale.bench.errors import UsageError
+from stepscale.bench.schema import Record, Task
 
 
 def write(folder: Path) -> str:
@@ -18,53 +17,71 @@ def write(folder: Path) -> str:
     Raises:
         FileNotFoundError: the folder holds no record.
     """
-    there, complaints = records.read_all(folder)
-    tasks = {record["task"] for record in there}
-    if not tasks:
+    return write_of(*store.read_all(folder), folder)
+
+
+def write_of(records: Collection[Record], complaints: list[str], folder: Path) -> str:
+    """Write what these records tell into a folder; return the summary to print.
+
+    Raises:
+        FileNotFoundError: there is no record.
+    """
+    if not records:
         raise FileNotFoundError(" ".join([f"no records in {folder / 'records'}", *complaints]))
-    where = provenance(there)
-    sections = [section(folder, where) for task, section in SECTIONS.items() if task in tasks]
+    where = provenance(records)
+    cells, runs = (tables.cells_of(records, task) for task in (Task.TIME, Task.TRAIN))
+    sections = [scaling_report.section(cells, where)] if len(cells) else []
+    if len(runs):
+        sections.append(training_report.section(runs, tables.points_of(records), folder / "pictures", where))
     sections[0].findings[:0] = [f"Left out: {complaint}." for complaint in complaints]
+    for section in sections:
+        for name, table in section.files.items():
+            table.to_csv(folder / name, index=False)
+    figures = [[plots.written(figure, folder) for figure in section.figures] for section in sections]
     (folder / "summary.md").write_text(layout.markdown(sections, where))
-    (folder / "report.html").write_text(layout.page(sections, where))
+    (folder / "report.html").write_text(layout.page(sections, figures, where))
     said = ["\n".join([part.overview, "", *(f"- {line}" for line in part.findings)]) for part in sections]
     return "\n\n".join([*said, f"report in {folder / 'report.html'}"])
 
 
-def provenance(there: list[records.Record]) -> str:
+def provenance(records: Collection[Record]) -> str:
     """Say which machines, versions and dates a run's figures are of."""
-    measured = [record for record in there if "cpu" in record["environment"]]
+    measured = [record for record in records if record.environment.python]
     if not measured:
         return "no cell was measured"
-    machines = dict.fromkeys(_machine(record["environment"]) for record in measured)
-    dates = sorted(record["finished"][:10] for record in measured)
+    machines = dict.fromkeys(map(_machine, measured))
+    dates = sorted(record.finished[:10] for record in measured)
     return f"{'; and '.join(machines)}, {dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'}"
 
 
-def _machine(environment: dict[str, Any]) -> str:
-    threads = "1 thread" if environment["threads"] == 1 else f"{environment['threads']} threads"
-    parts = [environment["gpu"]] if "gpu" in environment else []
-    parts += [f"{environment['cpu']}, {environment['cores']} cores, {threads}"]
-    parts += [f"torch {environment['torch']}", f"Python {environment['python']}"]
-    return ", ".join([*parts, f"stepscale {environment['stepscale']} ({environment['commit'] or environment['code']})"])
+def _machine(record: Record) -> str:
+    machine, environment = record.machine, record.environment
+    threads = "1 thread" if environment.threads == 1 else f"{environment.threads} threads"
+    parts = [] if machine.gpu is None else [machine.gpu]
+    parts += [f"{machine.cpu}, {machine.cores} cores, {threads}"]
+    parts += [f"torch {environment.torch}", f"Python {environment.python}"]
+    return ", ".join([*parts, f"stepscale {environment.stepscale} ({environment.commit or environment.code})"])
 
 
 def main(words: list[str]) -> None:
     """``stepscale report FOLDER``: write a run's report anew from its records."""
     parser = argparse.ArgumentParser(prog="stepscale report", description="Write a run's report from its records.")
     parser.add_argument("folder", type=Path)
-    show(parser.parse_args(words).folder)
+    folder = parser.parse_args(words).folder
+    show(folder, *store.read_all(folder))
 
 
-def show(folder: Path) -> None:
+def show(folder: Path, records: Collection[Record], complaints: list[str]) -> None:
     """Write a run's report and print its summary.
 
     Raises:
-        SystemExit: it cannot be written; the message says how to have it all the same.
+        UsageError: it cannot be written; the message says how to have it all the same.
     """
     try:
-        print(write(folder))
+        print(write_of(records, complaints, folder))
     except FileNotFoundError as error:
-        sys.exit(str(error))
+        raise UsageError(str(error)) from error
     except OSError as error:
-        sys.exit(f"no report: {error}; the records are whole: once there is room, `stepscale report {folder}`")
+        raise UsageError(
+            f"no report: {error}; the records are whole: once there is room, `stepscale report {folder}`"
+        ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stepscale.bench.records import GROUP
+from stepscale.bench.schema import GROUP
 from stepscale.bench.spread import SAME_CELL, Spreads, half_width, spreads, undisturbed, usable
 
 PLAIN = ("limit_ms", "cheap_ms", "peak_ms", "first_step_ms", "peak_mib", "energy_j", "flops", "operations")

@@ -3,54 +3,48 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from stepscale.bench import plots, records, scaling, tables, words
+from stepscale.bench import plots, scaling, words
 from stepscale.bench.crossovers import crossovers as crossovers_of
 from stepscale.bench.growth import growth as growth_of
 from stepscale.bench.layout import Section, varying
+from stepscale.bench.plots import Drawn
+from stepscale.bench.schema import GROUP
 
-PER_GROUP = list(records.GROUP)
+PER_GROUP = list(GROUP)
 BUDGETS_MS, BUDGETS_MIB = (1, 10, 100), (1024,)
 SHOWN = 5  # of each step's operations, in the page
 
 
-def section(folder: Path, where: str) -> Section:
-    """Say what a run's timing records tell, and write its tables and its figure.
-
-    Raises:
-        FileNotFoundError: the folder holds no such record.
-    """
-    cells = tables.load(folder)
+def section(cells: pd.DataFrame, where: str) -> Section:
+    """Say what a run's timed cells tell: findings, figures, tables for people and for machines."""
     times, slopes = scaling.times(cells), scaling.local_slopes(cells)
     growth, crossovers = growth_of(cells), crossovers_of(cells)
-    glance = overview(times, cells)
+    glance, judged, operations = overview(times, cells), growth_table(growth, times), dearest_operations(cells)
     titled = {
         "Step, ms (× the limit)": glance,
-        "Growth": varying(growth_table(growth, times), cells),
+        "Growth": varying(judged, cells),
         "Factors to the baselines": varying(factors(times), cells),
         "Crossovers": varying(crossovers, cells),
         "Times": varying(times.drop(columns=["operations", "first_step_ms"]).dropna(axis=1, how="all"), cells),
         "Phases, ms a step": varying(phases(cells), cells),
     }
-    if len(operations := dearest_operations(cells)):
+    files = {"times.csv": times, "scaling.csv": judged, "slopes.csv": slopes, "crossovers.csv": crossovers}
+    if len(operations):
         titled["Dearest operations"] = varying(operations.groupby([*PER_GROUP, "dim", "optimizer"]).head(SHOWN), cells)
-        operations.to_csv(folder / "operations.csv", index=False)
+        files["operations.csv"] = operations
     failed = cells[cells["status"] != "ok"]
     if len(failed):
         titled["Cells that were not measured"] = failed[["optimizer", "dim", "batch", "seed", "status", "reason"]]
-    times.to_csv(folder / "times.csv", index=False)
-    growth_table(growth, times).to_csv(folder / "scaling.csv", index=False)
-    slopes.to_csv(folder / "slopes.csv", index=False)
-    crossovers.to_csv(folder / "crossovers.csv", index=False)
     return Section(
         title="Scaling of one step",
         findings=[*words.findings(cells, growth, crossovers, times), words.BASELINES],
-        figures=figures(folder, times, slopes, where),
+        figures=figures(times, slopes, where),
         tables=titled,
+        files=files,
         overview=glance.to_markdown(index=False, tablefmt="simple", stralign="right"),
     )
 
@@ -119,8 +113,8 @@ def dearest_operations(cells: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values([*key, "dearest"], ascending=[True] * len(key) + [False]).drop(columns="dearest")
 
 
-def figures(folder: Path, times: pd.DataFrame, slopes: pd.DataFrame, where: str) -> list[str]:
-    """Write ``scaling.png`` and ``.svg`` of the group with most cells; return the SVG of every group."""
+def figures(times: pd.DataFrame, slopes: pd.DataFrame, where: str) -> list[Drawn]:
+    """Draw every group; that with most cells is ``scaling``."""
     look = plots.styles(times["optimizer"])
     groups = sorted(times.groupby(PER_GROUP), key=lambda item: -len(item[1]))
     drawn = []
@@ -129,5 +123,5 @@ def figures(folder: Path, times: pd.DataFrame, slopes: pd.DataFrame, where: str)
         facts = dict(zip(PER_GROUP, key, strict=True))
         title = "{model}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts) + f"\n{where}"
         figure = plots.scaling_figure(part, own, look, title)
-        drawn.append(plots.written(figure, folder / "scaling" if rank == 0 else None))
+        drawn.append(Drawn(figure, None if rank else "scaling"))
     return drawn

@@ -8,10 +8,11 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-import sys
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
+
+from stepscale.bench.errors import UsageError
 
 # the first torch optimizer of a process imports torch._dynamo: seconds, and 70 MB that are not the step's
 PRELOAD = ["stepscale.bench.process", "PIL.JpegImagePlugin", "torch._dynamo"]
@@ -63,7 +64,7 @@ def stop() -> None:
 def default_threads() -> int:
     """As many as OMP_NUM_THREADS says, else every core this process may use."""
     if _asked and not (_asked.isdigit() and int(_asked)):
-        sys.exit(f"OMP_NUM_THREADS must be a whole number of at least 1, got {_asked!r}")
+        raise UsageError(f"OMP_NUM_THREADS must be a whole number of at least 1, got {_asked!r}")
     return int(_asked or available_cores())
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
-from stepscale.bench.records import GROUP
+from stepscale.bench.schema import GROUP
 
 CONFIDENCE = 0.95
 PRIOR_DOF = 4  # weight of the run's variance beside a dim's own

@@ -25,6 +25,8 @@ from yaml import YAMLError
 
 from stepscale.bench import environment, folder, interrupt, tuning
 from stepscale.bench.command import job
+from stepscale.bench.errors import UsageError
+from stepscale.bench.schema import Status
 
 SWEEPS = Path(__file__).parent / "conf" / "sweep"
 LOCAL = Path("results/local")
@@ -43,23 +45,23 @@ def main(words: list[str]) -> None:
     save_plan(path, plan)
     run = folder.open_run(path)
     run.planned = plan["cells"]
-    print(f"{plan['cells']} cells, {len(run.rows)} of them there already, into {path}", flush=True)
+    print(f"{plan['cells']} cells, {len(run.records)} of them there already, into {path}", flush=True)
     try:
         failed = run_multiruns(path, plan["multiruns"])
         for point in plan.get("points", []):
-            failed |= run_multiruns(path, [tuning.finals(point, list(run.rows.values()), plan["seeds"])])
+            failed |= run_multiruns(path, [tuning.finals(point, run.records.values(), plan["seeds"])])
     except KeyboardInterrupt:
-        sys.stderr.write(f"\ninterrupted; {len(run.rows)} cells are recorded, the same command goes on from there\n")
+        sys.stderr.write(f"\ninterrupted; {len(run.records)} cells are recorded, the same command goes on from there\n")
         sys.exit(interrupt.STATUS)
     if not failed:
         save_plan(path, plan | {"finished": True})
-    if not run.rows:
+    if not run.records:
         sys.exit("no cell was recorded")
     from stepscale.bench import report  # matplotlib and scipy.stats: not before the first cell
 
     print()
-    report.show(path)
-    if failed or all(row["status"] != "ok" for row in run.rows.values()):
+    report.show(path, run.records.values(), run.complaints)
+    if failed or all(record.status is not Status.OK for record in run.records.values()):
         sys.exit(1)
 
 
@@ -72,11 +74,13 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
     """Return what a sweep is to do on this machine: its multiruns, their cells, the code's hash.
 
     Raises:
-        SystemExit: there is no sweep of that name, or its file holds none.
+        UsageError: there is no sweep of that name, or its file holds none.
     """
     asked = searchable(overrides)
     if globs := [word for word in asked if "glob(" in word]:  # of which the cells could not be counted
-        sys.exit(f"a sweep takes names, as optimizer=relative,kfac, and not {globs[0]}; `stepscale -m` takes both")
+        raise UsageError(
+            f"a sweep takes names, as optimizer=relative,kfac, and not {globs[0]}; `stepscale -m` takes both"
+        )
     device = "cuda" if torch.cuda.is_available() and "device=cpu" not in asked else "cpu"
     config = read_file(name, device)
     words = [f"task={config['task']}", *shlex.split(config["settings"])]
@@ -95,20 +99,20 @@ def read_file(name: str, device: str) -> dict[str, Any]:
     """Read a sweep's file, ours by its name or a user's by its path.
 
     Raises:
-        SystemExit: it is not there, or no sweep, or has no grids of the device.
+        UsageError: it is not there, or no sweep, or has no grids of the device.
     """
     path = Path(name) if name.endswith(".yaml") else SWEEPS / f"{name}.yaml"
     if not path.is_file():
-        sys.exit(f"no sweep {name!r}; there are {', '.join(names())}, or name a .yaml file")
+        raise UsageError(f"no sweep {name!r}; there are {', '.join(names())}, or name a .yaml file")
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(path))
     except YAMLError as error:
-        sys.exit(f"{path} is no YAML: {error}")
+        raise UsageError(f"{path} is no YAML: {error}") from error
     there = config if isinstance(config, dict) else {}
     if lacking := [key for key in NEEDED if key not in there]:
-        sys.exit(f"{path} is no sweep, it lacks {', '.join(lacking)}; {SWEEPS / 'quick.yaml'} is one")
+        raise UsageError(f"{path} is no sweep, it lacks {', '.join(lacking)}; {SWEEPS / 'quick.yaml'} is one")
     if device not in there["grids"]:
-        sys.exit(f"{path} has no grids.{device}, only {', '.join(there['grids'])}; add them, or set device")
+        raise UsageError(f"{path} has no grids.{device}, only {', '.join(there['grids'])}; add them, or set device")
     return there
 
 

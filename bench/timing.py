@@ -7,19 +7,22 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from stepscale.bench.clock import Clock
-from stepscale.bench.contention import CONTENDED, OtherCpu, idle_cores
-from stepscale.bench.counts import Counts
+from stepscale.bench.contention import OtherCpu, idle_cores
+from stepscale.bench.counts import Counter
+from stepscale.bench.errors import DivergedError, TooSlowError
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
 from stepscale.bench.gpu import busy_seconds, energy_counter, joules
 from stepscale.bench.limit import Limit
+from stepscale.bench.notes import Notes
 from stepscale.bench.phases import Phases, by_class, trace
 from stepscale.bench.profiling import operations
+from stepscale.bench.schema import Blocks, Counts, Memory, OnGpu, Timing
 from stepscale.bench.workload import Snapshot, Workload
 from stepscale.optimizers import no_mark
 
@@ -30,15 +33,21 @@ COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagr
 WALKED = 3  # steps from the last class's first on: one alone would find the dear step's cold caches
 FEWEST = 3  # blocks, and traced steps, however long they take
 
-Block = dict[str, Any]
+
+class Block(NamedTuple):
+    """Steps timed together."""
+
+    steps: int
+    step_s: float
+    wall_s: float
 
 
-class DivergedError(ArithmeticError):
-    """A parameter is no finite number."""
+class Measured(NamedTuple):
+    """What timing a cell found."""
 
-
-class TooSlowError(RuntimeError):
-    """A step takes longer than the settings allow."""
+    timing: Timing
+    counts: Counts
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,10 @@ def measure(
     limit_of: Callable[[], Limit],
     clock: Clock,
     settings: Settings,
-    peak_memory: Callable[[], dict[str, float]],
-) -> dict[str, Any]:
-    """Measure one cell: the record's ``timing``, ``counts`` and ``memory``.
+    peak_memory: Callable[[], Memory],
+    notes: Notes,
+) -> Measured:
+    """Measure one cell; what is extra and fails leaves its reason in ``notes``.
 
     ``limit_of`` is called, and with it the limit's buffers exist, only once the peak memory has been taken.
 
@@ -90,13 +100,13 @@ def measure(
         boundary, limit = workload.snapshot(), limit_of()
     except (MemoryError, RuntimeError) as error:
         raise type(error)(f"the step itself ran ({memory}), what measuring it adds failed: {error}") from error
-    counts, classes = count_period(workload)
-    counts["limit_flops"] = limit.flops
+    counts, classes = count_period(workload, limit)
     step_s = _warm_up(workload, boundary, clock, settings)
     require_finite(workload, "warm-up")
     cell = _Cell(workload, limit, clock, settings, boundary, classes)
-    timing = {"first_step_s": first_step_s, "warmup_s": time.perf_counter() - began, **cell.measure(step_s)}
-    return {"timing": timing, "counts": counts, "memory": memory}
+    timing = cell.measure(step_s, first_step_s, time.perf_counter() - began)
+    cell.measure_extras(timing, notes)
+    return Measured(timing, counts, memory)
 
 
 @dataclass
@@ -110,70 +120,87 @@ class _Cell:
     boundary: Snapshot  # at the start of a period
     classes: list[list[int]]  # positions of the period whose steps do the same work
 
-    def measure(self, step_s: float) -> dict[str, Any]:
+    def measure(self, step_s: float, first_step_s: float, warmup_s: float) -> Timing:
         """Take headline blocks, unmarked wherever a period is short enough, then a trace of the phases."""
         period_s = self.workload.period * step_s
         composed = self.workload.period > 1 and period_s > self.settings.time_limit_s / 4
-        steps = self.workload.period * math.ceil(self.settings.block_s / period_s)
         traced: list[tuple[int, Phases]] = []
         if composed:
             blocks, stopped_by = self._interleave(lambda: self._walk(traced))
         else:
+            steps = self._steps_in_a_block(step_s)
             blocks, stopped_by = self._interleave(lambda: self._block(steps))
         require_finite(self.workload, "the last block")
-        least = min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
         if not composed:
             self.workload.restore(self.boundary)
-            traced = trace(self.workload, self.clock, self.workload.period * math.ceil(least / self.workload.period))
-        result = {
-            "composed": composed,
-            "stopped_by": stopped_by,
-            "blocks": blocks,
-            "trace": by_class(traced, self.classes, self.workload.period),
-        }
-        if self.workload.device.type == "cuda":
-            result |= self._of_the_gpu(steps, least)
-        if self.settings.profile:
-            self.workload.restore(self.boundary)
-            result["profile"] = operations(self.workload, least, self.clock.synchronize)
-        return result
+            periods = math.ceil(self._traced_steps(step_s) / self.workload.period)
+            traced = trace(self.workload, self.clock, self.workload.period * periods)
+        return Timing(
+            first_step_s=first_step_s,
+            warmup_s=warmup_s,
+            composed=composed,
+            stopped_by=stopped_by,
+            blocks=blocks,
+            trace=by_class(traced, self.classes, self.workload.period),
+        )
 
-    def _of_the_gpu(self, steps: int, least: int) -> dict[str, float | None]:
-        """Joules a step, in blocks of ``steps``, and seconds a step that kernels ran; None where unknown."""
+    def measure_extras(self, timing: Timing, notes: Notes) -> None:
+        """Add what only a GPU tells, and the profile where it is asked for; the timing itself is done."""
+        step_s = float(np.median(timing.blocks.step_s))
+        if self.workload.device.type == "cuda":
+            timing.gpu = OnGpu()
+            with notes.optional("energy"):  # before a profiler is there
+                timing.gpu.energy_j = self._energy_j(self._steps_in_a_block(step_s))
+            with notes.optional("busy time"):
+                self.workload.restore(self.boundary)
+                timing.gpu.busy_s = busy_seconds(self.workload, self._traced_steps(step_s))
+        if self.settings.profile:
+            with notes.optional("profile"):
+                self.workload.restore(self.boundary)
+                timing.profile = operations(self.workload, self._traced_steps(step_s), self.clock.synchronize)
+        self.workload.restore(self.boundary)
+
+    def _steps_in_a_block(self, step_s: float) -> int:
+        period = self.workload.period
+        return period * math.ceil(self.settings.block_s / (period * step_s))
+
+    def _traced_steps(self, step_s: float) -> int:
+        return min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
+
+    def _energy_j(self, steps: int) -> float | None:
+        """Joules a step, in blocks of ``steps``; None where there is no counter."""
         self.workload.restore(self.boundary)
         counter = energy_counter(self.workload.device)
-        energy_j = joules(self.workload, steps, counter, self.clock.synchronize)  # before a profiler is there
-        self.workload.restore(self.boundary)
-        busy_s = busy_seconds(self.workload, least)
-        self.workload.restore(self.boundary)
-        return {"busy_s": busy_s, "energy_j": energy_j}
+        return None if counter is None else joules(self.workload, steps, counter, self.clock.synchronize)
 
-    def _interleave(self, block: Callable[[], Block]) -> tuple[dict[str, list[Any]], str]:
+    def _interleave(self, block: Callable[[], Block]) -> tuple[Blocks, str]:
         """Blocks of the step, each followed by one of the limit, until the ratio is precise or the time is up."""
-        limit_runs, taken, judged = self._calibrate_limit(), list[Block](), 0
+        limit_runs, taken, judged = self._calibrate_limit(), Blocks([], [], [], [], []), 0
         others = OtherCpu(idle_cores(self.workload.device.type, torch.get_num_threads()))
         began = time.perf_counter()
         while True:
-            taken.append(block() | {"limit_s": self._limit_seconds(limit_runs), "other_cores": None})
+            append(taken, block(), self._limit_seconds(limit_runs))
             if (cores := others.cores()) is not None:
-                for waiting in taken[judged:]:
-                    waiting["other_cores"] = cores
-                judged = len(taken)
-            blocks = {name: [one[name] for one in taken] for name in taken[0]}
-            now = estimate(blocks, CONTENDED)
-            if judged < len(taken) and others.readable:
+                taken.other_cores[judged:] = [cores] * (len(taken.steps) - judged)
+                judged = len(taken.steps)
+            if judged < len(taken.steps) and others.readable:
                 continue
-            if len(taken) >= MIN_BLOCKS and not now.contended and now.precision <= self.settings.precision:
-                return blocks, "precision"
-            if len(taken) >= FEWEST and time.perf_counter() - began > self.settings.time_limit_s:
-                return blocks, "time_limit"
+            if stopped_by := self._stopped_by(taken, time.perf_counter() - began):
+                return taken, stopped_by
+
+    def _stopped_by(self, taken: Blocks, spent_s: float) -> str | None:
+        """Say what ends the blocks, if something does."""
+        now, count = estimate(taken), len(taken.steps)
+        if count >= MIN_BLOCKS and not now.contended and now.precision <= self.settings.precision:
+            return "precision"
+        return "time_limit" if count >= FEWEST and spent_s > self.settings.time_limit_s else None
 
     def _block(self, steps: int) -> Block:
         self.workload.restore(self.boundary)
         self.clock.synchronize()
         began = time.perf_counter()
         seconds = _seconds(self.workload, steps, self.clock)
-        return {"steps": steps, "step_s": seconds / steps, "wall_s": (time.perf_counter() - began) / steps}
+        return Block(steps, seconds / steps, (time.perf_counter() - began) / steps)
 
     def _walk(self, traced: list[tuple[int, Phases]]) -> Block:
         """From the period's start as far as every class has been met once; each class weighted by its share."""
@@ -184,11 +211,8 @@ class _Cell:
         steps = trace(self.workload, self.clock, min(self.workload.period, met + WALKED))
         wall_s = time.perf_counter() - began
         traced += steps
-        seconds = sum(
-            sum(entry["phases_s"].values()) * entry["share"]
-            for entry in by_class(steps, self.classes, self.workload.period)
-        )
-        return {"steps": len(steps), "step_s": seconds, "wall_s": wall_s / len(steps)}
+        classes = by_class(steps, self.classes, self.workload.period)
+        return Block(len(steps), sum(sum(c.phases_s.values()) * c.share for c in classes), wall_s / len(steps))
 
     def _calibrate_limit(self) -> int:
         """Runs of the limit that fill half a block."""
@@ -204,21 +228,31 @@ class _Cell:
         return self.clock.seconds(start, stop) / runs
 
 
-def count_period(workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
-    """Run one period under ``Counts``: means a step, and the positions grouped by their FLOPs."""
-    total, positions = Counts(), defaultdict(list)
+def append(blocks: Blocks, block: Block, limit_s: float) -> None:
+    """Add a block of the step and one of the limit; nobody knows yet what others used meanwhile."""
+    blocks.steps.append(block.steps)
+    blocks.step_s.append(block.step_s)
+    blocks.wall_s.append(block.wall_s)
+    blocks.limit_s.append(limit_s)
+    blocks.other_cores.append(None)
+
+
+def count_period(workload: Workload, limit: Limit) -> tuple[Counts, list[list[int]]]:
+    """Run one period and count its work: means a step, and the positions grouped by their FLOPs."""
+    total, positions = Counter(), defaultdict(list)
     for position in range(workload.period):
         before = total.flops, total.operations
         with total:
             workload.run(1, no_mark)
         work = (total.flops - before[0], total.operations - before[1], position if total.uncounted else None)
         positions[work].append(position)
-    counts = {
-        "flops": total.flops / workload.period,
-        "operations": total.operations / workload.period,
-        "synchronisations": total.synchronisations / workload.period,
-        "uncounted": sorted(total.uncounted),
-    }
+    counts = Counts(
+        flops=total.flops / workload.period,
+        operations=total.operations / workload.period,
+        synchronisations=total.synchronisations / workload.period,
+        uncounted=sorted(total.uncounted),
+        limit_flops=limit.flops,
+    )
     return counts, list(positions.values())
 
 

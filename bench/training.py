@@ -8,18 +8,19 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from stepscale.bench.clock import Clock
 from stepscale.bench.data import Dataset
+from stepscale.bench.schema import Curve, Final
 from stepscale.models import Batch, each, rows_of
 from stepscale.optimizers import Step, Tracked
 
 GROWTH, LONGEST = 1.2, 2_000  # evaluations: each this factor of steps after the last, and no more steps apart
 CHUNK, CHUNK_S = 64, 0.1  # steps run between two looks at the clock, and for how long
 ROWS = 8_192  # evaluated at once
-CURVE = ("step", "seconds", "validation_nats", "held_out_nats", "drift_nats", "halved")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Training:
     def __init__(self, model: nn.Module, step: Step, data: Dataset, stream: Stream, settings: Settings) -> None:
         self.model, self.step, self.data, self.stream, self.settings = model, step, data, stream, settings
         self.position, self.seconds = 0, 0.0
-        self.curve: dict[str, list[Any]] = {name: [] for name in CURVE}
+        self.curve = Curve()
         self.best: dict[str, Tensor] | None = None  # parameters, kept only where patience asks for them
 
     def run(self, clock: Clock, look: Callable[[], None]) -> str:
@@ -83,10 +84,10 @@ class Training:
         Raises:
             FloatingPointError: a parameter or a likelihood is not finite; the curve ends before it.
         """
-        if not self.curve["step"]:
+        if not self.curve.step:
             self._evaluate()
         while not (reason := self._ended()):
-            stop = next_evaluation(self.curve["step"][-1])  # not of the position: a checkpoint may lie just before one
+            stop = next_evaluation(self.curve.step[-1])  # not of the position: a checkpoint may lie just before one
             stop = stop if self.settings.max_steps is None else min(stop, self.settings.max_steps)
             while self.position < stop and not self._out_of_time():
                 self._advance(stop, clock)
@@ -94,11 +95,12 @@ class Training:
             self._evaluate()
         return reason
 
-    def final(self) -> dict[str, float]:
+    def final(self) -> Final:
         """Return the likelihoods over all rows of the splits; with patience, of the best parameters."""
         if self.best is not None:
             self.model.load_state_dict(self.best)
-        return {name: value for name, value in self._likelihoods(None).items() if value is not None}
+        validation, held_out = self._likelihoods(None)
+        return Final(validation_nats=validation, held_out_nats=held_out)
 
     def done(self) -> float:
         """Return how much of the budget is spent, in per cent."""
@@ -113,7 +115,8 @@ class Training:
             "step": self.step.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "progress": {name: getattr(self, name) for name in ("position", "seconds", "curve", "best")},
+            "progress": {"position": self.position, "seconds": self.seconds, "best": self.best},
+            "curve": msgspec.to_builtins(self.curve),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -122,8 +125,9 @@ class Training:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        for name, value in state["progress"].items():
-            setattr(self, name, value)
+        self.curve = msgspec.convert(state["curve"], Curve)
+        progress = state["progress"]
+        self.position, self.seconds, self.best = progress["position"], progress["seconds"], progress["best"]
 
     def _advance(self, stop: int, clock: Clock) -> None:
         """Run some steps; their batches are gathered before the clock starts."""
@@ -141,17 +145,19 @@ class Training:
 
     def _evaluate(self) -> None:
         """Add a point to the curve, and anchor a step that tracks its likelihood."""
-        found = self._likelihoods(self.settings.evaluation_rows)
-        tracked = isinstance(self.step, Tracked)
-        point = {"step": self.position, "seconds": self.seconds, **found}
-        point["drift_nats"] = self.step.anchor() if tracked else None  # type: ignore[attr-defined]
-        point["halved"] = self.step.halved if tracked else None  # type: ignore[attr-defined]
-        for name in CURVE:
-            self.curve[name].append(point[name])
+        validation, held_out = self._likelihoods(self.settings.evaluation_rows)
+        tracked = self.step if isinstance(self.step, Tracked) else None
+        self.curve.step.append(self.position)
+        self.curve.seconds.append(self.seconds)
+        self.curve.validation_nats.append(validation)
+        self.curve.held_out_nats.append(held_out)
+        self.curve.drift_nats.append(tracked.anchor() if tracked else None)
+        self.curve.halved.append(tracked.halved if tracked else None)
         if self.settings.patience is not None and self._stale() == 0:
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
-    def _likelihoods(self, rows: int | None) -> dict[str, float | None]:
+    def _likelihoods(self, rows: int | None) -> tuple[float, float | None]:
+        """Return those of the validation and of the held-out rows, the latter None in a trial."""
         exact = deepcopy(self.model).double()
         validation = mean_log_likelihood(exact, each(self.data.validation, lambda part: part[:rows]))
         held_out = None
@@ -160,11 +166,11 @@ class Training:
         for value in (validation, held_out):
             if value is not None and not math.isfinite(value):
                 raise FloatingPointError(f"the log-likelihood is {value} after step {self.position}: lower the lr")
-        return {"validation_nats": validation, "held_out_nats": held_out}
+        return validation, held_out
 
     def _stale(self) -> int:
         """How many evaluations ago the best one was."""
-        values = self.curve["validation_nats"]
+        values = self.curve.validation_nats
         return len(values) - 1 - max(range(len(values)), key=values.__getitem__)
 
     def _out_of_time(self) -> bool:

@@ -9,27 +9,38 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stepscale.bench import curves, plots, tables, training_plots
+from stepscale.bench import curves, plots, training_plots
 from stepscale.bench.layout import Section, varying
+from stepscale.bench.plots import Drawn
 
 
-def section(folder: Path, where: str) -> Section:
-    """Say what a run's training records tell, and write its tables and figures.
-
-    Raises:
-        FileNotFoundError: the folder holds no such record.
-    """
-    runs, points = tables.load(folder, "train"), tables.curves(folder)
+def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Path, where: str) -> Section:
+    """Say what training runs and the points of their curves tell; ``pictures`` is the folder of what they look like."""
     final = runs[~runs["trial"]]
     if not len(final):
-        return Section(
-            "What a step buys", [curves.budget(runs)], [], {"Trials": trials_table(runs)}, "no final run yet"
-        )
+        trials = {"Trials": trials_table(runs)}
+        return Section("What a step buys", [curves.budget(runs)], [], trials, {}, "no final run yet")
     results, reached = curves.results(runs), curves.reached(runs, points)
     joined = curves.to_target(runs, reached) if len(reached) else pd.DataFrame(columns=[*curves.WORKLOAD, "target"])
     profiles = curves.profiles(joined) if len(reached) else pd.DataFrame()
     shown = varying(results.dropna(axis=1, how="all"), final)
-    titled = {"Held-out likelihood": shown, "Time to target": varying(joined, final)}
+    drawn = figures(final, points, curves.targets(runs, points), pictures, where)
+    if len(profiles):
+        look = plots.styles(final["optimizer"])
+        drawn.append(Drawn(training_plots.profile_figure(profiles, look, len(curves.targets(runs, points)))))
+    return Section(
+        title="What a step buys",
+        findings=findings(runs, joined, results),
+        figures=drawn,
+        tables={"Held-out likelihood": shown, "Time to target": varying(joined, final)} | more_tables(runs, results),
+        files={"curves.csv": points, "training.csv": results, "targets.csv": joined},
+        overview=shown.to_markdown(index=False, tablefmt="simple", floatfmt=".4g", missingval=""),
+    )
+
+
+def more_tables(runs: pd.DataFrame, results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Tables that only some runs have: of several data, of trials, of what did not end."""
+    titled, final = {}, runs[~runs["trial"]]
     if final["data"].nunique() > 1:
         titled["Held-out nats by data"] = by_data(results, final)
     if len(trials := trials_table(runs)):
@@ -37,16 +48,7 @@ def section(folder: Path, where: str) -> Section:
     failed = final[final["status"] != "ok"]
     if len(failed):
         titled["Runs that did not end"] = failed[["optimizer", "data", "dim", "seed", "status", "reason"]]
-    points.to_csv(folder / "curves.csv", index=False)
-    results.to_csv(folder / "training.csv", index=False)
-    joined.to_csv(folder / "targets.csv", index=False)
-    return Section(
-        title="What a step buys",
-        findings=findings(runs, joined, results),
-        figures=figures(folder, final, points, curves.targets(runs, points), profiles, where),
-        tables=titled,
-        overview=shown.to_markdown(index=False, tablefmt="simple", floatfmt=".4g", missingval=""),
-    )
+    return titled
 
 
 def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) -> list[str]:
@@ -115,9 +117,9 @@ def trials_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def figures(
-    folder: Path, final: pd.DataFrame, points: pd.DataFrame, targets: pd.DataFrame, profiles: pd.DataFrame, where: str
-) -> list[str]:
-    """Write ``training….png`` and ``.svg`` of each workload, named by what varies; return every figure as SVG."""
+    final: pd.DataFrame, points: pd.DataFrame, targets: pd.DataFrame, pictures: Path, where: str
+) -> list[Drawn]:
+    """Draw each workload: its curves, ``training…``, and what was learned, ``pictures…``, named by what varies."""
     look, drawn = plots.styles(final["optimizer"]), []
     varied = [axis for axis in curves.WORKLOAD if final[axis].nunique() > 1]
     for key, part in final.groupby(curves.WORKLOAD):
@@ -130,14 +132,10 @@ def figures(
             continue
         aims = targets[(targets[curves.WORKLOAD] == list(key)).all(axis=1)]
         suffix = "".join(_suffix(axis, facts[axis]) for axis in varied)
-        figure = training_plots.curves_figure(own, aims, look, title)
-        drawn.append(plots.written(figure, folder / f"training{suffix}"))
-        seen = training_plots.pictures_figure(_pictures(folder, part), title)
+        drawn.append(Drawn(training_plots.curves_figure(own, aims, look, title), f"training{suffix}"))
+        seen = training_plots.pictures_figure(_pictures(pictures, part), title)
         if seen is not None:
-            drawn.append(plots.written(seen, folder / f"pictures{suffix}"))
-    if len(profiles):
-        count = len(targets)
-        drawn.append(plots.written(training_plots.profile_figure(profiles, look, count)))
+            drawn.append(Drawn(seen, f"pictures{suffix}"))
     return drawn
 
 
@@ -151,7 +149,7 @@ def _pictures(folder: Path, part: pd.DataFrame) -> dict[str, dict[str, np.ndarra
     """Load what the first seed of each optimizer left."""
     found = {}
     for name, own in part[part["status"] == "ok"].groupby("optimizer"):
-        path = folder / "pictures" / f"{own.sort_values('seed')['identity'].iloc[0]}.npz"
+        path = folder / f"{own.sort_values('seed')['identity'].iloc[0]}.npz"
         if path.exists():
             with np.load(path) as arrays:
                 found[str(name)] = dict(arrays)

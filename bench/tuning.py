@@ -10,20 +10,23 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from msgspec.structs import asdict
 from omegaconf import OmegaConf
 
-from stepscale.bench import records, tables
+from stepscale.bench import tables
+from stepscale.bench.errors import UsageError
+from stepscale.bench.schema import AXES, Record, Status, Task
 
 CONF = Path(__file__).parent / "conf"
 
 SETTINGS = ("task", "memory_gib", "timeout_s", "label", "timing", "training", "hydra")
-NOT_THE_OPTIMIZERS = rf"({'|'.join([*records.AXES, *SETTINGS])})[.=/@]|[^=]*$"
+NOT_THE_OPTIMIZERS = rf"({'|'.join([*AXES, *SETTINGS])})[.=/@]|[^=]*$"
 
 Words = list[str]
 
@@ -54,11 +57,13 @@ def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
     """Return the multirun that tunes one optimizer on one workload; None where it has nothing to tune.
 
     Raises:
-        SystemExit: the grids differ in size, so that the budget would not be the same.
+        UsageError: the grids differ in size, so that the budget would not be the same.
     """
     sizes = {math.prod(len(values) for values in grid.values()) for grid in factors}
     if len(sizes) > 1:
-        sys.exit(f"tuning.factors have grids of {sorted(sizes)} points: the same number for every optimizer is fair")
+        raise UsageError(
+            f"tuning.factors have grids of {sorted(sizes)} points: the same number for every optimizer is fair"
+        )
     defaults = tables.tuned(_composed(point)["optimizer"])
     names = {key.split(".")[-1] for key in defaults}
     grid = next((grid for grid in factors if set(grid) == names), None)
@@ -71,20 +76,26 @@ def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
     return [*point, *swept, f"label='{_label(point)}'", "training.trial=true", "training.pictures=0"]
 
 
-def finals(point: Words, rows: list[dict[str, Any]], seeds: int) -> Words:
-    """Return the multirun that counts: what the trials among ``rows`` chose, on seeds that no trial had."""
-    best = max(_trials_of(point, rows), key=lambda row: row["validation_nats"], default=None)
-    chosen = [f"optimizer.{key}={value:.6g}" for key, value in best["tuned"].items()] if best else []
-    return [*point, *chosen, f"label='{_label(point)}'", f"seed={','.join(str(1 + k) for k in range(seeds))}"]
+def finals(point: Words, records: Iterable[Record], seeds: int) -> Words:
+    """Return the multirun that counts: what the trials among ``records`` chose, on seeds that no trial had."""
+    best = max(_trials_of(point, records), key=_validation_nats, default=None)
+    chosen = tables.tuned(best.config["optimizer"]) if best else {}
+    settings = [f"optimizer.{key}={value:.6g}" for key, value in chosen.items()]
+    return [*point, *settings, f"label='{_label(point)}'", f"seed={','.join(str(1 + k) for k in range(seeds))}"]
 
 
-def _trials_of(point: Words, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _validation_nats(record: Record) -> float:
+    assert record.training is not None and record.training.final is not None  # it came to its end
+    return record.training.final.validation_nats
+
+
+def _trials_of(point: Words, records: Iterable[Record]) -> list[Record]:
     """Return the trials of one optimizer on one workload that came to their end."""
     config = _composed(point)
     facts = {axis: config[axis] for axis in ("dim", "batch", "depth", "dtype")}
     facts |= {group: _label(point, group) for group in ("optimizer", "model", "data")}
-    done = [row for row in rows if row["task"] == "train" and row["trial"] and row["status"] == "ok"]
-    return [row for row in done if all(row[axis] == value for axis, value in facts.items())]
+    done = [r for r in records if r.task is Task.TRAIN and r.config["training"]["trial"] and r.status is Status.OK]
+    return [record for record in done if facts.items() <= asdict(record.cell).items()]
 
 
 def _label(point: Words, group: str = "optimizer") -> str:

@@ -18,16 +18,14 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from stepscale.bench.contention import CONTENDED, OtherCpu
+from stepscale.bench.contention import OtherCpu
+from stepscale.bench.errors import SessionError
+from stepscale.bench.schema import CONTENDED
 
 SILENCE_S = 300.0  # a session that says nothing for so long hangs
 PATIENCE_S = 60.0  # to wait for other processes, in all
 WATCH_S = 0.25  # the kernel counts CPU in ticks of 10 ms
 FINE = (0, 1, 5)  # pytest's exit status: passed, some failed (which they told), nothing collected
-
-
-class SessionError(RuntimeError):
-    """A session cannot be used: it did not start, died or hangs."""
 
 
 class Session:

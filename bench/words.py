@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from stepscale.bench.records import GROUP
+from stepscale.bench.schema import GROUP
 from stepscale.bench.spread import SAME_CELL, Spreads, spreads
 
 HONEST, NAIVE = "layerwise", "naive"

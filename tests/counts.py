@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 import stepscale.bench.run
-from stepscale.bench.counts import Allocated, Counts
+from stepscale.bench.counts import Allocated, Counter
 from stepscale.bench.workload import Workload
 
 CONF = Path(stepscale.bench.run.__file__).parent / "conf"
@@ -44,7 +44,7 @@ def count(optimizer: str, dim: int) -> Row:
     gc.collect()
     gc.disable()  # or a cycle's end would move the peak
     try:
-        with Counts() as counts, Allocated() as allocated:
+        with Counter() as counts, Allocated() as allocated:
             workload.run(workload.period)
     finally:
         gc.enable()

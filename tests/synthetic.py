@@ -10,9 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 
-from stepscale.bench import records, timing
+from stepscale.bench import store, timing
+from stepscale.bench.identity import identity
+from stepscale.bench.notes import Notes
+from stepscale.bench.schema import (
+    SCHEMA,
+    Blocks,
+    Cell,
+    Counts,
+    Environment,
+    Machine,
+    Memory,
+    Record,
+    Status,
+    StepClass,
+    Task,
+    Timing,
+)
 from stepscale.bench.timing import Settings
 from stepscale.bench.workload import Workload
 from stepscale.optimizers import Mark, no_mark
@@ -78,7 +95,7 @@ def measured(
     limit_s: float = 1e-3,
     clock: SimulatedClock | None = None,
     settings: Settings = SETTINGS,
-) -> dict[str, Any]:
+) -> timing.Measured:
     """Measure a simulated step with the real timing code; the host's time is the simulated one too."""
     clock = clock or SimulatedClock()
     monkeypatch.setattr(timing.time, "perf_counter", clock.stamp)
@@ -88,58 +105,60 @@ def measured(
         lambda: SimulatedLimit(clock, limit_s),  # type: ignore[arg-type, return-value]
         clock,
         settings,
-        lambda: {"peak_mib": 1.0, "read_from": "nothing"},
+        lambda: Memory(peak_mib=1.0, read_from="nothing"),
+        Notes(),
     )
 
 
-def cell(optimizer: str, dim: int, seed: int, **axes: Any) -> dict[str, Any]:
+MACHINE = Machine(cpu="simulated", cores=2)
+ENVIRONMENT = Environment(code="made", torch="0", python="0", threads=2, stepscale="0")
+
+
+def cell(optimizer: str, dim: int, seed: int, **axes: Any) -> Cell:
     base = {"model": "flow", "data": "photos", "batch": 100, "depth": 2, "dtype": "float32", "device": "cpu"}
-    return {**base, "threads": 2, "optimizer": optimizer, "dim": dim, "seed": seed, **axes}
+    return Cell(**{**base, "threads": 2, "optimizer": optimizer, "dim": dim, "seed": seed, **axes})
 
 
 def limit_seconds(dim: int) -> float:
     return 2 * 7 * 100 * dim**2 / RATE
 
 
-def record(optimizer: str, dim: int, seed: int, step_s: float, **axes: Any) -> records.Record:
+def record(optimizer: str, dim: int, seed: int, step_s: float, **axes: Any) -> Record:
     """Make a whole record of a cell whose step took ``step_s``, without measuring anything."""
     limit_s = limit_seconds(dim)
-    axes = cell(optimizer, dim, seed, **axes)
-    blocks = {"steps": [1] * 6, "step_s": [step_s] * 6, "wall_s": [step_s] * 6, "limit_s": [limit_s] * 6}
-    phases = {"gradient": step_s * 0.9, "update": step_s * 0.1}
-    trace = [{"positions": [0], "share": 1.0, "traced": 10, "phases_s": phases}]
-    made = {
-        "schema": records.SCHEMA,
-        "task": "time",
-        "identity": records.identity(axes, {}, "code", "torch"),
-        "status": "ok",
-        "reason": None,
-        "cell": axes,
-        "config": {},
-        "command": "made",
-        "finished": "2026-01-01T00:00:00+00:00",
-        "environment": {
-            "cpu": "simulated", "cores": 2, "threads": 2, "torch": "0", "python": "0", "stepscale": "0",
-            "commit": None, "code": "made",
-        },
-        "timing": {
-            "first_step_s": step_s, "warmup_s": 0.1, "composed": False, "stopped_by": "precision",
-            "blocks": blocks | {"other_cores": [0.0] * 6}, "trace": trace,
-        },
-        "counts": {
-            "flops": step_s * RATE, "operations": 10, "synchronisations": 0, "uncounted": [],
-            "limit_flops": limit_s * RATE,
-        },
-        "memory": {"peak_mib": dim / 10, "read_from": "made"},
-    }  # fmt: skip
+    made = bare(cell(optimizer, dim, seed, **axes), {"task": "time"})
+    blocks = Blocks([1] * 6, [step_s] * 6, [step_s] * 6, [limit_s] * 6, [0.0] * 6)
+    trace = [StepClass([0], 1.0, 10, {"gradient": step_s * 0.9, "update": step_s * 0.1})]
+    made.timing = Timing(
+        first_step_s=step_s, warmup_s=0.1, composed=False, stopped_by="precision", blocks=blocks, trace=trace
+    )
+    made.counts = Counts(
+        flops=step_s * RATE, operations=10, synchronisations=0, uncounted=[], limit_flops=limit_s * RATE
+    )
+    made.memory = Memory(peak_mib=dim / 10, read_from="made")
+    made.status = Status.OK
     return made
 
 
-def failed(optimizer: str, dim: int, seed: int, status: str, **axes: Any) -> records.Record:
-    made = record(optimizer, dim, seed, 1.0, **axes)
-    for part in ("timing", "counts", "memory"):
-        del made[part]
-    return made | {"status": status, "reason": f"simulated {status}"}
+def bare(of: Cell, config: dict[str, Any]) -> Record:
+    """Make a record without figures."""
+    return Record(
+        schema=SCHEMA,
+        task=Task(config["task"]),
+        identity=identity(of, config, MACHINE, "code", "torch"),
+        status=Status.FAILED,
+        cell=of,
+        config=config,
+        command="made",
+        finished="2026-01-01T00:00:00+00:00",
+        machine=MACHINE,
+        environment=ENVIRONMENT,
+    )
+
+
+def failed(optimizer: str, dim: int, seed: int, status: str, **axes: Any) -> Record:
+    made = bare(cell(optimizer, dim, seed, **axes), {"task": "time"})
+    return replace(made, status=Status(status), reason=f"simulated {status}")
 
 
 def run_of(
@@ -158,7 +177,7 @@ def run_of(
             sd = noise(dim) if callable(noise) else noise
             for seed in range(seeds):
                 step_s = cost(dim) * float(np.exp(sd * rng.standard_normal()))
-                records.save(record(name, dim, seed, step_s, **axes), folder / "records")
+                store.save(record(name, dim, seed, step_s, **axes), folder)
     return folder
 
 

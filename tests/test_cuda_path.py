@@ -10,7 +10,9 @@ from torch.autograd import DeviceType
 
 from stepscale.bench import counts, environment, gpu, tables, timing
 from stepscale.bench.clock import CudaClock, WallClock, clock_of
-from tests.synthetic import record
+from stepscale.bench.notes import Notes
+from stepscale.bench.schema import Memory, OnGpu
+from tests.synthetic import SETTINGS, record
 from tests.test_workload import workload_of
 
 CUDA = torch.device("cuda")
@@ -63,7 +65,7 @@ def test_peak_memory_is_the_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7 * 2**20)
     peak = environment.start_peak_memory(CUDA)
     assert reset == [CUDA]
-    assert peak() == {"peak_mib": 5.0, "reserved_mib": 7.0, "read_from": "allocator"}
+    assert peak() == Memory(peak_mib=5.0, reserved_mib=7.0, read_from="allocator")
 
 
 def kernel(microseconds: float, device: Any = DeviceType.CUDA, annotation: bool = False) -> SimpleNamespace:
@@ -114,10 +116,6 @@ def test_energy_is_what_the_counter_gained_over_whole_periods(monkeypatch: pytes
     assert len(waits) == 4  # before the first reading, and after each block
 
 
-def test_energy_without_a_counter() -> None:
-    assert gpu.joules(workload_of("kfac"), 10, None, lambda: None) is None
-
-
 def test_the_counter_is_of_the_device_that_torch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     class NVMLError(Exception):
         pass
@@ -144,18 +142,25 @@ def test_the_counter_is_of_the_device_that_torch_uses(monkeypatch: pytest.Monkey
     assert gpu.energy_counter(CUDA) is None
 
 
-def test_a_profiler_that_fails_loses_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_gpu_does_not_tell_loses_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError("CUPTI is in use")
 
-    monkeypatch.setattr(gpu, "_busy_seconds", fails)
-    assert gpu.busy_seconds(workload_of("relative"), 10) is None
+    monkeypatch.setattr(timing, "busy_seconds", fails)
+    monkeypatch.setattr(timing, "energy_counter", lambda device: None)
+    workload = workload_of("relative")
+    cell = timing._Cell(workload, None, WallClock(), SETTINGS, workload.snapshot(), [[0]])
+    monkeypatch.setattr(workload, "device", CUDA)
+    made, notes = record("relative", 64, 0, 1e-3).timing, Notes()
+    cell.measure_extras(made, notes)
+    assert made.gpu == OnGpu(busy_s=None, energy_j=None)
+    assert notes == {"busy time": "RuntimeError: CUPTI is in use"}
 
 
 @pytest.mark.parametrize(("busy_s", "bound"), [(0.9e-3, False), (0.5e-3, True), (None, True)])
 def test_a_cell_of_which_no_kernel_was_seen_enters_no_fit(busy_s: float | None, bound: bool) -> None:
     made = record("relative", 64, 0, 1e-3, device="cuda")
-    made["timing"]["busy_s"] = busy_s
+    made.timing.gpu = OnGpu(busy_s=busy_s)
     assert tables.row(made)["launch_bound"] is bound
 
 

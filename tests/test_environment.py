@@ -10,10 +10,11 @@ from stepscale.bench import contention, environment, server
 
 
 def test_environment_says_what_numbers_depend_on() -> None:
-    found = environment.describe(torch.device("cpu"))
-    assert found["torch"] == torch.__version__
-    assert found["threads"] == torch.get_num_threads()
-    assert len(found["code"]) == 16
+    found, machine = environment.describe(), environment.machine("cpu")
+    assert found.torch == torch.__version__
+    assert found.threads == torch.get_num_threads()
+    assert len(found.code) == 16
+    assert machine.name == f"{machine.cpu}, {os.cpu_count()} cores" and machine.host and machine.usable_cores
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
@@ -25,7 +26,7 @@ from stepscale.bench import environment
 before = torch.ones(50 * 2**20); del before
 peak = environment.start_peak_memory(torch.device("cpu"))
 held = torch.ones(25 * 2**20); del held
-print(peak()["peak_mib"])
+print(peak().peak_mib)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(100, abs=10)
@@ -91,4 +92,4 @@ def test_a_cell_on_a_gpu_leaves_all_cores_but_one(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_torch_recorded_is_the_one_that_runs() -> None:
-    assert environment.describe(torch.device("cpu"))["torch"] == torch.__version__
+    assert environment.describe().torch == torch.__version__

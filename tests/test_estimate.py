@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import binom
 
 from stepscale.bench.estimate import MIN_BLOCKS, Estimate, estimate, median_interval
+from stepscale.bench.schema import Blocks
 
 
 @pytest.mark.parametrize("n", [6, 8, 15, 40])
@@ -25,27 +26,27 @@ def test_few_values_have_their_range_for_an_interval() -> None:
     assert median_interval(np.array([3.0, 1.0, 2.0])) == (1.0, 2.0, 3.0)
 
 
-def columns(step: list[float], cores: list[float | None]) -> dict:
-    return {"step_s": step, "limit_s": [1.0] * len(step), "other_cores": cores}
+def columns(step: list[float], cores: list[float | None]) -> Blocks:
+    return Blocks([1] * len(step), step, step, [1.0] * len(step), cores)
 
 
 def test_contended_blocks_do_not_enter_where_enough_others_are() -> None:
-    judged = estimate(columns([1.0] * MIN_BLOCKS + [9.0] * 20, [0.0] * MIN_BLOCKS + [1.0] * 20), 0.15)
+    judged = estimate(columns([1.0] * MIN_BLOCKS + [9.0] * 20, [0.0] * MIN_BLOCKS + [1.0] * 20))
     assert (judged.step_s, judged.contended) == (1.0, False)
 
 
 def test_where_too_few_blocks_are_quiet_all_are_used_and_flagged() -> None:
-    judged = estimate(columns([1.0] * 3 + [9.0] * 20, [0.0] * 3 + [1.0] * 20), 0.15)
+    judged = estimate(columns([1.0] * 3 + [9.0] * 20, [0.0] * 3 + [1.0] * 20))
     assert (judged.step_s, judged.contended) == (9.0, True)
 
 
 def test_an_unknown_load_is_no_contention() -> None:
-    assert not estimate(columns([1.0] * 8, [None] * 8), 0.15).contended
+    assert not estimate(columns([1.0] * 8, [None] * 8)).contended
 
 
 def test_no_blocks_is_an_error() -> None:
     with pytest.raises(ValueError, match="no blocks"):
-        estimate(columns([], []), 0.15)
+        estimate(columns([], []))
 
 
 def test_precision_is_half_the_interval_as_a_share() -> None:

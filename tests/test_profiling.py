@@ -7,44 +7,46 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from msgspec.structs import replace
 
-from stepscale.bench import folder, profiling, records, scaling_report
+from stepscale.bench import folder, profiling, report, store
 from stepscale.bench.profiling import BETWEEN, UNLINKED, operations
 from stepscale.bench.run import measure_cell
+from stepscale.bench.schema import Operation
 from tests.test_run import job
 from tests.test_workload import workload_of
 
 
 def test_a_steps_operations_are_counted() -> None:
     workload, synchronized = workload_of("relative"), list[int]()
-    found = {row["operation"]: row for row in operations(workload, 4, lambda: synchronized.append(workload.position))}
+    found = {row.operation: row for row in operations(workload, 4, lambda: synchronized.append(workload.position))}
     assert synchronized == [1, 5]  # one step before the profile
-    assert found["sigmoid"]["calls"] == 1
-    assert found["addmm"]["calls"] == 2  # both layers' gradients
-    assert found["sigmoid"]["host_share"] > 0 and found["sigmoid"]["device_share"] is None
-    assert found[BETWEEN]["calls"] is None
+    assert found["sigmoid"].calls == 1
+    assert found["addmm"].calls == 2  # both layers' gradients
+    assert found["sigmoid"].host_share > 0 and found["sigmoid"].device_share is None
+    assert found[BETWEEN].calls is None
 
 
 def test_a_period_is_profiled_whole() -> None:
     workload = workload_of("kfac")
-    found = {row["operation"]: row for row in operations(workload, 3, lambda: None)}
+    found = {row.operation: row for row in operations(workload, 3, lambda: None)}
     assert workload.position == 20
-    assert found["linalg_cholesky"]["calls"] == pytest.approx(0.4)  # two factors of two layers, every tenth step
+    assert found["linalg_cholesky"].calls == pytest.approx(0.4)  # two factors of two layers, every tenth step
 
 
 def test_a_python_loop_shows_between_operations() -> None:
     workload = workload_of("relative")
     workload.step = lambda batch, mark: sum(range(300_000))  # type: ignore[assignment, method-assign]
     found = operations(workload, 2, lambda: None)
-    assert found[0]["operation"] == BETWEEN and found[0]["host_share"] > 0.5
+    assert found[0].operation == BETWEEN and found[0].host_share > 0.5
 
 
 def test_a_cell_asked_for_it_records_it_and_the_report_tabulates_it(tmp_path: Path) -> None:
     for seed in (0, 1):
         found = measure_cell(job(tmp_path, "timing.profile=true", f"seed={seed}"))
-        assert found["status"] == "ok", found["reason"]
-        records.save(found | {"identity": str(seed)}, tmp_path / "records")
-    scaling_report.section(tmp_path, "here")
+        assert found.status == "ok", found.reason
+        store.save(replace(found, identity=str(seed)), tmp_path)
+    report.write(tmp_path)
     table = pd.read_csv(tmp_path / "operations.csv")
     assert {"optimizer", "dim", "operation", "calls", "host_share"} <= set(table)
     assert "device_share" not in table
@@ -55,24 +57,24 @@ def test_a_cell_asked_for_it_records_it_and_the_report_tabulates_it(tmp_path: Pa
 @pytest.mark.parametrize(("device", "said"), [(None, "host    add 60 %, mm 10 %"), (0.3, "device  mm 30 %, add 0 %")])
 def test_details_say_what_takes_most_of_the_device(tmp_path: Path, device: float | None, said: str) -> None:
     found = measure_cell(job(tmp_path))
-    found["timing"]["profile"] = [
-        {"operation": "add", "calls": 1, "host_share": 0.6, "device_share": device and 0.0},
-        {"operation": "mm", "calls": 1, "host_share": 0.1, "device_share": device},
+    found.timing.profile = [
+        Operation("add", 1, 0.6, device and 0.0),
+        Operation("mm", 1, 0.1, device),
     ]
     assert said in folder.details(found).splitlines()
 
 
 def test_what_is_not_asked_for_is_not_there(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path))
-    assert "profile" not in found["timing"]
-    records.save(found, tmp_path / "records")
-    scaling_report.section(tmp_path, "here")
+    assert found.timing.profile is None
+    store.save(found, tmp_path)
+    report.write(tmp_path)
     assert not (tmp_path / "operations.csv").exists()
 
 
 def test_a_wrong_word_is_named(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "timing.profile=yes_please"))
-    assert "timing.profile must be true or false, got 'yes_please'" in found["reason"]
+    assert "timing.profile must be true or false, got 'yes_please'" in found.reason
 
 
 class Event:
@@ -117,9 +119,9 @@ def test_of_a_gpu_a_kernels_time_is_with_the_operation_that_launched_it(
     monkeypatch.setattr(profiling, "time", SimpleNamespace(perf_counter=clock.__next__))
     monkeypatch.setattr(workload, "device", torch.device("cuda"))
     found = operations(workload, 10, lambda: None)
-    by_name = {row["operation"]: row for row in found}
+    by_name = {row.operation: row for row in found}
     for name, calls, host_share, device_share in expected:
-        assert by_name[name]["calls"] == calls
-        assert by_name[name]["host_share"] == pytest.approx(host_share)
-        assert by_name[name]["device_share"] == (device_share if device_share is None else pytest.approx(device_share))
+        assert by_name[name].calls == calls
+        assert by_name[name].host_share == pytest.approx(host_share)
+        assert by_name[name].device_share == (device_share if device_share is None else pytest.approx(device_share))
     assert len(found) == len(expected)

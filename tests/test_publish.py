@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from stepscale.bench import publish, records
+from stepscale.bench import publish, store
+from stepscale.bench.errors import UsageError
 from tests.synthetic import COSTS, record, run_of
 
 
@@ -18,18 +20,18 @@ def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64]), 2, True)
-    named = record("mine", 64, 0, 1e-3) | {"command": f"stepscale hydra.sweep.dir={tmp_path}/run"}
-    records.save(named, folder / "records")
+    named = replace(record("mine", 64, 0, 1e-3), command=f"stepscale hydra.sweep.dir={tmp_path}/run")
+    store.save(named, folder)
     plan = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(plan | {"multiruns": [[f"file://{tmp_path}/mine"]]}))
     target = publish.publish(folder, "first")
     assert json.loads((target / "run.json").read_text())["multiruns"] == [["file://mine"]]
-    assert records.read(target / "records" / f"{named['identity']}.json")["command"] == "stepscale hydra.sweep.dir=run"
+    assert store.read(target / "records" / f"{named.identity}.json").command == "stepscale hydra.sweep.dir=run"
     assert len(list((target / "records").glob("*.json"))) == 2
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(UsageError, match="is there already"):
         publish.publish(folder, "first")
     for name in ("", "a/b", "local", ".."):
-        with pytest.raises(ValueError, match="NAME must be"):
+        with pytest.raises(UsageError, match="NAME must be"):
             publish.publish(folder, name)
 
 
@@ -39,5 +41,5 @@ def test_an_unfinished_run_is_not_published(
 ) -> None:
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
     folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64]), cells, finished)
-    with pytest.raises(ValueError, match="not finished"):
+    with pytest.raises(UsageError, match="not finished"):
         publish.publish(folder, "first")

@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from stepscale.bench import plots, records, report, scaling, scaling_report, tables
+from stepscale.bench import plots, report, scaling, scaling_report, store, tables
+from stepscale.bench.errors import UsageError
+from stepscale.bench.schema import GROUP, Machine, OnGpu
 from tests.synthetic import DIMS, failed, polynomial, record, run_of
 
 COSTS = {
@@ -25,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = run_of(tmp_path_factory.mktemp("run"), COSTS, DIMS)
     run_of(folder, {name: COSTS[name] for name in ("layerwise", "relative")}, [128, 256, 512], batch=10)
     for dim, status in ((2048, "out_of_memory"), (4096, "too_slow")):
-        records.save(failed("naive", dim, 0, status), folder / "records")
+        store.save(failed("naive", dim, 0, status), folder)
     report.write(folder)
     return folder
 
@@ -61,7 +63,7 @@ def test_the_page_needs_no_other_file(run: Path) -> None:
 
 def test_tables_hold_factors_to_both_baselines(run: Path) -> None:
     times = scaling.times(tables.load(run))
-    table = scaling_report.factors(times).set_index(["batch", "dim"]).drop(columns=list(set(records.GROUP) - {"batch"}))
+    table = scaling_report.factors(times).set_index(["batch", "dim"]).drop(columns=list(set(GROUP) - {"batch"}))
     truth = COSTS["layerwise"](1024) / COSTS["relative"](1024)
     assert table.loc[(100, 1024), "relative over layerwise"] == pytest.approx(truth, rel=0.03)
     assert table.loc[(100, 1024), "relative over naive"] > 10
@@ -112,8 +114,8 @@ def test_no_curve_holds_a_number_that_was_not_measured(run: Path) -> None:
 def test_cells_that_wait_for_the_host_are_hollow(tmp_path: Path) -> None:
     run_of(tmp_path, {"relative": COSTS["relative"]}, DIMS)
     late = record("relative", 32, 0, 1e-3)
-    late["timing"]["busy_s"] = 1e-4
-    records.save(late, tmp_path / "records")
+    late.timing.gpu = OnGpu(busy_s=1e-4)
+    store.save(late, tmp_path)
     hollow = [line for line in panels(tmp_path).axes[0].get_lines() if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow] == [[32]]
 
@@ -134,7 +136,7 @@ def test_a_single_cell_makes_a_report(tmp_path: Path, seeds: int) -> None:
 
 
 def test_a_run_of_failures_makes_a_report(tmp_path: Path) -> None:
-    records.save(failed("naive", 64, 0, "out_of_memory"), tmp_path / "records")
+    store.save(failed("naive", 64, 0, "out_of_memory"), tmp_path)
     assert "1 of 1 cells: out_of_memory" in report.write(tmp_path)
 
 
@@ -151,9 +153,9 @@ def test_a_run_of_two_machines_names_both(tmp_path: Path) -> None:
     """As of one resumed on a machine lent anew."""
     for seed, gpu in enumerate(("H100", "H200", "H200")):
         made = record("relative", 64, seed, 1e-3)
-        made["environment"] |= {"gpu": gpu}
-        records.save(made, tmp_path / "records")
-    where = report.provenance(records.read_all(tmp_path)[0])
+        made.machine = Machine(cpu="simulated", cores=2, gpu=gpu, gpus=1)
+        store.save(made, tmp_path)
+    where = report.provenance(store.read_all(tmp_path)[0])
     assert where.count("H100, simulated, 2 cores, 2 threads, torch 0") == 1
     assert where.count("H200, simulated") == 1
 
@@ -173,8 +175,8 @@ def test_what_was_only_measured_disturbed_stays_in_the_tables(tmp_path: Path) ->
     run_of(tmp_path, {"relative": COSTS["relative"]}, DIMS)
     for dim in DIMS:
         made = record("layerwise", dim, 0, COSTS["layerwise"](dim))
-        made["timing"]["blocks"]["other_cores"] = [1.0] * 6
-        records.save(made, tmp_path / "records")
+        made.timing.blocks.other_cores = [1.0] * 6
+        store.save(made, tmp_path)
     said = report.write(tmp_path)
     assert " contended" in said
     growth = pd.read_csv(tmp_path / "scaling.csv").set_index("optimizer")
@@ -202,17 +204,16 @@ def test_factors_are_of_decided_dims(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named_in_the_report(tmp_path: Path) -> None:
     run_of(tmp_path, {"relative": COSTS["relative"]}, [64])
     (tmp_path / "records" / "broken.json").write_text("{")
-    with pytest.warns(UserWarning, match="broken"):
-        assert "broken.json is damaged" in report.write(tmp_path)
+    assert "broken.json is damaged" in report.write(tmp_path)
     assert "broken.json is damaged" in (tmp_path / "report.html").read_text()
 
 
 def test_a_report_that_cannot_be_written_says_that_the_records_are_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: Path) -> str:
+    def full(*_: object) -> str:
         raise OSError(28, "No space left on device", "times.csv")
 
-    monkeypatch.setattr(report, "write", full)
-    with pytest.raises(SystemExit, match=r"No space left .*; the records are whole: once there is room, `st"):
-        report.show(tmp_path)
+    monkeypatch.setattr(report, "write_of", full)
+    with pytest.raises(UsageError, match=r"No space left .*; the records are whole: once there is room, `st"):
+        report.main([str(tmp_path)])

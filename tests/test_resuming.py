@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from stepscale.bench import process
 from stepscale.bench.checkpoint import Checkpoint
 from stepscale.bench.clock import WallClock
+from stepscale.bench.notes import Notes
 from stepscale.optimizers import (
     EKFAC,
     KFAC,
@@ -46,39 +48,46 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path: Path, name
 
     def look() -> None:
         if cut.position >= stop:
-            Checkpoint(path, cut).save()
+            Checkpoint(path, cut, Notes()).save()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cut.run(WallClock(), look)
     again = training_of(STEPS[name])
-    Checkpoint(path, again).resume()
+    Checkpoint(path, again, Notes()).resume()
     assert again.position == cut.position < 60
     torch.manual_seed(99)  # what comes before the checkpoint's own generator must not matter
-    Checkpoint(path, again).resume()
+    Checkpoint(path, again, Notes()).resume()
     again.run(WallClock(), lambda: None)
     for one, same in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, same)
     assert again.final() == whole.final()
     for curve in ("step", "validation_nats", "held_out_nats", "drift_nats"):
-        assert again.curve[curve] == whole.curve[curve]
+        assert getattr(again.curve, curve) == getattr(whole.curve, curve)
 
 
+@pytest.mark.parametrize("damaged", [b"half a", {"curve": 5}, {"step": {}}, {"model": {}}], ids=str)
 def test_a_damaged_checkpoint_is_named_and_training_starts_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, damaged: bytes | dict[str, Any]
 ) -> None:
-    (tmp_path / "run.pt").write_bytes(b"half a")
-    run = training_of(ADAM)
-    Checkpoint(tmp_path / "run.pt", run).resume()
+    if isinstance(damaged, bytes):
+        (tmp_path / "run.pt").write_bytes(damaged)
+    else:
+        torch.save(training_of(ADAM).state_dict() | damaged, tmp_path / "run.pt")
+    run, notes = training_of(ADAM), Notes()
+    before = deepcopy(run.model.state_dict())
+    Checkpoint(tmp_path / "run.pt", run, notes).resume()
     assert run.position == 0
-    assert "run.pt is damaged" in capsys.readouterr().err
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    assert list(notes) == ["the checkpoint, so that training started anew"]
 
 
-def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path: Path) -> None:
+    notes = Notes()
     blocked = tmp_path / "file"
     blocked.write_text("")
-    Checkpoint(blocked / "run.pt", training_of(ADAM)).save()
-    assert "cannot be written" in capsys.readouterr().err
+    Checkpoint(blocked / "run.pt", training_of(ADAM), notes).save()
+    assert "file" in notes["checkpoint"]
 
 
 def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
@@ -100,6 +109,6 @@ def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None
     parent.wait(30)
     assert endless.checkpoint.exists() and not (tmp_path / "records").exists()
     found = process.run(endless)
-    assert found["status"] == "ok" and found["training"]["steps"] == 2000
-    assert 0 < found["training"]["resumed_at"] < 2000
+    assert found.status == "ok" and found.training.steps == 2000
+    assert 0 < found.training.resumed_at < 2000
     assert not endless.checkpoint.exists()

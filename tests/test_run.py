@@ -4,19 +4,23 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from msgspec.structs import replace
 from omegaconf import OmegaConf
 
-from stepscale.bench import folder, process, records, tables
+from stepscale.bench import environment, folder, process, store, tables
+from stepscale.bench.errors import DivergedError, TooSlowError
+from stepscale.bench.identity import identity
 from stepscale.bench.job import Job, number_type
 from stepscale.bench.run import classify, measure_cell
-from stepscale.bench.timing import DivergedError, TooSlowError
-from tests.synthetic import cell, failed, polynomial, record
+from stepscale.bench.schema import Record, Status
+from tests.synthetic import MACHINE, cell, failed, polynomial, record
 
 CONF = Path(__file__).parent.parent / "bench" / "conf"
 BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
@@ -28,7 +32,8 @@ def job(path: Path, *overrides: str, optimizer: str = "relative", dim: int = 8, 
         cfg = compose("config", [f"optimizer={optimizer}", f"dim={dim}", *BRIEF, *overrides])
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     facts = cell(optimizer, dim, config["seed"], threads=THREADS, batch=config["batch"], **axes)
-    return Job(records.identity(facts, config, "code", "torch"), facts, config, "test", path)
+    machine = environment.machine("cpu")
+    return Job(identity(facts, config, machine, "code", "torch"), facts, config, machine, "test", path)
 
 
 class Misbehaving(torch.optim.SGD):
@@ -58,7 +63,7 @@ def misbehave(deed: str) -> list[str]:
 @pytest.mark.parametrize("overrides", [[], ["dtype=float64"], ["depth=1", "batch=3"]], ids=str)
 def test_a_cell_is_measured(tmp_path: Path, optimizer: str, overrides: list[str]) -> None:
     found = measure_cell(job(tmp_path, *overrides, optimizer=optimizer))
-    assert found["status"] == "ok", found["reason"]
+    assert found.status == "ok", found.reason
     row = tables.row(found)
     assert row["step_ms"] > row["limit_ms"] > 0
     assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
@@ -67,7 +72,7 @@ def test_a_cell_is_measured(tmp_path: Path, optimizer: str, overrides: list[str]
     assert row["cheap_ms"] <= row["peak_ms"]
     phases = {"gradient", "update"} | ({"statistics", "inverse", "precondition"} if optimizer == "kfac" else set())
     assert set(row["phases_ms"]) == phases
-    assert found["environment"]["torch"] == torch.__version__
+    assert found.environment.torch == torch.__version__
 
 
 @pytest.mark.parametrize(
@@ -76,8 +81,8 @@ def test_a_cell_is_measured(tmp_path: Path, optimizer: str, overrides: list[str]
 )
 def test_a_cell_of_another_model_is_measured(tmp_path: Path, model: str, optimizer: str, log_det: str | None) -> None:
     found = measure_cell(job(tmp_path, f"model={model}", optimizer=optimizer, dim=16))
-    assert found["status"] == "ok", found["reason"]
-    assert found["direction"]["log_det"] == log_det and -1 <= found["direction"]["cosine"] <= 1.000001
+    assert found.status == "ok", found.reason
+    assert found.direction.log_det == log_det and -1 <= found.direction.cosine <= 1.000001
 
 
 @pytest.mark.gpu
@@ -85,31 +90,31 @@ def test_a_cell_of_another_model_is_measured(tmp_path: Path, model: str, optimiz
 @pytest.mark.parametrize("optimizer", ["relative", "layerwise", "kfac", "naive"])
 def test_a_cell_is_measured_on_cuda(tmp_path: Path, optimizer: str) -> None:
     found = measure_cell(job(tmp_path, optimizer=optimizer, dim=32, device="cuda"))
-    assert found["status"] == "ok", found["reason"]
+    assert found.status == "ok", found.reason
     row = tables.row(found)
-    assert 0 < found["timing"]["busy_s"] <= 1.1e-3 * row["step_ms"]
+    assert 0 < found.timing.busy_s <= 1.1e-3 * row["step_ms"]
     assert row["peak_mib"] > 0
-    assert found["environment"]["gpu"]
+    assert found.environment.gpu
 
 
 def test_what_makes_torchs_determinants_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKL_DYNAMIC", "FALSE")
     found = measure_cell(job(tmp_path))
-    assert found["status"] == "failed"
-    assert "MKL_DYNAMIC=FALSE makes torch's batched LU on CPU silently wrong: unset it" in found["reason"]
+    assert found.status == "failed"
+    assert "MKL_DYNAMIC=FALSE makes torch's batched LU on CPU silently wrong: unset it" in found.reason
 
 
 def test_a_diverging_cell_says_so(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "optimizer.update.lr=1e30"))
-    assert found["status"] == "diverged"
-    assert "lower the learning rate" in found["reason"]
+    assert found.status == "diverged"
+    assert "lower the learning rate" in found.reason
 
 
 def test_a_pair_that_does_not_apply_fails_with_its_reason(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "model._target_=tests.test_run.OnlyLoss", "~model.depth"))
-    assert found["status"] == "failed"
-    assert "OnlyLoss.capture()" in found["reason"]
-    assert "Traceback" in found["traceback"]
+    assert found.status == "failed"
+    assert "OnlyLoss.capture()" in found.reason
+    assert "Traceback" in found.traceback
 
 
 class OnlyLoss(torch.nn.Linear):
@@ -123,8 +128,8 @@ class OnlyLoss(torch.nn.Linear):
 def test_a_model_with_only_a_loss_is_measured(tmp_path: Path) -> None:
     only = ["model._target_=tests.test_run.OnlyLoss", "~model.depth"]
     found = measure_cell(job(tmp_path, *only, optimizer="layerwise"))
-    assert found["status"] == "ok", found["reason"]
-    assert found["counts"]["limit_flops"] == pytest.approx(found["counts"]["flops"], rel=0.1)
+    assert found.status == "ok", found.reason
+    assert found.counts.limit_flops == pytest.approx(found.counts.flops, rel=0.1)
 
 
 def test_a_reason_that_goes_on_in_the_next_line_is_whole() -> None:
@@ -157,15 +162,15 @@ def test_what_a_users_constructor_raises_is_the_reason(tmp_path: Path) -> None:
     """Hydra's own message names the target and nothing else."""
     only = ["model._target_=tests.test_run.Broken"]
     found = measure_cell(job(tmp_path, *only))
-    assert (found["status"], found["reason"]) == ("failed", "ValueError: hidden must be even; set hidden=64")
+    assert (found.status, found.reason) == ("failed", "ValueError: hidden must be even; set hidden=64")
 
 
 def test_a_process_of_its_own_leaves_the_record(tmp_path: Path) -> None:
     found = process.run(job(tmp_path))
-    assert found["status"] == "ok", found["reason"]
-    assert found["environment"]["threads"] == THREADS
-    assert found["environment"]["allocator"]["MALLOC_TOP_PAD_"]
-    assert found == records.read(tmp_path / "records" / f"{found['identity']}.json")
+    assert found.status == "ok", found.reason
+    assert found.environment.threads == THREADS
+    assert found.environment.allocator["MALLOC_TOP_PAD_"]
+    assert found == store.read(tmp_path / "records" / f"{found.identity}.json")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +188,7 @@ def test_whatever_becomes_of_the_process_there_is_a_row(
     tmp_path: Path, overrides: list[str], status: str, reason: str
 ) -> None:
     found = process.run(job(tmp_path, *overrides))
-    assert (found["status"], reason in found["reason"]) == (status, True), found["reason"]
+    assert (found.status, reason in found.reason) == (status, True), found.reason
     assert tables.load(tmp_path)["status"].tolist() == [status]
     assert process.run(job(tmp_path))["status"] == "ok", "the next cell is measured all the same"
 
@@ -192,9 +197,9 @@ def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch:
     calls = []
     made = record("relative", 8, 0, 1e-3)
 
-    def fake(asked: Job) -> records.Record:
+    def fake(asked: Job) -> Record:
         calls.append(asked)
-        records.save(made | {"identity": asked.identity}, asked.folder / "records")
+        store.save(made | {"identity": asked.identity}, asked.folder / "records")
         return made
 
     monkeypatch.setattr(process, "run", fake)
@@ -206,29 +211,29 @@ def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch:
     (tmp_path / "records" / f"{asked.identity}.json").write_text("{")
     folder.Run(tmp_path).measure(asked)
     assert len(calls) == 2, "a damaged record is measured anew"
-    made |= {"status": "failed", "reason": "a bug of the user's"}
+    made.status, made.reason = Status.FAILED, "a bug of the user's"
     (tmp_path / "records" / f"{asked.identity}.json").unlink()
     for _ in range(2):
         folder.Run(tmp_path).measure(asked)
     assert len(calls) == 4, "one that failed is too: the cause may be mended"
 
 
-def rows(*timed: tuple[int, float]) -> list[dict[str, Any]]:
-    return [tables.row(record("naive", dim, 0, seconds)) for dim, seconds in timed]
-
-
 def test_too_slow_is_predicted_from_smaller_dims() -> None:
     cubic = polynomial(0, 0, 0, 1e-1)
-    known = rows(*((dim, cubic(dim)) for dim in (64, 128)))
-    assert folder.predict_too_slow(cell("naive", 256, 1), known, max_step_s=cubic(256) * 1.01) is None
-    reason = folder.predict_too_slow(cell("naive", 256, 1), known, max_step_s=cubic(256) * 0.99)
+    known = [record("naive", dim, 0, cubic(dim)) for dim in (64, 128)]
+    assert folder.predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 1.01) is None
+    reason = folder.predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 0.99)
     assert reason is not None and "predicted from dim 128: 1.68 s" in reason
-    assert folder.predict_too_slow(cell("other", 256, 1), known, 1e-9) is None
-    assert folder.predict_too_slow(cell("naive", 256, 1, batch=10), known, 1e-9) is None
-    disturbed = [row | {"contended": True} for row in known]
-    assert folder.predict_too_slow(cell("naive", 256, 1), disturbed, 1e-9) is None
-    slow = tables.row(failed("naive", 128, 0, "too_slow"))
-    assert "already at dim 128" in str(folder.predict_too_slow(cell("naive", 256, 0), [slow], 1))
+    assert folder.predict_too_slow(cell("other", 256, 1), MACHINE, known, 1e-9) is None
+    assert folder.predict_too_slow(cell("naive", 256, 1, batch=10), MACHINE, known, 1e-9) is None
+    elsewhere = replace(MACHINE, cpu="another")
+    assert folder.predict_too_slow(cell("naive", 256, 1), elsewhere, known, 1e-9) is None
+    disturbed = deepcopy(known)
+    for made in disturbed:
+        made.timing.blocks.other_cores = [1.0] * 6
+    assert folder.predict_too_slow(cell("naive", 256, 1), MACHINE, disturbed, 1e-9) is None
+    slow = failed("naive", 128, 0, "too_slow")
+    assert "already at dim 128" in str(folder.predict_too_slow(cell("naive", 256, 0), MACHINE, [slow], 1))
 
 
 def test_number_types_are_torch_s_and_tf32_a_way_of_rounding() -> None:
@@ -243,6 +248,6 @@ def test_number_types_are_torch_s_and_tf32_a_way_of_rounding() -> None:
 
 def test_a_bfloat16_step_is_timed_and_what_has_no_bfloat16_says_so(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "dtype=bfloat16", dtype="bfloat16"))
-    assert found["status"] == "ok", found["reason"]
+    assert found.status == "ok", found.reason
     found = measure_cell(job(tmp_path, "dtype=bfloat16", optimizer="layerwise", dtype="bfloat16"))
-    assert found["status"] == "failed" and "BFloat16" in found["reason"]
+    assert found.status == "failed" and "BFloat16" in found.reason

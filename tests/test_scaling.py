@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stepscale.bench import records, scaling, tables
+from stepscale.bench import scaling, store, tables
 from stepscale.bench.growth import growth
+from stepscale.bench.schema import GROUP, OnGpu
 from tests.synthetic import COSTS, DIMS, failed, falling, polynomial, record, run_of
 
 
@@ -27,10 +28,10 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 def test_failed_and_launch_bound_cells_enter_no_fit(cells: pd.DataFrame, tmp_path: Path) -> None:
     run_of(tmp_path, {"cubic": COSTS["cubic"]}, DIMS)
-    records.save(failed("cubic", 2048, 0, "out_of_memory"), tmp_path / "records")
+    store.save(failed("cubic", 2048, 0, "out_of_memory"), tmp_path)
     late = record("cubic", 4096, 0, 1.0)
-    late["timing"]["busy_s"] = 0.1
-    records.save(late, tmp_path / "records")
+    late.timing.gpu = OnGpu(busy_s=0.1)
+    store.save(late, tmp_path)
     table = tables.load(tmp_path)
     assert growth(table)["dim_max"].item() == 1024
     times = scaling.times(table).set_index("dim")
@@ -45,8 +46,8 @@ def test_a_contended_cell_spoils_nothing(tmp_path: Path) -> None:
     run_of(tmp_path, {"quadratic": COSTS["quadratic"]}, DIMS)
     before = growth(tables.load(tmp_path)).iloc[0]
     slowed = record("quadratic", 256, 9, 10 * COSTS["quadratic"](256))
-    slowed["timing"]["blocks"]["other_cores"] = [1.0] * 6
-    records.save(slowed, tmp_path / "records")
+    slowed.timing.blocks.other_cores = [1.0] * 6
+    store.save(slowed, tmp_path)
     cells = tables.load(tmp_path)
     after, times = growth(cells).iloc[0], scaling.times(cells).set_index("dim")
     assert (after["verdict"], after["cubic_high"]) == (before["verdict"], before["cubic_high"])
@@ -65,13 +66,13 @@ def test_groups_are_never_mixed(tmp_path: Path) -> None:
 
 
 def test_budgets_give_measured_dims(cells: pd.DataFrame) -> None:
-    inside = scaling.within_budget(scaling.times(cells), "step_ms", 5.0).droplevel(list(records.GROUP))
+    inside = scaling.within_budget(scaling.times(cells), "step_ms", 5.0).droplevel(list(GROUP))
     assert inside["quadratic"] == max(d for d in DIMS if COSTS["quadratic"](d) < 5e-3)
 
 
 def test_a_lucky_seed_is_within_no_budget(tmp_path: Path) -> None:
     for seed, step_s in enumerate((9e-3, 11e-3, 11e-3)):
-        records.save(record("one", 64, seed, step_s), tmp_path / "records")
+        store.save(record("one", 64, seed, step_s), tmp_path)
     assert not len(scaling.within_budget(scaling.times(tables.load(tmp_path)), "step_ms", 10.0))
 
 
@@ -86,7 +87,7 @@ def test_intervals_cover_at_every_dim_though_small_ones_are_noisier(tmp_path: Pa
 
 def test_what_was_only_measured_disturbed_is_flagged(tmp_path: Path) -> None:
     disturbed = record("one", 64, 0, 1e-3)
-    disturbed["timing"]["blocks"]["other_cores"] = [1.0] * 6
+    disturbed.timing.blocks.other_cores = [1.0] * 6
     for made in (disturbed, record("one", 128, 0, 1e-3)):
-        records.save(made, tmp_path / "records")
+        store.save(made, tmp_path)
     assert scaling.times(tables.load(tmp_path)).set_index("dim")["disturbed"].to_dict() == {64: True, 128: False}

@@ -5,16 +5,17 @@ from typing import Any
 
 import pytest
 
-from stepscale.bench import records, tables
+from stepscale.bench import store, tables
+from stepscale.bench.schema import AXES, UNMARKED, Record, StepClass
 from tests.synthetic import failed, record, run_of
 from tests.test_training_report import train_record as training_record
 
 
 def test_table_is_tidy_with_failures_as_rows(tmp_path: Path) -> None:
-    records.save(record("relative", 64, 0, 2e-3), tmp_path / "records")
-    records.save(failed("naive", 512, 0, "out_of_memory"), tmp_path / "records")
+    store.save(record("relative", 64, 0, 2e-3), tmp_path)
+    store.save(failed("naive", 512, 0, "out_of_memory"), tmp_path)
     table = tables.load(tmp_path)
-    assert list(table.columns[: len(records.AXES)]) == list(records.AXES)
+    assert list(table.columns[: len(AXES)]) == list(AXES)
     assert table["status"].tolist() == ["out_of_memory", "ok"]
     assert table["step_ms"].tolist()[1] == pytest.approx(2.0)
     assert table["step_ms"].isna().tolist() == [True, False]
@@ -26,8 +27,8 @@ def test_table_is_tidy_with_failures_as_rows(tmp_path: Path) -> None:
         ("", "damaged"),
         ('{"schema": 1, "status"', "damaged"),
         ("[1]", "schema None"),
-        ('{"schema": 0}', "schema 0; this version of stepscale reads schema 1"),
-        ('{"schema": 1, "status": "ok"}', "lacks cell, config, counts"),
+        ('{"schema": 0}', "schema 0; this version of stepscale reads schemas 1, 2"),
+        ('{"schema": 1, "status": "ok"}', "is no whole record: 'environment'"),
     ],
 )
 def test_a_damaged_record_is_named_and_the_rest_is_used(tmp_path: Path, content: str, complaint: str) -> None:
@@ -43,17 +44,18 @@ def test_an_empty_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
         tables.load(tmp_path)
 
 
-def changed(seed: int, step_s: float, finished: str = "", **config: Any) -> records.Record:
+def changed(seed: int, step_s: float, finished: str = "", **config: Any) -> Record:
     made = record("mine", 64, seed, step_s)
-    made |= {"config": {"optimizer": config}, "finished": finished}
-    return made | {"identity": records.identity(made["cell"], made["config"], finished, "torch")}
+    made.config, made.finished = {"task": "time", "optimizer": config}, finished
+    made.identity = f"{seed}-{config}-{finished}"
+    return made
 
 
 def test_what_differs_in_its_configuration_is_no_other_seed(tmp_path: Path) -> None:
     """A file edited between two runs into one folder: averaged, the two would pass for one optimizer."""
     for seed in (0, 1):
         for lr, step_s in ((0.1, 1e-3), (0.2, 3e-3)):
-            records.save(changed(seed, step_s, lr=lr, name="same"), tmp_path / "records")
+            store.save(changed(seed, step_s, lr=lr, name="same"), tmp_path)
     found = tables.load(tmp_path).groupby("optimizer")["step_ms"].agg(["count", "mean"])
     assert found["count"].to_dict() == {"mine[optimizer.lr=0.1]": 2, "mine[optimizer.lr=0.2]": 2}
     assert found["mean"].to_dict() == pytest.approx({"mine[optimizer.lr=0.1]": 1, "mine[optimizer.lr=0.2]": 3})
@@ -61,14 +63,14 @@ def test_what_differs_in_its_configuration_is_no_other_seed(tmp_path: Path) -> N
 
 def test_of_the_same_cell_by_another_code_the_latest_counts(tmp_path: Path) -> None:
     for finished, step_s in (("2026-01-02", 2e-3), ("2026-01-01", 1e-3), ("2026-01-03", 3e-3)):
-        records.save(changed(0, step_s, finished, lr=0.1), tmp_path / "records")
+        store.save(changed(0, step_s, finished, lr=0.1), tmp_path)
     table = tables.load(tmp_path)
     assert (table["optimizer"].item(), table["step_ms"].item()) == ("mine", pytest.approx(3))
 
 
 def test_flags_and_figures_have_whole_types_though_cells_fail(tmp_path: Path) -> None:
     for made in (record("one", 64, 0, 1e-3), failed("one", 128, 0, "out_of_memory")):
-        records.save(made, tmp_path / "records")
+        store.save(made, tmp_path)
     table = tables.load(tmp_path)
     assert table[~table["contended"]]["dim"].to_list() == [64]
     assert table["energy_j"].dtype == float and table["step_ms"].dtype == float
@@ -82,9 +84,9 @@ def test_no_such_task_is_named(tmp_path: Path) -> None:
 def test_phases_add_up_to_the_step_that_the_blocks_saw(tmp_path: Path) -> None:
     """The trace is of other steps, each of which stops the clock."""
     made = record("one", 64, 0, 1e-3)
-    made["timing"]["trace"] = [
-        {"positions": [0], "share": 0.5, "traced": 3, "phases_s": {"gradient": 2e-3}},
-        {"positions": [1], "share": 0.5, "traced": 3, "phases_s": {"gradient": 2e-3, "inverse": 4e-3}},
+    made.timing.trace = [
+        StepClass([0], 0.5, 3, {"gradient": 2e-3}),
+        StepClass([1], 0.5, 3, {"gradient": 2e-3, "inverse": 4e-3}),
     ]
     row = tables.row(made)
     assert row["phases_ms"] == pytest.approx({"gradient": 0.5, "inverse": 0.5})
@@ -93,12 +95,12 @@ def test_phases_add_up_to_the_step_that_the_blocks_saw(tmp_path: Path) -> None:
 
 def test_the_drift_is_the_worst_seen() -> None:
     made = training_record("relative", 0)
-    made["training"]["curve"]["drift_nats"] = [None, 1e-3, -4e-3, 2e-3]
+    made.training.curve.drift_nats = [None, 1e-3, -4e-3, 2e-3]
     assert tables.row(made)["drift_nats"] == 4e-3
 
 
 @pytest.mark.parametrize(("unmarked_s", "shown"), [(9e-6, False), (2e-5, True)])
 def test_what_follows_the_last_mark_is_shown_from_a_hundredth_on(unmarked_s: float, shown: bool) -> None:
     made = record("one", 64, 0, 1e-3)
-    made["timing"]["trace"][0]["phases_s"] = {"gradient": 1e-3 - unmarked_s, records.UNMARKED: unmarked_s}
-    assert (records.UNMARKED in tables.row(made)["phases_ms"]) == shown
+    made.timing.trace[0].phases_s = {"gradient": 1e-3 - unmarked_s, UNMARKED: unmarked_s}
+    assert (UNMARKED in tables.row(made)["phases_ms"]) == shown

@@ -8,54 +8,55 @@ from torch import nn
 
 from stepscale.bench import phases, timing
 from stepscale.bench.clock import WallClock
-from stepscale.bench.contention import CONTENDED
+from stepscale.bench.errors import DivergedError, TooSlowError
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
 from stepscale.bench.limit import Limit
-from stepscale.bench.records import UNMARKED
-from stepscale.bench.timing import DivergedError, Settings, TooSlowError
+from stepscale.bench.notes import Notes
+from stepscale.bench.schema import UNMARKED, Memory
+from stepscale.bench.timing import Settings
 from stepscale.bench.workload import Workload
 from tests.synthetic import SETTINGS, SimulatedClock, SimulatedLimit, SimulatedStep, measured
 from tests.test_workload import workload_of
 
 
-def headline(found: dict) -> float:
-    return estimate(found["timing"]["blocks"], CONTENDED).step_s
+def headline(found: timing.Measured) -> float:
+    return estimate(found.timing.blocks).step_s
 
 
 def test_a_steady_step_is_timed_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measured(monkeypatch, [2e-3], limit_s=1e-3)
-    judged = estimate(found["timing"]["blocks"], CONTENDED)
+    judged = estimate(found.timing.blocks)
     assert judged.step_s == pytest.approx(2e-3, rel=1e-9)
     assert judged.ratio == pytest.approx(2, rel=1e-9)
-    assert found["timing"]["stopped_by"] == "precision"
-    assert MIN_BLOCKS <= len(found["timing"]["blocks"]["step_s"]) <= 10, "no longer than the load takes to be read"
+    assert found.timing.stopped_by == "precision"
+    assert MIN_BLOCKS <= len(found.timing.blocks.step_s) <= 10, "no longer than the load takes to be read"
 
 
 def test_a_periodic_step_is_amortised_over_whole_periods(monkeypatch: pytest.MonkeyPatch) -> None:
     """The median step would say 1.0 ms; the truth is 3.9 ms."""
     found = measured(monkeypatch, [30e-3, *[1e-3] * 9])
-    assert not found["timing"]["composed"]
+    assert not found.timing.composed
     assert headline(found) == pytest.approx(3.9e-3, rel=1e-9)
-    assert set(found["timing"]["blocks"]["steps"]) == {10}
-    peak, cheap = found["timing"]["trace"]
-    assert (peak["positions"], cheap["positions"]) == ([0], list(range(1, 10)))
-    assert peak["phases_s"] == pytest.approx({"gradient": 1e-3, "inverse": 29e-3})
-    assert cheap["phases_s"] == pytest.approx({"gradient": 1e-3})
+    assert set(found.timing.blocks.steps) == {10}
+    peak, cheap = found.timing.trace
+    assert (peak.positions, cheap.positions) == ([0], list(range(1, 10)))
+    assert peak.phases_s == pytest.approx({"gradient": 1e-3, "inverse": 29e-3})
+    assert cheap.phases_s == pytest.approx({"gradient": 1e-3})
 
 
 def test_a_period_too_long_for_the_time_limit_is_composed_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [0.2, *[10e-3] * 49]
     found = measured(monkeypatch, seconds)
-    assert found["timing"]["composed"]
+    assert found.timing.composed
     assert headline(found) == pytest.approx(sum(seconds) / 50, rel=1e-6)
-    assert set(found["timing"]["blocks"]["steps"]) == {1 + timing.WALKED}, "a walk ends soon after the last class"
+    assert set(found.timing.blocks.steps) == {1 + timing.WALKED}, "a walk ends soon after the last class"
 
 
 def test_work_at_several_intervals_is_composed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [(0.03 if k % 6 == 0 else 0.02 if k % 2 == 0 else 0.01) for k in range(6)]
     monkeypatch.setattr(SimulatedStep, "__call__", three_costs)
     found = measured(monkeypatch, seconds, settings=Settings(0.01, 0.2, 0.1, 0.01, 10))
-    assert found["timing"]["composed"]
+    assert found.timing.composed
     assert headline(found) == pytest.approx(sum(seconds) / 6, rel=1e-6)
 
 
@@ -69,8 +70,8 @@ def three_costs(self: SimulatedStep, batch: object, mark: timing.Callable) -> No
 
 def test_noise_stops_at_the_time_limit_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measured(monkeypatch, [15e-3], clock=SimulatedClock(noise=0.3))
-    assert found["timing"]["stopped_by"] == "time_limit"
-    judged = estimate(found["timing"]["blocks"], CONTENDED)
+    assert found.timing.stopped_by == "time_limit"
+    judged = estimate(found.timing.blocks)
     assert judged.ratio_low < 15 < judged.ratio_high
 
 
@@ -82,7 +83,7 @@ def test_the_first_step_has_a_column_of_its_own(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(SimulatedStep, "__call__", slow_first)
     found = measured(monkeypatch, [1e-3])
-    assert found["timing"]["first_step_s"] == pytest.approx(11.0)
+    assert found.timing.first_step_s == pytest.approx(11.0)
     assert headline(found) == pytest.approx(1e-3, rel=1e-9)
 
 
@@ -94,7 +95,7 @@ def test_warm_up_lasts_until_times_stand_still(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(SimulatedStep, "__call__", warming)
     found = measured(monkeypatch, [1e-3], settings=Settings(0.01, 0.5, 0.02, 0.01, 10))
     assert headline(found) == pytest.approx(1e-3, rel=0.3), "cold steps took up to 2 ms"
-    assert found["timing"]["warmup_s"] > 0.03
+    assert found.timing.warmup_s > 0.03
 
 
 def test_a_slow_step_ends_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +113,9 @@ def test_what_follows_the_last_mark_is_counted(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(SimulatedStep, "__call__", tail)
     found = measured(monkeypatch, [1e-3] * 100, settings=Settings(0.01, 0.2, 0.02, 0.01, 10))
-    assert found["timing"]["composed"]
+    assert found.timing.composed
     assert headline(found) == pytest.approx(2e-3, rel=1e-6)
-    assert found["timing"]["trace"][0]["phases_s"] == pytest.approx({"gradient": 1e-3, "unmarked": 1e-3})
+    assert found.timing.trace[0].phases_s == pytest.approx({"gradient": 1e-3, "unmarked": 1e-3})
 
 
 def test_work_without_a_count_makes_no_two_steps_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,14 @@ def test_parameters_that_are_no_numbers_end_the_cell(monkeypatch: pytest.MonkeyP
     model = nn.Linear(1, 1)
     workload = Workload(model, SimulatedStep(clock, [1e-3]), [torch.zeros(1, 1)])
     with pytest.raises(DivergedError, match="not finite"):
-        timing.measure(workload, lambda: SimulatedLimit(clock, 1e-3), clock, SETTINGS, dict)
+        timing.measure(
+            workload,
+            lambda: SimulatedLimit(clock, 1e-3),
+            clock,
+            SETTINGS,
+            lambda: Memory(peak_mib=None, read_from="nothing"),
+            Notes(),
+        )
 
 
 def test_contended_blocks_are_labelled_and_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +175,9 @@ def test_contended_blocks_are_labelled_and_measured_again(monkeypatch: pytest.Mo
     monkeypatch.setattr(timing, "OtherCpu", Neighbour)
     monkeypatch.setattr(SimulatedStep, "__call__", disturbed)
     found = measured(monkeypatch, [1e-3], clock=clock)
-    blocks = found["timing"]["blocks"]
-    assert max(blocks["step_s"]) > 1.5e-3, "the disturbed blocks stay in the record"
-    judged = estimate(blocks, CONTENDED)
+    blocks = found.timing.blocks
+    assert max(blocks.step_s) > 1.5e-3, "the disturbed blocks stay in the record"
+    judged = estimate(blocks)
     assert judged.step_s == pytest.approx(1e-3, rel=1e-6)
     assert not judged.contended
 
@@ -184,11 +192,11 @@ def test_peak_memory_is_taken_before_the_limit_exists(monkeypatch: pytest.Monkey
         order.append("limit")
         return SimulatedLimit(clock, 1e-3)  # type: ignore[return-value]
 
-    def memory() -> dict:
+    def memory() -> Memory:
         order.append("memory")
-        return {}
+        return Memory(peak_mib=None, read_from="nothing")
 
-    timing.measure(workload, limit, clock, SETTINGS, memory)
+    timing.measure(workload, limit, clock, SETTINGS, memory, Notes())
     assert order == ["memory", "limit"]
 
 

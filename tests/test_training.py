@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from stepscale.bench import data, records, report, tables, training
+from stepscale.bench import data, report, store, tables, training
 from stepscale.bench.clock import WallClock
 from stepscale.bench.job import Job
 from stepscale.bench.run import measure_cell
@@ -54,10 +54,10 @@ def test_other_models_are_trained_and_reported(
     tmp_path: Path, model: str, optimizer: str, dim: int, overrides: list[str]
 ) -> None:
     found = measure_cell(job(tmp_path, f"model={model}", *overrides, optimizer=optimizer, dim=dim))
-    assert found["status"] == "ok", found["reason"]
-    curve = found["training"]["curve"]["held_out_nats"]
+    assert found.status == "ok", found.reason
+    curve = found.training.curve.held_out_nats
     assert curve[-1] > curve[0]
-    records.save(found, tmp_path / "records")
+    store.save(found, tmp_path)
     said = report.write(tmp_path)
     assert ("bits per dim" in said) == (model == "plu_flow") and "nan" not in said.split("Best at the end")[1][:60]
 
@@ -65,7 +65,7 @@ def test_other_models_are_trained_and_reported(
 def test_a_classifier_that_diverges_keeps_its_curve(tmp_path: Path) -> None:
     wild = ["model=classifier", "model.activation=relu", "optimizer.update.lr=1e30"]
     found = measure_cell(job(tmp_path, *wild, optimizer="kfac", dim=16))
-    assert found["status"] == "diverged" and found["training"]["curve"]["step"][0] == 0
+    assert found.status == "diverged" and found.training.curve.step[0] == 0
 
 
 def test_evaluations_come_at_the_same_steps_whatever_the_last_stop() -> None:
@@ -92,14 +92,14 @@ def test_batches_are_the_same_for_all_and_shuffled_each_epoch() -> None:
 def test_patience_ends_a_run_and_keeps_the_best() -> None:
     run = training_of(partial(pair, direction=Layerwise, update=partial(torch.optim.SGD, lr=0.0)), patience=3)
     assert run.run(WallClock(), lambda: None) == "patience"
-    assert len(run.curve["step"]) == 4
+    assert len(run.curve.step) == 4
     worse = training_of(
         partial(pair, direction=Layerwise, update=partial(torch.optim.SGD, lr=0.01, maximize=True)), patience=3
     )
-    start = worse._likelihoods(None)["validation_nats"]
+    start = worse._likelihoods(None)[0]
     worse.run(WallClock(), lambda: None)
-    assert worse._likelihoods(None)["validation_nats"] != start
-    assert worse.final()["validation_nats"] == start
+    assert worse._likelihoods(None)[0] != start
+    assert worse.final().validation_nats == start
 
 
 @pytest.mark.parametrize("together", [7, 8192])
@@ -108,27 +108,27 @@ def test_likelihoods_are_those_of_a_float64_model_over_all_rows(together: int, m
     run = training_of(ADAM)
     exact = deepcopy(run.model).double()
     truth = exact.log_prob(run.data.held_out.double()).mean().item()  # type: ignore[operator]
-    assert run.final()["held_out_nats"] == pytest.approx(truth, rel=1e-12)
+    assert run.final().held_out_nats == pytest.approx(truth, rel=1e-12)
 
 
 def test_a_cell_is_trained_and_a_trial_reads_no_held_out_row(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "training.pictures=4", dim=16))
-    assert found["status"] == "ok", found["reason"]
+    assert found.status == "ok", found.reason
     row = tables.row(found)
     assert row["steps"] == 40 and row["stopped_by"] == "max_steps"
-    assert row["held_out_bits"] == pytest.approx(found["data"]["bits_offset"] - row["held_out_nats"] / 16 / np.log(2))
-    with np.load(tmp_path / "pictures" / f"{found['identity']}.npz") as arrays:
+    assert row["held_out_bits"] == pytest.approx(found.data.bits_offset - row["held_out_nats"] / 16 / np.log(2))
+    with np.load(tmp_path / "pictures" / f"{found.identity}.npz") as arrays:
         assert {name: arrays[name].shape for name in arrays} == dict.fromkeys(("data", "samples", "filters"), (4, 4, 4))
     trial = measure_cell(job(tmp_path, "training.trial=true", dim=16))
-    assert set(trial["training"]["final"]) == {"validation_nats"}
-    assert set(trial["training"]["curve"]["held_out_nats"]) == {None}
+    assert trial.training.final.held_out_nats is None
+    assert set(trial.training.curve.held_out_nats) == {None}
 
 
 def test_a_run_that_diverges_keeps_its_finite_points(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "optimizer.update.lr=1e3"))
-    assert found["status"] == "diverged"
-    assert "lower the lr" in found["reason"]
-    nats = found["training"]["curve"]["held_out_nats"]
+    assert found.status == "diverged"
+    assert "lower the lr" in found.reason
+    nats = found.training.curve.held_out_nats
     assert nats and np.isfinite(nats).all()
     assert tables.row(found)["held_out_nats"] is None
 
@@ -151,4 +151,4 @@ def test_bits_of_photos_are_of_8_bit_pixels() -> None:
 )
 def test_wrong_settings_are_named(tmp_path: Path, overrides: list[str], message: str) -> None:
     found = measure_cell(job(tmp_path, *overrides))
-    assert found["status"] == "failed" and message in found["reason"]
+    assert found.status == "failed" and message in found.reason

@@ -3,17 +3,25 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import stepscale.bench.job  # noqa: F401 - registers what the configuration computes with
 from stepscale.bench import tuning
+from stepscale.bench.errors import UsageError
+from stepscale.bench.schema import Record, Status
+from tests.test_training_report import train_record
 
 FACTORS = [{"lr": [0.1, 1.0, 10.0, 100.0]}, {"lr": [0.5, 2.0], "damping": [0.1, 10.0]}]
 
 
-def trial(lr: float, nats: float, **changes: Any) -> dict[str, Any]:
-    row = {"dim": 64, "batch": 100, "depth": 2, "dtype": "float32", "optimizer": "relative", "model": "flow"}
-    row |= {"data": "photos", "task": "train", "trial": True, "status": "ok", "validation_nats": nats}
-    return row | {"tuned": {"update.lr": lr}} | changes
+def trial(lr: float, nats: float, trial: bool = True, **changes: Any) -> Record:
+    status, axes = changes.pop("status", "ok"), {"dim": 64, **changes}
+    made = train_record("relative", 0, trial=trial)
+    assert made.training and made.training.final
+    made.cell, made.status = replace(made.cell, **axes), Status(status)
+    made.training.final.validation_nats = nats
+    made.config["optimizer"]["update"]["lr"] = lr
+    return made
 
 
 def test_trials_span_the_grid_of_what_an_optimizer_has() -> None:
@@ -28,7 +36,7 @@ def test_trials_span_the_grid_of_what_an_optimizer_has() -> None:
 
 
 def test_unequal_budgets_are_refused() -> None:
-    with pytest.raises(SystemExit, match=r"grids of \[2, 4\] points: the same number for every optimizer is fair"):
+    with pytest.raises(UsageError, match=r"grids of \[2, 4\] points: the same number for every optimizer is fair"):
         tuning.trials(["dim=64", "optimizer=relative"], [{"lr": [1.0, 2.0]}, FACTORS[1]])
 
 

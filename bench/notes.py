@@ -1,0 +1,41 @@
+"""What is extra can fail; what is already measured must not be lost by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Notes(dict[str, str]):
+    """Reasons why something extra is not in a record, by what it is; they are part of the record."""
+
+    @contextmanager
+    def optional(self, what: str) -> Iterator[None]:
+        """Note what goes wrong in the block, and go on."""
+        try:
+            yield
+        except Exception as error:
+            self[what] = one_line(error)
+
+
+LONGEST = 500  # letters of a reason
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's type and message in one printable line of at most ``LONGEST`` letters.
+
+    A message may be anything: megabytes, control characters, half a surrogate pair, a ``__str__`` that raises.
+    """
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message cannot be read)"
+    lines = f"{type(error).__name__}: {message[: 2 * LONGEST]}".strip().splitlines()
+    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return a text with everything replaced that a terminal, a table or UTF-8 cannot take, and not too long."""
+    clean = "".join(letter if letter.isprintable() else "�" for letter in text)
+    return clean if len(clean) <= LONGEST else f"{clean[: LONGEST - 1]}…"
