@@ -25,7 +25,7 @@ from stepscale.bench.limit import limit_of
 from stepscale.bench.timing import DivergedError, Settings, TooSlowError, measure
 from stepscale.bench.training import Stream, Training
 from stepscale.bench.workload import Workload
-from stepscale.models import Batch, each, rows_of
+from stepscale.models import Batch, each, objective_of, rows_of
 
 BATCHES = 3  # rotated, so that no step finds its batch in the cache
 WARM_UP_S = 1.0  # of training: one step is enough of a slow optimizer
@@ -162,7 +162,7 @@ def _progress(run: Training, label: str) -> Iterator[Any]:
 
 def _facts(data: Dataset, model: nn.Module) -> dict[str, Any]:
     """What the records say of the data; bits per dim only where the likelihood is of the rows themselves."""
-    bits = None if getattr(model, "conditional", False) else data.bits_offset
+    bits = None if objective_of(model).of_targets else data.bits_offset
     return {"shape": data.shape, "bits_offset": bits} | {name: rows_of(getattr(data, name)) for name in SPLITS}
 
 

@@ -34,7 +34,7 @@ def test_the_explicit_inverse_is_the_exact_gradient() -> None:
 def test_the_stale_inverse_is_of_its_last_refresh() -> None:
     model, x = generic_flow(), batch_of()
     step, found, weights = ExplicitInverse(model, interval=3), [], []
-    assert step.period == 3
+    assert step.facts.period == 3
     for _ in range(4):
         weights.append(model.layers[0].weight.detach().clone())
         step(x)
