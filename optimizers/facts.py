@@ -28,8 +28,8 @@ class Facts:
     def __post_init__(self) -> None:
         if self.period < 1:
             raise ValueError(f"period must be at least 1 step, got {self.period}")
-        if self.log_det is not None:
-            one_of("log_det", LogDet, self.log_det)
+        if self.log_det is not None:  # which may come from a file, as a word
+            object.__setattr__(self, "log_det", one_of("log_det", LogDet, self.log_det))
 
 
 def facts_of(stepping: object) -> Facts:

@@ -66,10 +66,9 @@ class Kronecker(ABC):
     ) -> None:
         name = type(self).__name__
         self.model = require(model, Captures, name)
-        sampled = statistics == Statistics.MODEL
+        sampled = one_of("statistics", Statistics, statistics) is Statistics.MODEL
         self.sampler = require(model, CapturesSamples, f"{name} (statistics=model)") if sampled else None
         self.relative = one_of("frame", Frame, frame) is Frame.RELATIVE
-        one_of("statistics", Statistics, statistics)
         kept = one_of("log_det", (LogDet.EXACT, LogDet.STALE), log_det)
         if damping < 0:
             raise ValueError(f"damping must be at least 0, got damping={damping}")

@@ -74,11 +74,10 @@ class NaturalGradient(Stateless):
         statistics: str = "data",
     ) -> None:
         self.model = require(model, Captures, "natural gradient")
-        sampled = statistics == Statistics.MODEL
+        sampled = one_of("statistics", Statistics, statistics) is Statistics.MODEL
         self.sampler = require(model, CapturesSamples, "natural gradient (statistics=model)") if sampled else None
         self.joint = one_of("blocks", Blocks, blocks) is Blocks.JOINT
         self.relative = one_of("frame", Frame, frame) is Frame.RELATIVE
-        one_of("statistics", Statistics, statistics)
         if not damping > 0:
             raise ValueError(f"damping must be positive, got damping={damping}")
         self.damping = damping
