@@ -163,7 +163,8 @@ def require(model: nn.Module, part: type[Part], direction: str) -> Part:
     Raises:
         TypeError: it lacks a method, which the message names.
     """
-    for method in lacking(model, part):
+    if missing := lacking(model, part):
+        method = missing[0]
         other = "" if method == "loss" else ", or use the layerwise direction, which needs loss() alone"
         raise TypeError(
             f"the {direction} direction needs {type(model).__name__}.{method}(), which it does not have; "
