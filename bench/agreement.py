@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,31 +10,39 @@ from torch import Tensor
 from stepscale.bench.notes import Notes
 from stepscale.bench.schema import Gradient
 from stepscale.bench.workload import Workload
-from stepscale.optimizers import no_mark
+from stepscale.models import objective_of
+from stepscale.optimizers import Layerwise, no_mark
 
 WIDEST = 4096  # the exact gradient is cubic
 
 
 def agreement(workload: Workload, dim: int, notes: Notes) -> Gradient:
-    """O(d³): the model's or the step's ``log_det``, and the cosine of what it writes to the exact Euclidean gradient.
+    """O(d³): how the log-determinant's gradient is come by, and the cosine of what is written to the exact gradient.
 
     Taken on the last step of a period, where what is stale is most so. The cosine is None where a step writes no
     ``.grad``, where the exact gradient takes too long, and where it fails; then ``notes`` says why.
     """
-    model: Any = workload.model
-    said = getattr(model, "log_det", None) or getattr(workload.step, "log_det", None)
-    found = Gradient(log_det=None if getattr(model, "conditional", False) else said)
+    found = Gradient(log_det=log_det_of(workload))
     if dim <= WIDEST:
         with notes.optional("cosine"):
             found.cosine = _cosine(workload)
     return found
 
 
+def log_det_of(workload: Workload) -> str | None:
+    """Return what the model declares of it, or else the step; None where the likelihood is of targets."""
+    objective = objective_of(workload.model)
+    if objective.of_targets:
+        return None
+    declared = objective.log_det or workload.facts.log_det
+    return None if declared is None else str(declared)
+
+
 def _cosine(workload: Workload) -> float | None:
     workload.run((-workload.position - 1) % workload.period, no_mark)  # as written: another compilation says no more
-    model: Any = workload.model
+    model = workload.model
     model.zero_grad()
-    model.loss(workload.batches[workload.position % len(workload.batches)]).backward()
+    Layerwise(model)(workload.batches[workload.position % len(workload.batches)])
     exact = _flat(model)
     model.zero_grad()
     workload.run(1, no_mark)

@@ -38,7 +38,7 @@ import time as _time
 
 def _slowed(self, batch, mark=no_mark):
     started = _time.perf_counter()
-    if not self.overwrites:
+    if not self.facts.writes_in_place:
         for parameter in self.parameters:
             parameter.grad = None
     self.direction(batch, mark)

@@ -6,13 +6,13 @@ It is timed in the same loop as the step, and is the denominator of every ratio.
 from __future__ import annotations
 
 from itertools import cycle
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stepscale.bench.counts import Counter, product_flops
-from stepscale.models import Batch, rows_of
+from stepscale.models import Batch, HasProducts, offers, rows_of
+from stepscale.optimizers import Layerwise
 
 Shape = tuple[int, int, int]
 
@@ -59,16 +59,16 @@ def limit_of(model: nn.Module, batch: Batch, dim: int) -> Limit:
     return Limit(model, products, weight.device, weight.dtype)
 
 
-def products_of(model: Any, batch: Batch, dim: int) -> list[Shape]:
+def products_of(model: nn.Module, batch: Batch, dim: int) -> list[Shape]:
     """List the model's own products, or else as many FLOPs as its loss's forward and backward pass has, in dim × dim.
 
     Without ``model.products`` it runs that pass once.
     """
     rows = rows_of(batch)
-    if callable(getattr(model, "products", None)):
+    if offers(model, HasProducts):
         return list(model.products(rows))
     with Counter() as counts:
-        model.loss(batch).backward()
+        Layerwise(model)(batch)
     model.zero_grad()
     whole, rest = divmod(round(counts.flops / (2 * dim * dim)), dim)
     return [(dim, dim, dim)] * whole + [(rest, dim, dim)] * (rest > 0)

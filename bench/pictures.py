@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepscale.bench.atomic import atomic_write
 from stepscale.bench.data import Dataset
 from stepscale.bench.notes import Notes
+from stepscale.models import HasLogProb, Samples, objective_of, offers
 
 POINTS, GRID, REACH = 2_000, 128, 1.3  # in two dimensions: dots, cells a side, how far beyond the data
 
@@ -19,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @torch.no_grad()
-def look(model: Any, data: Dataset, count: int, notes: Notes) -> Arrays:
+def look(model: nn.Module, data: Dataset, count: int, notes: Notes) -> Arrays:
     """Return what can be shown of a model; nothing where rows are neither images nor points of the plane.
 
     ``data``, ``samples`` and ``filters`` are ``[count, height, width]``, or points ``[n, 2]``; ``log_density`` is
@@ -35,7 +36,7 @@ def look(model: Any, data: Dataset, count: int, notes: Notes) -> Arrays:
     return {}
 
 
-def filters(model: Any, count: int) -> dict[str, Tensor]:
+def filters(model: nn.Module, count: int) -> dict[str, Tensor]:
     """Return the rows of the first affine layer's weight that are largest, ``[count, dim]``; nothing without one."""
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     if not layers:
@@ -52,9 +53,9 @@ def save(arrays: Arrays, path: Path) -> None:
         np.savez_compressed(file, **halves)
 
 
-def _samples(model: Any, count: int, notes: Notes) -> dict[str, Tensor]:
+def _samples(model: nn.Module, count: int, notes: Notes) -> dict[str, Tensor]:
     """Draw from the model where it can be drawn from: it may be of the user's making, or nearly singular."""
-    if not callable(getattr(model, "sample", None)):
+    if not offers(model, Samples):
         return {}
     with notes.optional("samples"):
         drawn = model.sample(count)
@@ -62,8 +63,8 @@ def _samples(model: Any, count: int, notes: Notes) -> dict[str, Tensor]:
     return {}
 
 
-def _density(model: Any, rows: Tensor) -> Arrays:
-    if not callable(getattr(model, "log_prob", None)) or getattr(model, "conditional", False):
+def _density(model: nn.Module, rows: Tensor) -> Arrays:
+    if objective_of(model).of_targets or not offers(model, HasLogProb):
         return {}
     reach = REACH * float(rows.abs().max())
     axis = torch.linspace(-reach, reach, GRID, device=rows.device, dtype=rows.dtype)

@@ -24,11 +24,11 @@ from stepscale.bench.errors import DivergedError, StoppedError, TooSlowError, Us
 from stepscale.bench.job import Job, build, load_data, number_type
 from stepscale.bench.limit import limit_of
 from stepscale.bench.notes import Notes, one_line
-from stepscale.bench.schema import DataFacts, Final, Record, Status, Task, Trained
+from stepscale.bench.schema import DataFacts, Final, Number, Record, Status, Task, Trained
 from stepscale.bench.timing import Settings, measure
 from stepscale.bench.training import Stream, Training
 from stepscale.bench.workload import Workload
-from stepscale.models import Batch, each, rows_of
+from stepscale.models import Batch, each, objective_of, rows_of
 
 BATCHES = 3  # rotated, so that no step finds its batch in the cache
 WARM_UP_S = 1.0  # of training: one step is enough of a slow optimizer
@@ -120,7 +120,10 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     record.data = _facts(data, run.model)
     others = OtherCpu(idle_cores(device.type, torch.get_num_threads()))
     checkpoint = Checkpoint(job.checkpoint, run, notes)
-    record.training = trained = Trained(stopped_by="divergence", curve=run.curve, steps=0, seconds=0.0)
+    objective = objective_of(run.model)
+    number = Number(objective.name, objective.unit, objective.exact)
+    trained = Trained(stopped_by="divergence", curve=run.curve, steps=0, seconds=0.0, number=number)
+    record.training = trained
     try:
         checkpoint.resume()
         trained.resumed_at = run.position
@@ -193,7 +196,7 @@ def _progress(run: Training, label: str) -> Iterator[Any]:
 
 def _facts(data: Dataset, model: nn.Module) -> DataFacts:
     """What the records say of the data; bits per dim only where the likelihood is of the rows themselves."""
-    bits = None if getattr(model, "conditional", False) else data.bits_offset
+    bits = None if objective_of(model).of_targets else data.bits_offset
     train, validation, held_out = (rows_of(getattr(data, name)) for name in SPLITS)
     return DataFacts(train=train, validation=validation, held_out=held_out, shape=data.shape, bits_offset=bits)
 

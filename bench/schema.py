@@ -169,7 +169,7 @@ class Memory(Struct, kw_only=True, omit_defaults=True):
 class Gradient(Struct, kw_only=True):
     """How a direction comes by the log-determinant's gradient, and the cosine of what it writes to the exact one."""
 
-    log_det: Literal["exact", "stale", "stochastic", "biased", "restricted"] | None = None
+    log_det: str | None = None  # a ``stepscale.models.LogDet``, which cannot be read here without torch
     cosine: float | None = None
 
 

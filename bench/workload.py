@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from stepscale.models import Batch
-from stepscale.optimizers import Mark, Step, no_mark
+from stepscale.optimizers import Mark, StateDict, Step, facts_of, no_mark
 
 ROWS = 4096  # looked at together: a whole wide weight's answer would not fit beside it
 
@@ -19,14 +19,18 @@ class Snapshot(NamedTuple):
     """All that a step changes."""
 
     tensors: list[Tensor]
-    step: dict[str, Any]
+    step: StateDict
     position: int
     rng: Tensor
     cuda_rng: Tensor | None
 
 
 class Workload:
-    """A step with the model it trains and the batches it rotates through, all on one device."""
+    """A step with the model it trains and the batches it rotates through, all on one device.
+
+    Raises:
+        TypeError: the step has no ``facts``.
+    """
 
     def __init__(self, model: nn.Module, step: Step, batches: list[Batch], compile_mode: str | None = None) -> None:
         self.model, self.step, self.batches = model, step, batches
@@ -34,7 +38,8 @@ class Workload:
         if compile_mode is not None:
             torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on uncompiled, and not say so
             self.compiled = torch.compile(lambda batch: step(batch), mode=compile_mode)
-        self.period, self.position = step.period, 0
+        self.facts, self.position = facts_of(step), 0
+        self.period = self.facts.period
         self.device = next(model.parameters()).device
 
     def run(self, steps: int, mark: Mark | None = None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepscale.models.mlp import MLP
+from stepscale.models.mlp import MLP, Output
 
 CODE = 30
 
@@ -44,7 +44,7 @@ class Autoencoder(MLP):
             hidden = [*narrowing, max(1, min([CODE, dim // 8, *narrowing]))]
         if len(hidden) != depth // 2:
             raise ValueError(f"hidden must name depth/2 = {depth // 2} widths, the code's last, got {list(hidden)}")
-        if output == "categorical":
+        if output == Output.CATEGORICAL:
             raise ValueError("an autoencoder's output is bernoulli or gaussian, got 'categorical'")
         widths = [dim, *hidden, *reversed(hidden[:-1]), dim]
         super().__init__(widths, activation=activation, output=output, linear={depth // 2 - 1})

@@ -13,21 +13,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 
+from stepscale.models.choices import one_of
 from stepscale.models.determinant import log_abs_det
+from stepscale.models.objective import Objective
 from stepscale.models.protocol import LayerIO, Tangents, slopes
 
-BASES = ("normal", "logistic")
 QR_LIMIT = 1024  # widest layer whose initial weights come from a QR, which is cubic
 REFLECTIONS = 32
 NEWTON_STEPS = 10
 
 
-class Flow(nn.Module):
-    """Invertible multilayer perceptron with square layers.
+class Base(StrEnum):
+    """Density of the noise, standard."""
+
+    NORMAL = "normal"
+    LOGISTIC = "logistic"
+
+
+class FlowDensity(nn.Module):
+    """Invertible multilayer perceptron with square layers: its density, which autodiff alone can train.
 
     Args:
         dim: width d of the data and of every layer.
@@ -40,6 +49,8 @@ class Flow(nn.Module):
         ValueError: an argument is out of its range.
     """
 
+    objective = Objective()
+
     def __init__(
         self, dim: int, depth: int = 2, *, alpha: float = 0.3, base: str = "normal", bias: bool = True
     ) -> None:
@@ -48,9 +59,7 @@ class Flow(nn.Module):
             raise ValueError(f"dim and depth must be at least 1, got dim={dim}, depth={depth}")
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {alpha}")
-        if base not in BASES:
-            raise ValueError(f"base must be one of {', '.join(BASES)}, got {base!r}")
-        self.alpha, self.base = alpha, base
+        self.alpha, self.base = alpha, one_of("base", Base, base)
         self.layers: Sequence[nn.Linear]
         self.layers = nn.ModuleList(nn.Linear(dim, dim, bias=bias) for _ in range(depth))  # type: ignore[assignment]
         for layer in self.layers:
@@ -74,13 +83,13 @@ class Flow(nn.Module):
         """O(L (n d² + d³)): ``[n, dim]`` drawn from the model."""
         weight = self.layers[0].weight
         noise = torch.randn(n, weight.shape[1], device=weight.device, dtype=weight.dtype)
-        if self.base == "logistic":
+        if self.base is Base.LOGISTIC:
             noise = torch.logit(torch.rand_like(noise).clamp_(min=torch.finfo(noise.dtype).tiny))
         return self.inverse(noise)
 
     def base_log_prob(self, z: Tensor) -> Tensor:
         """Log-density of the noise, summed over units: ``[batch, dim]`` to ``[batch]``."""
-        if self.base == "normal":
+        if self.base is Base.NORMAL:
             return -0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi)
         return -2 * torch.logaddexp(z / 2, -z / 2).sum(1)
 
@@ -88,10 +97,6 @@ class Flow(nn.Module):
         """O(L B d²): log p(x) less Σ log|det W_k|, ``[batch]``."""
         z, slopes = self._hidden(x)
         return self.base_log_prob(self.layers[-1](z)) + slopes
-
-    def captured_log_prob(self, ios: list[LayerIO]) -> Tensor:
-        """O(L B d): the same of a captured batch, whose products are done."""
-        return self.base_log_prob(ios[-1].y) + sum(self._log_slopes(io.y) for io in ios[:-1])
 
     def log_abs_det(self) -> Tensor:
         """O(L d³): Σ_k log|det W_k|, one LU a layer, so that no batched one is called."""
@@ -104,40 +109,6 @@ class Flow(nn.Module):
     def loss(self, batch: Tensor) -> Tensor:
         """O(L (B d² + d³)): mean negative log-likelihood in nats."""
         return -self.log_prob(batch).mean()
-
-    @torch.no_grad()
-    def capture(self, batch: Tensor) -> list[LayerIO]:
-        """O(L B d²): 2L − 1 products and no determinant.
-
-        The backward pass is written out, δ_k = (δ_{k+1} W_{k+1}) σ′(y_k) − ∂ log σ′(y_k): the loss's value, which
-        autograd would compute, is nowhere needed.
-        """
-        layers, seen, z = list(self.layers), [], batch
-        for layer in layers:
-            u = z @ layer.weight.T
-            y = u if layer.bias is None else u + layer.bias
-            seen.append((layer, z, u, y))
-            if layer is not layers[-1]:
-                z = self._activation(y)
-        delta = y if self.base == "normal" else torch.tanh(y / 2)
-        deltas = [delta]
-        for k in range(len(layers) - 2, -1, -1):
-            s = torch.sigmoid(seen[k][3])
-            slope = torch.rsub(s, self.alpha, alpha=self.alpha - 1)  # σ′ = α + (1 − α) s
-            delta = (delta @ layers[k + 1].weight).mul_(slope)
-            delta.addcdiv_(s.addcmul_(s, s, value=-1), slope, value=self.alpha - 1)
-            deltas.append(delta)
-        return [LayerIO(*io, delta, log_det=True) for io, delta in zip(seen, reversed(deltas), strict=True)]
-
-    def capture_samples(self, ios: list[LayerIO]) -> list[LayerIO]:
-        """O(L (B d² + d³)): as many rows drawn from the model, captured."""
-        return self.capture(self.sample(len(ios[0].a)))
-
-    @torch.no_grad()
-    def fisher_roots(self, ios: list[LayerIO], directions: Sequence[Tangents]) -> list[Tensor]:
-        """O(L (B d² + d³)): scores of as many rows drawn from the model, times each direction, ``[batch]``."""
-        samples = self.capture_samples(ios)
-        return [slopes(samples, tangents) for tangents in directions]
 
     def products(self, batch: int) -> list[tuple[int, int, int]]:
         """List the 4L − 1 products of a relative step: 3L − 1 of ``[B, d] × [d, d]``, L of ``[d, B] × [B, d]``."""
@@ -168,6 +139,51 @@ class Flow(nn.Module):
             slope = self.alpha + (1 - self.alpha) * torch.sigmoid(y)
             y = y - (self._activation(y) - z) / slope
         return y
+
+
+class Flow(FlowDensity):
+    """The same with ``nn.Linear`` layers that can be captured, which opens it to every direction.
+
+    Args, Raises: as ``FlowDensity``.
+    """
+
+    def captured_log_prob(self, ios: list[LayerIO]) -> Tensor:
+        """O(L B d): ``log_prob_without_det`` of a captured batch, whose products are done."""
+        return self.base_log_prob(ios[-1].y) + sum(self._log_slopes(io.y) for io in ios[:-1])
+
+    @torch.no_grad()
+    def capture(self, batch: Tensor) -> list[LayerIO]:
+        """O(L B d²): 2L − 1 products and no determinant.
+
+        The backward pass is written out, δ_k = (δ_{k+1} W_{k+1}) σ′(y_k) − ∂ log σ′(y_k): the loss's value, which
+        autograd would compute, is nowhere needed.
+        """
+        layers, seen, z = list(self.layers), [], batch
+        for layer in layers:
+            u = z @ layer.weight.T
+            y = u if layer.bias is None else u + layer.bias
+            seen.append((layer, z, u, y))
+            if layer is not layers[-1]:
+                z = self._activation(y)
+        delta = y if self.base is Base.NORMAL else torch.tanh(y / 2)
+        deltas = [delta]
+        for k in range(len(layers) - 2, -1, -1):
+            s = torch.sigmoid(seen[k][3])
+            slope = torch.rsub(s, self.alpha, alpha=self.alpha - 1)  # σ′ = α + (1 − α) s
+            delta = (delta @ layers[k + 1].weight).mul_(slope)
+            delta.addcdiv_(s.addcmul_(s, s, value=-1), slope, value=self.alpha - 1)
+            deltas.append(delta)
+        return [LayerIO(*io, delta, log_det=True) for io, delta in zip(seen, reversed(deltas), strict=True)]
+
+    def capture_samples(self, ios: list[LayerIO]) -> list[LayerIO]:
+        """O(L (B d² + d³)): as many rows drawn from the model, captured."""
+        return self.capture(self.sample(len(ios[0].a)))
+
+    @torch.no_grad()
+    def fisher_roots(self, ios: list[LayerIO], directions: Sequence[Tangents]) -> list[Tensor]:
+        """O(L (B d² + d³)): scores of as many rows drawn from the model, times each direction, ``[batch]``."""
+        samples = self.capture_samples(ios)
+        return [slopes(samples, tangents) for tangents in directions]
 
 
 def initialise(layer: nn.Linear) -> None:

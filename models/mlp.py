@@ -12,15 +12,30 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Sequence
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stepscale.models.choices import one_of
+from stepscale.models.objective import Objective
 from stepscale.models.protocol import Batch, LayerIO, Tangents
 
-ACTIVATIONS = ("tanh", "relu")
-OUTPUTS = ("bernoulli", "gaussian", "categorical")
+
+class Activation(StrEnum):
+    """Of every hidden layer that is not linear."""
+
+    TANH = "tanh"
+    RELU = "relu"
+
+
+class Output(StrEnum):
+    """Density of the targets."""
+
+    BERNOULLI = "bernoulli"
+    GAUSSIAN = "gaussian"
+    CATEGORICAL = "categorical"
 
 
 class MLP(nn.Module):
@@ -37,7 +52,7 @@ class MLP(nn.Module):
         ValueError: an argument is out of its range.
     """
 
-    conditional = True  # its likelihood is of targets given inputs, not of the rows themselves
+    objective = Objective(of_targets=True)
 
     def __init__(
         self, widths: Sequence[int], *, activation: str, output: str, linear: Collection[int] = (), bias: bool = True
@@ -45,16 +60,14 @@ class MLP(nn.Module):
         super().__init__()
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"a network needs at least two widths, all of at least 1, got {list(widths)}")
-        for name, value, allowed in (("activation", activation, ACTIVATIONS), ("output", output, OUTPUTS)):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        self.activation, self.output, self.checked = activation, output, False
+        self.activation = one_of("activation", Activation, activation)
+        self.output, self.checked = one_of("output", Output, output), False
         self.linear = {*linear, len(widths) - 2}
         self.layers: Sequence[nn.Linear]
         sizes = itertools.pairwise(widths)
         self.layers = nn.ModuleList(nn.Linear(n, m, bias=bias) for n, m in sizes)  # type: ignore[assignment]
         for layer in self.layers:
-            nn.init.xavier_normal_(layer.weight, gain=math.sqrt(2) if activation == "relu" else 1.0)
+            nn.init.xavier_normal_(layer.weight, gain=math.sqrt(2) if self.activation is Activation.RELU else 1.0)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
@@ -89,9 +102,9 @@ class MLP(nn.Module):
     def capture_samples(self, ios: list[LayerIO]) -> list[LayerIO]:
         """O(B P): the same rows with targets drawn from the model, a backward pass only."""
         y = ios[-1].y
-        if self.output == "gaussian":
+        if self.output is Output.GAUSSIAN:
             delta = torch.randn_like(y)
-        elif self.output == "bernoulli":
+        elif self.output is Output.BERNOULLI:
             mean = torch.sigmoid(y)
             delta = mean - (torch.rand_like(mean) < mean).to(mean.dtype)
         else:  # the largest of logits and Gumbel noise is categorical; torch.multinomial stops at NaN, and the device
@@ -119,9 +132,9 @@ class MLP(nn.Module):
         """
         x, targets = (batch, batch) if isinstance(batch, Tensor) else batch
         if not self.checked:
-            if self.output == "categorical":
+            if self.output is Output.CATEGORICAL:
                 check_labels(targets, self.layers[-1].out_features)
-            if self.output == "bernoulli" and not bool(((targets >= 0) & (targets <= 1)).all()):
+            if self.output is Output.BERNOULLI and not bool(((targets >= 0) & (targets <= 1)).all()):
                 raise ValueError("Bernoulli outputs need targets in 0 … 1: use data=digits, curves, or output=gaussian")
             self.checked = True
         return x, targets
@@ -145,40 +158,40 @@ class MLP(nn.Module):
 
     def _output_root(self, y: Tensor, rate: Tensor) -> Tensor:
         mean = self._mean(y)
-        if self.output == "bernoulli":
+        if self.output is Output.BERNOULLI:
             return rate * (mean * (1 - mean)).sqrt()
-        if self.output == "categorical":
+        if self.output is Output.CATEGORICAL:
             return mean.sqrt() * (rate - (mean * rate).sum(1, keepdim=True))
         return rate
 
     def _activated(self, k: int, y: Tensor) -> Tensor:
         if k in self.linear:
             return y
-        return torch.tanh(y) if self.activation == "tanh" else torch.relu(y)
+        return torch.tanh(y) if self.activation is Activation.TANH else torch.relu(y)
 
     def _slope_times(self, k: int, y: Tensor, rate: Tensor) -> Tensor:
         """σ′(y) times rates of change, forward or backward."""
         if k in self.linear:
             return rate
-        if self.activation == "relu":
+        if self.activation is Activation.RELU:
             return rate * (y > 0)
         z = torch.tanh(y)
         return torch.addcmul(rate, rate, z * z, value=-1)
 
     def _mean(self, y: Tensor) -> Tensor:
         """Return the targets' expectation."""
-        if self.output == "gaussian":
+        if self.output is Output.GAUSSIAN:
             return y
-        return torch.sigmoid(y) if self.output == "bernoulli" else torch.softmax(y, dim=1)
+        return torch.sigmoid(y) if self.output is Output.BERNOULLI else torch.softmax(y, dim=1)
 
     def _expanded(self, targets: Tensor, y: Tensor) -> Tensor:
         """Turn labels ``[batch]`` into indicators ``[batch, outputs]``."""
-        return functional.one_hot(targets, y.shape[1]).to(y.dtype) if self.output == "categorical" else targets
+        return functional.one_hot(targets, y.shape[1]).to(y.dtype) if self.output is Output.CATEGORICAL else targets
 
     def _target_log_prob(self, y: Tensor, targets: Tensor) -> Tensor:
-        if self.output == "bernoulli":
+        if self.output is Output.BERNOULLI:
             return -functional.binary_cross_entropy_with_logits(y, targets, reduction="none").sum(1)
-        if self.output == "categorical":
+        if self.output is Output.CATEGORICAL:
             return -functional.cross_entropy(y, targets, reduction="none")
         return -0.5 * (y - targets).square().sum(1) - 0.5 * y.shape[1] * math.log(2 * math.pi)
 

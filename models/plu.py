@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stepscale.models.flow import Flow
+from stepscale.models.flow import FlowDensity
+from stepscale.models.objective import LogDet, Objective
 
 
 class PLULinear(nn.Module):
@@ -43,16 +44,15 @@ class PLULinear(nn.Module):
         return unit + torch.eye(len(unit), dtype=unit.dtype, device=unit.device)
 
 
-class PLUFlow(Flow):
+class PLUFlow(FlowDensity):
     """``Flow`` with weights of fixed permutations: a step O(L B d²) by autodiff, and no determinant computed.
 
-    Its layers are no ``nn.Linear``: directions that need ``capture`` refuse.
+    Its layers are no ``nn.Linear`` and it has no ``capture``: directions that need it refuse.
 
     Args: as ``Flow``.
     """
 
-    log_det = "restricted"  # said in tables, as directions say theirs
-    capture = None  # type: ignore[assignment]
+    objective = Objective(log_det=LogDet.RESTRICTED)
 
     def __init__(
         self, dim: int, depth: int = 2, *, alpha: float = 0.3, base: str = "normal", bias: bool = True

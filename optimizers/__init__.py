@@ -2,6 +2,7 @@
 
 from stepscale.optimizers.ekfac import EKFAC
 from stepscale.optimizers.exact import Jacobian, Layerwise
+from stepscale.optimizers.facts import Facts, facts_of
 from stepscale.optimizers.foof import FOOF
 from stepscale.optimizers.inverse import ExplicitInverse, SelfNormalizing, StochasticTrace
 from stepscale.optimizers.kfac import KFAC
@@ -10,7 +11,18 @@ from stepscale.optimizers.natural import NaturalGradient
 from stepscale.optimizers.quadratic import KLClipped, QuadraticStep
 from stepscale.optimizers.relative import Relative
 from stepscale.optimizers.relative_sgd import RelativeSGD
-from stepscale.optimizers.step import Direction, Mark, Paired, Stateless, Step, Tracked, no_mark, pair, require
+from stepscale.optimizers.step import (
+    Direction,
+    Mark,
+    Paired,
+    StateDict,
+    Stateless,
+    Step,
+    Tracked,
+    no_mark,
+    pair,
+    require,
+)
 
 __all__ = [
     "EKFAC",
@@ -18,6 +30,7 @@ __all__ = [
     "KFAC",
     "Direction",
     "ExplicitInverse",
+    "Facts",
     "Jacobian",
     "KLClipped",
     "Kronecker",
@@ -30,10 +43,12 @@ __all__ = [
     "RelativeSGD",
     "Schedule",
     "SelfNormalizing",
+    "StateDict",
     "Stateless",
     "Step",
     "StochasticTrace",
     "Tracked",
+    "facts_of",
     "no_mark",
     "pair",
     "require",

@@ -6,15 +6,22 @@ approximate natural gradient descent in a Kronecker-factored eigenbasis", arXiv 
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import LayerIO
+from stepscale.models import LayerIO, one_of
 from stepscale.optimizers.frames import inputs, log_det_gradient, map_back
 from stepscale.optimizers.kronecker import Kronecker, Schedule, State
 from stepscale.optimizers.step import gradient_of
 
-SCALES = ("measured", "kronecker")
+
+class Scales(StrEnum):
+    """Where the curvature along the eigenvectors comes from (``EKFAC``)."""
+
+    MEASURED = "measured"
+    KRONECKER = "kronecker"
 
 
 class EKFAC(Kronecker):
@@ -49,11 +56,9 @@ class EKFAC(Kronecker):
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(model, damping=damping, frame=frame, statistics=statistics, log_det="exact", schedule=schedule)
-        if scales not in SCALES:
-            raise ValueError(f"scales must be one of {', '.join(SCALES)}, got {scales!r}")
+        self.measured = one_of("scales", Scales, scales) is Scales.MEASURED
         if damping == 0:
             raise ValueError("damping must be positive: S has entries of zero, got damping=0")
-        self.measured = scales == "measured"
 
     def average(self, state: State, io: LayerIO, keep: float) -> None:
         super().average(state, io, keep)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from stepscale.models import Batch
+from stepscale.models import Batch, HasLoss, Invertible, LogDet
+from stepscale.optimizers.facts import Facts
 from stepscale.optimizers.step import Mark, Stateless, no_mark, require
 
 
@@ -18,11 +17,10 @@ class Layerwise(Stateless):
     The honest baseline. It needs nothing but ``loss``, so it serves any model.
     """
 
-    log_det = "exact"
+    facts = Facts(log_det=LogDet.EXACT)
 
     def __init__(self, model: nn.Module) -> None:
-        require(model, "loss", "layerwise")
-        self.model: Any = model
+        self.model = require(model, HasLoss, "layerwise")
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         self.model.loss(batch).backward()
@@ -35,12 +33,10 @@ class Jacobian(Stateless):
     What one writes without using the structure of the model; the naive baseline.
     """
 
-    log_det = "exact"
+    facts = Facts(log_det=LogDet.EXACT)
 
     def __init__(self, model: nn.Module) -> None:
-        for method in ("forward", "base_log_prob"):
-            require(model, method, "jacobian")
-        self.model: Any = model
+        self.model = require(model, Invertible, "jacobian")
         self.checked = False
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
@@ -66,7 +62,7 @@ def check_log_dets(matrices: Tensor, log_dets: Tensor) -> None:
         raise RuntimeError(f"torch's batched slogdet is off by {worst:.3g}: set threads by OMP_NUM_THREADS instead")
 
 
-def jacobian_loss(model: Any, x: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def jacobian_loss(model: Invertible, x: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Mean negative log-likelihood in nats, ∂z/∂x of each sample ``[batch, dim, dim]``, its log|det| ``[batch]``."""
 
     def noise(row: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,20 @@ N is the log-determinant's part; a layer without one in the loss has none, and i
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO, inverse_transpose
 from stepscale.optimizers.step import gradient_of
 
-FRAMES = ("relative", "euclidean")
+
+class Frame(StrEnum):
+    """Where a layer's gradient lives."""
+
+    RELATIVE = "relative"
+    EUCLIDEAN = "euclidean"
 
 
 def require_log_dets(ios: list[LayerIO], what: str) -> None:

@@ -1,19 +1,18 @@
 """Ways around the log-determinant's gradient W⁻ᵀ in the Euclidean frame: explicit, stale, stochastic, learned.
 
 All of them take the rest of the gradient from ``capture``: δᵀa/B − W⁻ᵀ and mean δ, or −W⁻ᵀ replaced. Each says in
-``log_det`` what its log-determinant's part is.
+``facts`` what its log-determinant's part is.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, LayerIO, inverse_transpose
+from stepscale.models import Batch, Captures, LayerIO, LogDet, inverse_transpose
+from stepscale.optimizers.facts import Facts
 from stepscale.optimizers.frames import require_log_dets
-from stepscale.optimizers.step import Mark, Stateless, gradient_of, no_mark, require
+from stepscale.optimizers.step import Mark, StateDict, Stateless, gradient_of, no_mark, require
 
 
 class ExplicitInverse:
@@ -26,14 +25,13 @@ class ExplicitInverse:
         TypeError: the model has no ``capture``, or a layer no log-determinant.
     """
 
-    overwrites = True
-
     def __init__(self, model: nn.Module, interval: int = 1) -> None:
-        require(model, "capture", "explicit inverse")
+        self.model = require(model, Captures, "explicit inverse")
         if interval < 1:
             raise ValueError(f"interval must be at least 1 step, got {interval}")
-        self.model: Any = model
-        self.period, self.log_det = interval, "exact" if interval == 1 else "stale"
+        log_det = LogDet.EXACT if interval == 1 else LogDet.STALE
+        self.facts = Facts(period=interval, log_det=log_det, writes_in_place=True)
+        self.interval = interval
         self.steps = 0
         self.inverses: list[Tensor] = []
 
@@ -41,7 +39,7 @@ class ExplicitInverse:
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = captured(self.model, batch, "explicit inverse")
         mark("gradient")
-        if self.steps % self.period == 0:
+        if self.steps % self.interval == 0:
             self.inverses = [inverse_transpose(io.layer.weight) for io in ios]
             mark("inverse")
         for io, inverse in zip(ios, self.inverses, strict=True):
@@ -49,10 +47,10 @@ class ExplicitInverse:
         mark("gradient")
         self.steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"steps": self.steps, "inverses": list(self.inverses)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.steps, self.inverses = state["steps"], list(state["inverses"])
 
 
@@ -66,13 +64,12 @@ class StochasticTrace(Stateless):
         TypeError: the model has no ``capture``, or a layer no log-determinant.
     """
 
-    log_det, overwrites = "stochastic", True
+    facts = Facts(log_det=LogDet.STOCHASTIC, writes_in_place=True)
 
     def __init__(self, model: nn.Module, probes: int = 1) -> None:
-        require(model, "capture", "stochastic trace")
+        self.model = require(model, Captures, "stochastic trace")
         if probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes}")
-        self.model: Any = model
         self.probes = probes
 
     @torch.no_grad()
@@ -99,13 +96,12 @@ class SelfNormalizing:
         TypeError: the model has no ``capture``, or a layer no log-determinant.
     """
 
-    period, log_det, overwrites = 1, "biased", True
+    facts = Facts(log_det=LogDet.BIASED, writes_in_place=True)
 
     def __init__(self, model: nn.Module, rate: float = 0.5) -> None:
-        require(model, "capture", "self-normalizing")
+        self.model = require(model, Captures, "self-normalizing")
         if not 0 < rate < 2:
             raise ValueError(f"rate must lie in (0, 2), got {rate}")
-        self.model: Any = model
         self.rate = rate
         self.inverses: list[Tensor] = []
 
@@ -121,16 +117,16 @@ class SelfNormalizing:
             write_gradient(io, R.T)
         mark("gradient")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"inverses": list(self.inverses)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.inverses = [inverse.clone() for inverse in state["inverses"]]  # changed in place
 
 
-def captured(model: Any, batch: Batch, what: str) -> list[LayerIO]:
+def captured(model: Captures, batch: Batch, what: str) -> list[LayerIO]:
     """Capture a batch, and see that every layer has the log-determinant that is to be got around."""
-    ios: list[LayerIO] = model.capture(batch)
+    ios = model.capture(batch)
     require_log_dets(ios, what)
     return ios
 

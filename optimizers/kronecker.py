@@ -13,18 +13,24 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, LayerIO
-from stepscale.optimizers.frames import FRAMES, inputs, log_det_gradient, map_back, require_log_dets, write
-from stepscale.optimizers.step import Mark, no_mark, require
+from stepscale.models import Batch, Captures, CapturesSamples, LayerIO, LogDet, one_of
+from stepscale.optimizers.facts import Facts
+from stepscale.optimizers.frames import Frame, inputs, log_det_gradient, map_back, require_log_dets, write
+from stepscale.optimizers.step import Mark, StateDict, no_mark, require
 
-STATISTICS = ("model", "data")
-LOG_DETS = ("exact", "stale")
 State = dict[str, Tensor]
+
+
+class Statistics(StrEnum):
+    """Whose second moments: of samples of the model, for the true Fisher matrix, or of the data, for the empirical."""
+
+    MODEL = "model"
+    DATA = "data"
 
 
 @dataclass(frozen=True)
@@ -55,25 +61,20 @@ class Kronecker(ABC):
     log-determinant's part.
     """
 
-    overwrites = True
-
     def __init__(
         self, model: nn.Module, *, damping: float, frame: str, statistics: str, log_det: str, schedule: Schedule
     ) -> None:
         name = type(self).__name__
-        require(model, "capture", name)
-        if statistics == "model":
-            require(model, "capture_samples", f"{name} (statistics=model)")
-        choices = {"frame": (frame, FRAMES), "statistics": (statistics, STATISTICS), "log_det": (log_det, LOG_DETS)}
-        for option, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
+        self.model = require(model, Captures, name)
+        sampled = one_of("statistics", Statistics, statistics) is Statistics.MODEL
+        self.sampler = require(model, CapturesSamples, f"{name} (statistics=model)") if sampled else None
+        self.relative = one_of("frame", Frame, frame) is Frame.RELATIVE
+        kept = one_of("log_det", (LogDet.EXACT, LogDet.STALE), log_det)
         if damping < 0:
             raise ValueError(f"damping must be at least 0, got damping={damping}")
-        self.model: Any = model
-        self.damping, self.schedule, self.log_det = damping, schedule, log_det
-        self.relative, self.sampled = frame == "relative", statistics == "model"
-        self.period = math.lcm(schedule.statistics, schedule.inverse)
+        period = math.lcm(schedule.statistics, schedule.inverse)
+        self.facts = Facts(period=period, log_det=kept, writes_in_place=True)
+        self.damping, self.schedule, self.stale = damping, schedule, kept is LogDet.STALE
         self.steps, self.updates = 0, 0
         self.state: list[State] = []
 
@@ -88,7 +89,7 @@ class Kronecker(ABC):
         mark("gradient")
         source: list[LayerIO] | None = None
         if self.steps % self.schedule.statistics == 0:
-            source = self.model.capture_samples(ios) if self.sampled else ios
+            source = ios if self.sampler is None else self.sampler.capture_samples(ios)
             self._average(source)
             mark("statistics")
         if self.steps % self.schedule.inverse == 0:
@@ -100,10 +101,10 @@ class Kronecker(ABC):
         mark("precondition")
         self.steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"steps": self.steps, "updates": self.updates, "state": [dict(state) for state in self.state]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.steps, self.updates = state["steps"], state["updates"]
         # averages are taken in place, and would be in the caller's tensors
         self.state = [{name: tensor.clone() for name, tensor in layer.items()} for layer in state["state"]]
@@ -132,7 +133,7 @@ class Kronecker(ABC):
 
     def log_det_part(self, layer: nn.Linear, state: State) -> Tensor:
         """O(d³), and O(1) where it is stale: G⁻¹ [N, 0] A⁻¹ in the parameters; its bias column is not zero."""
-        if self.log_det == "stale":
+        if self.stale:
             return state["log_det"]
         return self.fresh_log_det_part(layer, state)
 
@@ -150,7 +151,7 @@ class Kronecker(ABC):
         if self.relative:
             rows = state["A_inv"][: io.layer.in_features]
             state["within"] = rows if "G_inv" not in state else state["G_inv"] @ rows
-        if self.log_det == "stale":
+        if self.stale:
             state["log_det"] = self.fresh_log_det_part(io.layer, state)
             state.pop("within", None)
 

@@ -14,17 +14,24 @@ In the relative frame N = I: neither an inverse nor a determinant nor any produc
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, LayerIO
-from stepscale.optimizers.frames import FRAMES, inputs, log_det_gradient, map_back, require_log_dets, write
-from stepscale.optimizers.kronecker import STATISTICS
+from stepscale.models import Batch, Captures, CapturesSamples, LayerIO, LogDet, one_of
+from stepscale.optimizers.facts import Facts
+from stepscale.optimizers.frames import Frame, inputs, log_det_gradient, map_back, require_log_dets, write
+from stepscale.optimizers.kronecker import Statistics
 from stepscale.optimizers.step import Mark, Stateless, gradient_of, no_mark, require
 
-BLOCKS = ("joint", "layer")
+
+class Blocks(StrEnum):
+    """What of the Fisher matrix is kept: all of it, or its diagonal blocks, one a layer."""
+
+    JOINT = "joint"
+    LAYER = "layer"
 
 
 class Scores(NamedTuple):
@@ -55,7 +62,7 @@ class NaturalGradient(Stateless):
         FloatingPointError: when called, and the parameters have diverged.
     """
 
-    log_det, overwrites = "exact", True
+    facts = Facts(log_det=LogDet.EXACT, writes_in_place=True)
 
     def __init__(
         self,
@@ -66,18 +73,14 @@ class NaturalGradient(Stateless):
         frame: str = "relative",
         statistics: str = "data",
     ) -> None:
-        require(model, "capture", "natural gradient")
-        if statistics == "model":
-            require(model, "capture_samples", "natural gradient (statistics=model)")
-        choices = {"blocks": (blocks, BLOCKS), "frame": (frame, FRAMES), "statistics": (statistics, STATISTICS)}
-        for option, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
+        self.model = require(model, Captures, "natural gradient")
+        sampled = one_of("statistics", Statistics, statistics) is Statistics.MODEL
+        self.sampler = require(model, CapturesSamples, "natural gradient (statistics=model)") if sampled else None
+        self.joint = one_of("blocks", Blocks, blocks) is Blocks.JOINT
+        self.relative = one_of("frame", Frame, frame) is Frame.RELATIVE
         if not damping > 0:
             raise ValueError(f"damping must be positive, got damping={damping}")
-        self.model: Any = model
-        self.damping, self.joint = damping, blocks == "joint"
-        self.relative, self.sampled = frame == "relative", statistics == "model"
+        self.damping = damping
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
@@ -88,8 +91,8 @@ class NaturalGradient(Stateless):
         normals = [log_det_gradient(io.layer) if io.log_det and not self.relative else None for io in ios]
         data = [scores(io, self.relative, N) for io, N in zip(ios, normals, strict=True)]
         drawn = data
-        if self.sampled:
-            samples = self.model.capture_samples(ios)
+        if self.sampler is not None:
+            samples = self.sampler.capture_samples(ios)
             drawn = [scores(io, self.relative, N) for io, N in zip(samples, normals, strict=True)]
             mark("statistics")
         weights = self._weights(data, drawn)
@@ -100,16 +103,17 @@ class NaturalGradient(Stateless):
 
     def _weights(self, data: list[Scores], drawn: list[Scores]) -> list[Tensor]:
         """O(L B² d + B³): for each layer, c as above; or of other samples w = (S Sᵀ + λ B I)⁻¹ S ∇."""
+        sampled = self.sampler is not None
         grams = [gram(own, own) for own in drawn]
-        right = [gram(own, other).mean(1) if self.sampled else None for own, other in zip(drawn, data, strict=True)]
+        right = [gram(own, other).mean(1) if sampled else None for own, other in zip(drawn, data, strict=True)]
         if not self.joint:
             return [solve(K, self.damping, v) for K, v in zip(grams, right, strict=True)]
-        total = torch.stack([v for v in right if v is not None]).sum(0) if self.sampled else None
+        total = torch.stack([v for v in right if v is not None]).sum(0) if sampled else None
         return [solve(torch.stack(grams).sum(0), self.damping, total)] * len(grams)
 
     def _write(self, io: LayerIO, N: Tensor | None, data: Scores, drawn: Scores, c: Tensor) -> None:
         """O(B d²): Sᵀ c, or (∇ − Sᵀ w)/λ, mapped back to the parameters, into ``.grad``."""
-        if self.sampled:
+        if self.sampler is not None:
             left = torch.cat([data.g / len(data.g), drawn.g * -c.unsqueeze(1)]) / self.damping
             right, share = torch.cat([data.x, drawn.x]), (1 - c.sum()) / self.damping
         else:

@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, LayerIO, Tangents, slopes
+from stepscale.models import Batch, Captures, FisherRoots, HasLoss, LayerIO, Tangents, slopes
 from stepscale.optimizers.kronecker import Kronecker
-from stepscale.optimizers.step import Mark, Paired, no_mark, optimizer_of, require, require_served
+from stepscale.optimizers.step import Mark, Paired, StateDict, no_mark, optimizer_of, require, require_served
 
 SHRINK = 19 / 20  # of λ, a step: ω₁ = SHRINK ** interval
 POOR, GOOD = 1 / 4, 3 / 4  # of the foretold change, by which λ grows or shrinks
 LEAST = 1e-5  # λ
+
+
+class Curved(HasLoss, Captures, FisherRoots, Protocol):
+    """A model whose loss and its quadratic model can be evaluated."""
 
 
 class QuadraticStep:
@@ -51,14 +56,13 @@ class QuadraticStep:
         momentum: bool = True,
         interval: int | None = 5,
     ) -> None:
-        for method in ("loss", "capture", "fisher_roots"):
-            require(model, method, "quadratic model's step")
+        self.model = require(model, Curved, "quadratic model's step")
         if interval is not None and interval < 1:
             raise ValueError(f"interval must be at least 1 step, or null, got {interval}")
-        self.model: Any = model
+        self.parameters = list(model.parameters())
         self.direction, self.momentum, self.interval = kronecker_of(model, direction), momentum, interval
-        self.period = math.lcm(self.direction.period, interval or 1)
-        self.log_det = self.direction.log_det
+        period = math.lcm(self.direction.facts.period, interval or 1)
+        self.facts = replace(self.direction.facts, period=period)
         self.steps = 0
         self.last: Tangents = []  # δ₀
         self.coefficients = torch.zeros(2, dtype=torch.float64)
@@ -72,7 +76,7 @@ class QuadraticStep:
         ios = self.model.capture(batch)
         self.direction.apply(ios, mark)
         if self.steps == 0:
-            require_served(type(self.direction).__name__, (p for p in self.model.parameters() if p.grad is None))
+            require_served(type(self.direction).__name__, (p for p in self.parameters if p.grad is None))
         layers = [io.layer for io in ios]
         directions = [gradients(layers)] + ([self.last] if self.last else [])
         weights, foretold = minimum(ios, directions, self.model.fisher_roots(ios, directions), self.damping)
@@ -87,7 +91,7 @@ class QuadraticStep:
         self.steps += 1
         mark("update")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {
             "direction": self.direction.state_dict(),
             "damping": self.damping,
@@ -95,7 +99,7 @@ class QuadraticStep:
             "last": [list(part) for part in self.last],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.direction.load_state_dict(state["direction"])
         self.direction.damping, self.steps = state["damping"], state["steps"]
         self.last = [(dW, db) for dW, db in state["last"]]
@@ -140,12 +144,11 @@ class KLClipped(Paired):
             raise ValueError(f"kappa must be positive, got {kappa}")
         self.natural = kronecker_of(model, direction)
         super().__init__(self.natural, optimizer_of(model, update))
-        self.model: Any = model
         self.kappa = kappa
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        ios = self.model.capture(batch)
+        ios = self.natural.model.capture(batch)
         self.natural.apply(ios, mark)
         self.check_once()
         tangents = gradients([io.layer for io in ios])

@@ -7,16 +7,23 @@ log-determinant's −W⁻ᵀ becomes −W: no inverse and no determinant.
 
 from __future__ import annotations
 
-from typing import Any
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, LayerIO
+from stepscale.models import Batch, Captures, LayerIO, LogDet, one_of
+from stepscale.optimizers.facts import Facts
 from stepscale.optimizers.frames import require_log_dets
 from stepscale.optimizers.step import Mark, Stateless, gradient_of, no_mark, require
 
-BIASES = ("plain", "affine", "official")
+
+class Bias(StrEnum):
+    """The group whose relative gradient it is (``Relative``)."""
+
+    PLAIN = "plain"
+    AFFINE = "affine"
+    OFFICIAL = "official"
 
 
 class Relative(Stateless):
@@ -33,14 +40,11 @@ class Relative(Stateless):
         TypeError: the model has no ``capture``.
     """
 
-    log_det, overwrites = "exact", True
+    facts = Facts(log_det=LogDet.EXACT, writes_in_place=True)
 
     def __init__(self, model: nn.Module, bias: str = "plain") -> None:
-        require(model, "capture", "relative")
-        if bias not in BIASES:
-            raise ValueError(f"bias must be one of {', '.join(BIASES)}, got {bias!r}")
-        self.bias = bias
-        self.model: Any = model
+        self.model = require(model, Captures, "relative")
+        self.bias = one_of("bias", Bias, bias)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
@@ -53,21 +57,21 @@ class Relative(Stateless):
         mark("gradient")
 
 
-def write_weight_gradient(io: LayerIO, bias: str, out: Tensor) -> None:
+def write_weight_gradient(io: LayerIO, bias: Bias, out: Tensor) -> None:
     """O(B d²): dW = δᵀ(v W)/B − W, ``[dim, dim]``; associated from the right, as (δᵀ v) W would be cubic."""
     W, v = io.layer.weight, moved(io, bias)
     torch.addmm(W, io.delta.T, v @ W, beta=-1, alpha=1 / len(v), out=out)
 
 
-def moved(io: LayerIO, bias: str) -> Tensor:
+def moved(io: LayerIO, bias: Bias) -> Tensor:
     """Return v, ``[batch, dim]``: y − b = a Wᵀ for ``plain`` and y otherwise."""
-    return io.u if bias == "plain" else io.y
+    return io.u if bias is Bias.PLAIN else io.y
 
 
-def write_bias_gradient(io: LayerIO, bias: str, out: Tensor) -> None:
+def write_bias_gradient(io: LayerIO, bias: Bias, out: Tensor) -> None:
     """O(B d): ``plain`` mean δ; ``affine`` δᵀ(1 + y b)/B − b; ``official`` the same without −b; ``[dim]``."""
-    if bias == "plain":
+    if bias is Bias.PLAIN:
         torch.mean(io.delta, 0, out=out)
         return
     rows = (io.y @ io.layer.bias).add_(1).mul_(1 / len(io.y))
-    torch.addmv(io.layer.bias, io.delta.T, rows, beta=-1 if bias == "affine" else 0, out=out)
+    torch.addmv(io.layer.bias, io.delta.T, rows, beta=-1 if bias is Bias.AFFINE else 0, out=out)

@@ -11,15 +11,15 @@ a determinant of min(B, d) rows. It holds for plain descent alone: with momentum
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, LayerIO
+from stepscale.models import Batch, Captures, LayerIO, LogDet, TracksLogProb, one_of
+from stepscale.optimizers.facts import Facts
 from stepscale.optimizers.frames import require_log_dets
-from stepscale.optimizers.relative import BIASES, moved, write_bias_gradient
-from stepscale.optimizers.step import Mark, no_mark, require, require_served
+from stepscale.optimizers.relative import Bias, moved, write_bias_gradient
+from stepscale.optimizers.step import Mark, StateDict, no_mark, require, require_served
 
 
 class RelativeSGD:
@@ -47,23 +47,20 @@ class RelativeSGD:
         FloatingPointError: when called, and a layer's δ or v is not finite.
     """
 
-    period, log_det = 1, "exact"
+    facts = Facts(log_det=LogDet.EXACT)
 
     def __init__(
         self, model: nn.Module, lr: float, bias: str = "plain", bound: float = 0.25, track: bool = True
     ) -> None:
-        require(model, "capture", "relative")
-        if track:
-            require(model, "captured_log_prob", "relative")
-        if bias not in BIASES:
-            raise ValueError(f"bias must be one of {', '.join(BIASES)}, got {bias!r}")
+        self.model = require(model, Captures, "relative")
+        self.density = require(model, TracksLogProb, "relative") if track else None
+        self.bias = one_of("bias", Bias, bias)
         if not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
         if not 0 < bound <= 1:
             raise ValueError(f"bound must lie in (0, 1], got {bound}")
-        self.model: Any = model
-        self.lr, self.bias, self.bound, self.track = lr, bias, bound, track
-        self.halved = 0
+        self.lr, self.bound, self.track, self.halved = lr, bound, track, 0
+        self.parameters = list(model.parameters())
         self.layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
         if track and any(layer.in_features != layer.out_features for layer in self.layers):
             raise TypeError(f"the relative direction needs square layers, which not all of {type(model).__name__} are")
@@ -91,10 +88,10 @@ class RelativeSGD:
 
         NaN before the first step, and where nothing is tracked.
         """
-        if self.seen is None:
+        if self.seen is None or self.density is None:
             return torch.tensor(math.nan, dtype=torch.float64)
         ios, dets = self.seen
-        return self.model.captured_log_prob(ios).mean().double() + dets.sum()
+        return self.density.captured_log_prob(ios).mean().double() + dets.sum()
 
     def anchor(self) -> float | None:
         """O(L d³): compute the log-determinants anew in float64; return by how many nats they had drifted.
@@ -108,16 +105,16 @@ class RelativeSGD:
         self.log_abs_dets = log_abs_dets(self.layers)
         return (tracked - self.log_abs_dets).sum().item()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"log_abs_dets": self.log_abs_dets, "halved": self.halved}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.log_abs_dets, self.halved, self.seen = state["log_abs_dets"], state["halved"], None
 
     def _check(self, captured: list[nn.Linear]) -> None:
         """See that every parameter, and every determinant that is carried along, is of a captured layer."""
         served = {id(parameter) for layer in captured for parameter in layer.parameters()}
-        require_served("the relative gradient", (p for p in self.model.parameters() if id(p) not in served))
+        require_served("the relative gradient", (p for p in self.parameters if id(p) not in served))
         if self.track and captured != self.layers:
             raise TypeError(f"{type(self.model).__name__}.capture() returns other layers than its nn.Linear modules")
         self.checked = True
@@ -137,7 +134,7 @@ class RelativeSGD:
         return rates
 
 
-def descend(io: LayerIO, lr: float, bias: str) -> None:
+def descend(io: LayerIO, lr: float, bias: Bias) -> None:
     """O(B d²): W ← (1 + η) W − η δᵀ(v W)/B and b ← b − η db, in place; associated from the right."""
     W, b, v = io.layer.weight, io.layer.bias, moved(io, bias)
     if b is not None:
@@ -147,7 +144,7 @@ def descend(io: LayerIO, lr: float, bias: str) -> None:
     W.addmm_(io.delta.T, v @ W, beta=1 + lr, alpha=-lr / len(v))
 
 
-def outer_product(io: LayerIO, bias: str) -> Tensor:
+def outer_product(io: LayerIO, bias: Bias) -> Tensor:
     """O(B d min(B, d)): v δᵀ, ``[batch, batch]``, or δᵀ v, ``[dim, dim]``, whichever is smaller."""
     v = moved(io, bias)
     return v @ io.delta.T if len(v) < v.shape[1] else io.delta.T @ v

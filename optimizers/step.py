@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch
+from stepscale.models import Batch, lacking
+from stepscale.optimizers.facts import Facts, facts_of
 
 Mark = Callable[[str], None]
 """Called after a phase with its name."""
+
+StateDict: TypeAlias = dict[str, Any]
+"""Numbers, tensors, and lists and dicts of them, as torch's own."""
+
+Part = TypeVar("Part")
 
 
 def no_mark(phase: str) -> None:
@@ -22,26 +28,24 @@ def no_mark(phase: str) -> None:
 class Direction(Protocol):
     """Writes ``.grad`` of every parameter of the model it was built with; returns nothing.
 
-    ``period`` is the number of calls after which its work repeats. It may say in ``log_det`` how it comes by the
-    log-determinant's gradient: exact, stale, stochastic or biased; tables show it. One that writes over the ``.grad``
-    it finds, as into ``gradient_of``, says ``overwrites = True``; for any other they are None before each call.
+    A wrapper around another direction passes on the other's ``facts``, whole.
     """
 
-    period: int
-
+    @property
+    def facts(self) -> Facts: ...
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def state_dict(self) -> StateDict: ...
+    def load_state_dict(self, state: StateDict) -> None: ...
 
 
 class Step(Protocol):
     """One optimisation step; what a file in ``conf/optimizer/`` builds from a model."""
 
-    period: int
-
+    @property
+    def facts(self) -> Facts: ...
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def state_dict(self) -> StateDict: ...
+    def load_state_dict(self, state: StateDict) -> None: ...
 
 
 @runtime_checkable
@@ -62,12 +66,12 @@ class Tracked(Protocol):
 class Stateless:
     """What a direction that remembers nothing has for a state."""
 
-    period = 1
+    facts = Facts()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Accept the empty state, and no other."""
         if state:
             raise ValueError(f"{type(self).__name__} has no state, got one with {', '.join(state)}")
@@ -77,14 +81,13 @@ class Paired:
     """The step of a direction and an update."""
 
     def __init__(self, direction: Direction, update: torch.optim.Optimizer) -> None:
-        self.direction, self.update, self.period = direction, update, direction.period
-        self.log_det = getattr(direction, "log_det", None)
+        self.direction, self.update, self.facts = direction, update, facts_of(direction)
         self.parameters = [p for group in update.param_groups for p in group["params"]]
-        self.overwrites = getattr(direction, "overwrites", False)
-        self.checked = not self.overwrites  # autograd leaves out what the loss does not use, as everywhere in torch
+        # autograd leaves out what the loss does not use, as everywhere in torch
+        self.checked = not self.facts.writes_in_place
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        if not self.overwrites:
+        if not self.facts.writes_in_place:
             for parameter in self.parameters:  # zero_grad(set_to_none=True) without its 20 µs of bookkeeping
                 parameter.grad = None
         self.direction(batch, mark)
@@ -98,10 +101,10 @@ class Paired:
             require_served(type(self.direction).__name__, (p for p in self.parameters if p.grad is None))
             self.checked = True
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"direction": self.direction.state_dict(), "update": self.update.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.direction.load_state_dict(state["direction"])
         self.update.load_state_dict(state["update"])
 
@@ -114,8 +117,8 @@ def pair(
     """Pair any direction with any torch optimizer.
 
     Raises:
-        TypeError: the update's ``step`` needs a closure (``torch.optim.LBFGS``): a direction evaluates no loss. Or, at
-            the first step, the direction leaves out a parameter.
+        TypeError: the direction has no ``facts``. Or the update's ``step`` needs a closure (``torch.optim.LBFGS``): a
+            direction evaluates no loss. Or, at the first step, the direction leaves out a parameter.
     """
     return Paired(direction(model), optimizer_of(model, update))
 
@@ -154,11 +157,17 @@ def require_served(what: str, left: Iterable[Tensor]) -> None:
         )
 
 
-def require(model: nn.Module, method: str, direction: str) -> None:
-    """Raise a ``TypeError`` that names what the model lacks for a direction."""
-    if not callable(getattr(model, method, None)):
+def require(model: nn.Module, part: type[Part], direction: str) -> Part:
+    """Return the model as one that offers a part of ``stepscale.models.Model``.
+
+    Raises:
+        TypeError: it lacks a method, which the message names.
+    """
+    if missing := lacking(model, part):
+        method = missing[0]
         other = "" if method == "loss" else ", or use the layerwise direction, which needs loss() alone"
         raise TypeError(
             f"the {direction} direction needs {type(model).__name__}.{method}(), which it does not have; "
             f"see stepscale.models.Model{other}"
         )
+    return cast(Part, model)

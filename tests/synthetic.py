@@ -32,7 +32,7 @@ from stepscale.bench.schema import (
 )
 from stepscale.bench.timing import Settings
 from stepscale.bench.workload import Workload
-from stepscale.optimizers import Mark, no_mark
+from stepscale.optimizers import Facts, Mark, no_mark
 
 SETTINGS = Settings(precision=0.01, time_limit_s=0.5, warmup_s=0.1, block_s=0.01, max_step_s=10)
 RATE = 1e11  # FLOP/s of the simulated machine
@@ -62,10 +62,11 @@ class SimulatedStep:
     """Takes ``seconds[position]``; where that is more than the least, it also does other work (a matrix product)."""
 
     def __init__(self, clock: SimulatedClock, seconds: list[float]) -> None:
-        self.clock, self.all_seconds, self.period, self.count = clock, seconds, len(seconds), 0
+        self.clock, self.all_seconds, self.count = clock, seconds, 0
+        self.facts = Facts(period=len(seconds))
 
     def __call__(self, batch: Any, mark: Mark = no_mark) -> None:
-        seconds, cheapest = self.all_seconds[self.count % self.period], min(self.all_seconds)
+        seconds, cheapest = self.all_seconds[self.count % self.facts.period], min(self.all_seconds)
         self.clock.move(cheapest)
         mark("gradient")
         if seconds > cheapest:

@@ -50,7 +50,7 @@ def test_inverse_holds_where_torch_softplus_turns_into_the_identity() -> None:
     assert error.abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("base", flow.BASES)
+@pytest.mark.parametrize("base", flow.Base)
 def test_samples_have_the_noise_of_the_base(base: str) -> None:
     model = generic_flow(dim=2, depth=2, base=base)
     with torch.no_grad():

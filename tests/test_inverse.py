@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from stepscale.bench.agreement import agreement
+from stepscale.bench.notes import Notes
+from stepscale.bench.schema import Gradient
 from stepscale.bench.workload import Workload
 from stepscale.models import Autoencoder, Flow, PLUFlow
 from stepscale.optimizers import (
@@ -34,7 +36,7 @@ def test_the_explicit_inverse_is_the_exact_gradient() -> None:
 def test_the_stale_inverse_is_of_its_last_refresh() -> None:
     model, x = generic_flow(), batch_of()
     step, found, weights = ExplicitInverse(model, interval=3), [], []
-    assert step.period == 3
+    assert step.facts.period == 3
     for _ in range(4):
         weights.append(model.layers[0].weight.detach().clone())
         step(x)
@@ -107,28 +109,28 @@ def workload(model: Any, direction: Any, batch: Tensor, lr: float = 1e-3) -> Wor
 
 def test_agreement_with_the_exact_gradient() -> None:
     model, x = generic_flow(), batch_of(20)
-    exact = agreement(workload(model, ExplicitInverse, x), 5)
-    assert exact["log_det"] == "exact" and exact["cosine"] == pytest.approx(1)
-    stale = agreement(workload(model, lambda m: ExplicitInverse(m, interval=5), x, lr=0.05), 5)
-    assert stale["log_det"] == "stale" and 0 < stale["cosine"] < 0.9999
-    stochastic = agreement(workload(model, StochasticTrace, x), 5)
-    assert stochastic["log_det"] == "stochastic" and stochastic["cosine"] < 0.99
+    exact = agreement(workload(model, ExplicitInverse, x), 5, Notes())
+    assert exact.log_det == "exact" and exact.cosine == pytest.approx(1)
+    stale = agreement(workload(model, lambda m: ExplicitInverse(m, interval=5), x, lr=0.05), 5, Notes())
+    assert stale.log_det == "stale" and 0 < stale.cosine < 0.9999
+    stochastic = agreement(workload(model, StochasticTrace, x), 5, Notes())
+    assert stochastic.log_det == "stochastic" and stochastic.cosine < 0.99
     model.zero_grad()
     Layerwise(model)(x)
     euclidean = torch.cat([g.flatten() for g in gradients(model)])
     Relative(model)(x)
     relative = torch.cat([g.flatten() for g in gradients(model)])
-    found = agreement(workload(model, Relative, x), 5)["cosine"]
+    found = agreement(workload(model, Relative, x), 5, Notes()).cosine
     assert found == pytest.approx((euclidean @ relative / euclidean.norm() / relative.norm()).item())
 
 
 def test_agreement_of_what_has_none() -> None:
     model, x = generic_flow(), batch_of(20)
     fused = Workload(model, RelativeSGD(model, lr=1e-3), [x])
-    assert agreement(fused, 5) == {"log_det": "exact", "cosine": None}
-    assert agreement(workload(model, Layerwise, x), 10_000) == {"log_det": "exact", "cosine": None}
-    factored = agreement(workload(PLUFlow(5).double(), Layerwise, x), 5)
-    assert factored["log_det"] == "restricted" and factored["cosine"] == pytest.approx(1)
+    assert agreement(fused, 5, Notes()) == Gradient(log_det="exact", cosine=None)
+    assert agreement(workload(model, Layerwise, x), 10_000, Notes()) == Gradient(log_det="exact", cosine=None)
+    factored = agreement(workload(PLUFlow(5).double(), Layerwise, x), 5, Notes())
+    assert factored.log_det == "restricted" and factored.cosine == pytest.approx(1)
     network = Autoencoder(5, 2).double()
-    found = agreement(workload(network, Layerwise, x), 5)
-    assert found["log_det"] is None and found["cosine"] == pytest.approx(1)
+    found = agreement(workload(network, Layerwise, x), 5, Notes())
+    assert found.log_det is None and found.cosine == pytest.approx(1)

@@ -179,7 +179,7 @@ def test_running_averages_are_unbiased() -> None:
 def test_work_follows_the_intervals() -> None:
     model = generic_flow()
     step = KFAC(model, schedule=Schedule(statistics=2, inverse=3))
-    assert step.period == 6
+    assert step.facts.period == 6
     seen = []
     for _ in range(6):
         phases: list[str] = []

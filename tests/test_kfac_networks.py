@@ -74,7 +74,7 @@ def test_linear_regression_is_solved_by_one_undamped_step() -> None:
     kfac = KFAC(model, damping=0.0, frame="euclidean", statistics="data")
     noise = torch.linalg.qr(torch.randn(50, 2, dtype=torch.float64)).Q * math.sqrt(50)
     kfac.model.capture_samples = lambda ios: model._captured([(io.a, io.u, io.y) for io in ios], noise)
-    kfac.sampled = True
+    kfac.sampler = kfac.model
     for direction in (kfac, FOOF(model, damping=0.0, frame="euclidean")):
         direction((x, t))
         layer = model.layers[0]

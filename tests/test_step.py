@@ -122,9 +122,7 @@ def test_layerwise_serves_a_model_that_has_only_a_loss() -> None:
     assert not torch.equal(before, model.weight)
 
 
-OVERWRITING = sorted(
-    name for name in OPTIMIZERS if getattr(workload_of(name).step, "overwrites", False) or name == "kfac_whole"
-)
+OVERWRITING = sorted(name for name in OPTIMIZERS if workload_of(name).facts.writes_in_place)
 
 
 @pytest.mark.parametrize("name", OVERWRITING)
@@ -152,7 +150,7 @@ def test_gradients_are_written_over_in_place(name: str, model: str) -> None:
 
 
 def test_most_directions_write_over() -> None:
-    assert {"relative", "kfac", "kfac_clipped", "ekfac", "foof", "natural", "inverse"} <= set(OVERWRITING)
+    assert {"relative", "kfac", "kfac_clipped", "kfac_whole", "ekfac", "foof", "natural", "inverse"} <= set(OVERWRITING)
     assert not {"layerwise", "adam", "naive"} & set(OVERWRITING)
 
 

@@ -61,7 +61,7 @@ def test_work_at_several_intervals_is_composed_too(monkeypatch: pytest.MonkeyPat
 
 
 def three_costs(self: SimulatedStep, batch: object, mark: timing.Callable) -> None:
-    seconds = self.all_seconds[self.count % self.period]
+    seconds = self.all_seconds[self.count % self.facts.period]
     torch.mm(torch.ones(1, round(seconds * 100)), torch.ones(round(seconds * 100), 1))
     self.clock.move(seconds)
     mark("gradient")
@@ -107,7 +107,7 @@ def test_what_follows_the_last_mark_is_counted(monkeypatch: pytest.MonkeyPatch) 
     def tail(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
         self.clock.move(1e-3)
         mark("gradient")
-        torch.ones(2, 2) @ torch.ones(2, 1 + self.count % self.period)  # every position a class of its own
+        torch.ones(2, 2) @ torch.ones(2, 1 + self.count % self.facts.period)  # every position a class of its own
         self.clock.move(1e-3)
         self.count += 1
 
@@ -123,7 +123,7 @@ def test_work_without_a_count_makes_no_two_steps_alike(monkeypatch: pytest.Monke
 
     def eigen(self: SimulatedStep, batch: object, mark: timing.Callable = lambda phase: None) -> None:
         torch.linalg.svd(torch.eye(2))
-        self.clock.move(self.all_seconds[self.count % self.period])
+        self.clock.move(self.all_seconds[self.count % self.facts.period])
         mark("gradient")
         self.count += 1
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stepscale.models import Batch
-from stepscale.optimizers import Mark, no_mark
+from stepscale.optimizers import Facts, Mark, no_mark
 
 MOMENTUM = 0.9
 
@@ -31,7 +31,7 @@ class Asdl:
             ema_decay=0.05,
             data_size=batch,
         )
-        self.model, self.period = model, interval
+        self.model, self.facts = model, Facts(period=interval)
         self.maker = KfacGradientMaker(model, config, fisher_type=FISHER_EMP)
         self.update = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
 
@@ -58,7 +58,7 @@ class Singd:
     def __init__(self, model: nn.Module, lr: float, damping: float, interval: int) -> None:
         from singd.optim.optimizer import SINGD
 
-        self.model, self.period = model, interval
+        self.model, self.facts = model, Facts(period=interval)
         self.update = SINGD(model, lr=lr, damping=damping, momentum=MOMENTUM, T=interval, structures=("dense", "dense"))
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from stepscale.models import Batch, Flow
-from stepscale.optimizers import Mark, Stateless, no_mark
+from stepscale.models import Batch, Flow, LogDet
+from stepscale.optimizers import Facts, Mark, Stateless, no_mark
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -23,7 +23,7 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 class Notebook(Stateless):
     """O(L B d²): the torch notebook's direction, for a flow of normal base and with biases; ``Relative``'s official."""
 
-    log_det = "exact"
+    facts = Facts(log_det=LogDet.EXACT)
 
     def __init__(self, model: Flow) -> None:
         weight = model.layers[0].weight
@@ -65,7 +65,7 @@ class Jax:
     XLA chooses its threads itself: compare it on all cores.
     """
 
-    period, log_det = 1, "exact"
+    facts = Facts(log_det=LogDet.EXACT)
 
     def __init__(self, model: Flow, lr: float) -> None:
         import jax

@@ -1,0 +1,47 @@
+"""What a direction or a step declares of itself, in one value that a wrapper passes on whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stepscale.models import LogDet, one_of
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is true of every call of a direction or a step.
+
+    Attributes:
+        period: number of calls after which its work repeats.
+        log_det: how it comes by the log-determinant's gradient; None where it does not say. Tables show it.
+        writes_in_place: whether it writes over the ``.grad`` it finds, as into ``gradient_of``, of all parameters or of
+            none. Any other direction finds them None before each call.
+
+    Raises:
+        ValueError: ``period`` is below 1, or ``log_det`` is no ``LogDet``.
+    """
+
+    period: int = 1
+    log_det: LogDet | None = None
+    writes_in_place: bool = False
+
+    def __post_init__(self) -> None:
+        if self.period < 1:
+            raise ValueError(f"period must be at least 1 step, got {self.period}")
+        if self.log_det is not None:  # which may come from a file, as a word
+            object.__setattr__(self, "log_det", one_of("log_det", LogDet, self.log_det))
+
+
+def facts_of(stepping: object) -> Facts:
+    """Return the ``facts`` of a direction or a step.
+
+    Raises:
+        TypeError: it has none of that type.
+    """
+    found = getattr(stepping, "facts", None)
+    if not isinstance(found, Facts):
+        raise TypeError(
+            f"{type(stepping).__name__} does not say how its work repeats: give it facts = Facts(period=...), "
+            "or those of the direction it wraps (stepscale.optimizers.Facts)"
+        )
+    return found
