@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from stepscale.bench import sweep, tables
 from stepscale.bench.data import photos
+from stepscale.bench.errors import UsageError
 from stepscale.bench.timing import Settings
 from stepscale.bench.training import Settings as TrainingSettings
 from stepscale.bench.tuning import label_of
@@ -171,12 +172,12 @@ def test_a_sweep_may_search_a_folder_of_the_users(flag: list[str]) -> None:
 )
 def test_a_file_that_is_no_sweep_says_what_it_lacks(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(UsageError, match=message):
         sweep.read_sweep(str(tmp_path / "mine.yaml"), [])
 
 
 def test_a_sweep_of_a_glob_says_what_takes_one() -> None:
-    with pytest.raises(SystemExit, match=r"as optimizer=relative,kfac, and not optimizer=glob\(\*\); `stepscale -m`"):
+    with pytest.raises(UsageError, match=r"as optimizer=relative,kfac, and not optimizer=glob\(\*\); `stepscale -m`"):
         sweep.read_sweep("quick", ["optimizer=glob(*)"])
 
 

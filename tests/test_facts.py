@@ -1,6 +1,5 @@
 """What directions, steps and models declare: kept by wrappers, asked for in words, not mixed up with other names."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stepscale.bench import pictures
+from stepscale.bench import pictures, store
 from stepscale.bench.data import toy
+from stepscale.bench.notes import Notes
 from stepscale.bench.run import measure_cell
 from stepscale.bench.workload import Workload
 from stepscale.models import (
@@ -161,9 +161,9 @@ class TheirFlow(nn.Linear):
 
 def test_a_model_with_a_method_called_log_det_is_timed(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "model._target_=tests.test_facts.TheirFlow", optimizer="layerwise"))
-    assert found["status"] == "ok", found["reason"]
-    assert found["direction"]["log_det"] == "exact" and found["direction"]["cosine"] == pytest.approx(1)
-    assert json.loads(json.dumps(found["direction"])) == found["direction"]
+    assert found.status == "ok", found.reason
+    assert found.direction.log_det == "exact" and found.direction.cosine == pytest.approx(1)
+    assert store.decode(store.encode(found)).direction.log_det == "exact"
 
 
 def test_a_model_declares_its_objective_by_its_type() -> None:
@@ -175,8 +175,8 @@ def test_a_model_declares_its_objective_by_its_type() -> None:
 
 def test_a_density_of_targets_is_not_drawn_over_rows() -> None:
     data = toy(2, 300, seed=0)
-    assert set(pictures.look(Flow(2), data, 4)) == {"data", "samples", "log_density", "extent"}
-    assert set(pictures.look(Autoencoder(2, 2), data, 4)) == {"data"}
+    assert set(pictures.look(Flow(2), data, 4, Notes())) == {"data", "samples", "log_density", "extent"}
+    assert set(pictures.look(Autoencoder(2, 2), data, 4, Notes())) == {"data"}
 
 
 def test_a_factored_flow_is_refused_by_what_captures() -> None:

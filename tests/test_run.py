@@ -190,7 +190,7 @@ def test_whatever_becomes_of_the_process_there_is_a_row(
     found = process.run(job(tmp_path, *overrides))
     assert (found.status, reason in found.reason) == (status, True), found.reason
     assert tables.load(tmp_path)["status"].tolist() == [status]
-    assert process.run(job(tmp_path))["status"] == "ok", "the next cell is measured all the same"
+    assert process.run(job(tmp_path)).status == "ok", "the next cell is measured all the same"
 
 
 def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

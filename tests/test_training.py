@@ -15,6 +15,7 @@ from stepscale.bench import data, report, store, tables, training
 from stepscale.bench.clock import WallClock
 from stepscale.bench.job import Job
 from stepscale.bench.run import measure_cell
+from stepscale.bench.schema import Number
 from stepscale.bench.training import Settings, Stream, Training, next_evaluation
 from stepscale.models import Flow
 from stepscale.optimizers import Layerwise, Step, pair
@@ -152,3 +153,23 @@ def test_bits_of_photos_are_of_8_bit_pixels() -> None:
 def test_wrong_settings_are_named(tmp_path: Path, overrides: list[str], message: str) -> None:
     found = measure_cell(job(tmp_path, *overrides))
     assert found.status == "failed" and message in found.reason
+
+
+class Warm(Flow):
+    """A user's model, of which a sample wants more than a number."""
+
+    def sample(self, n: int, temperature: float) -> torch.Tensor:  # type: ignore[override]
+        raise NotImplementedError
+
+
+def test_what_cannot_be_shown_of_a_model_loses_no_run(tmp_path: Path) -> None:
+    found = measure_cell(job(tmp_path, "model._target_=tests.test_training.Warm", "training.pictures=4", dim=16))
+    assert found.status == "ok" and found.training.final.held_out_nats is not None, found.reason
+    assert list(found.notes) == ["samples"] and "temperature" in found.notes["samples"]
+    with np.load(tmp_path / "pictures" / f"{found.identity}.npz") as arrays:
+        assert set(arrays) == {"data", "filters"}
+
+
+def test_the_record_says_what_its_number_is(tmp_path: Path) -> None:
+    found = measure_cell(job(tmp_path, dim=16))
+    assert found.training.number == Number("log-likelihood", "nats", exact=True)
