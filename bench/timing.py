@@ -16,10 +16,10 @@ from stepscale.bench.clock import Clock
 from stepscale.bench.contention import CONTENDED, OtherCpu, idle_cores
 from stepscale.bench.counts import Counts
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
-from stepscale.bench.gpu import busy_seconds, energy_counter, joules
+from stepscale.bench.gpu import energy_counter, joules
 from stepscale.bench.limit import Limit
 from stepscale.bench.phases import Phases, by_class, trace
-from stepscale.bench.profiling import operations
+from stepscale.bench.profiling import busy_seconds, operations
 from stepscale.bench.workload import Snapshot, Workload
 from stepscale.optimizers import no_mark
 
@@ -114,7 +114,7 @@ class _Cell:
         """Take headline blocks, unmarked wherever a period is short enough, then a trace of the phases."""
         period_s = self.workload.period * step_s
         composed = self.workload.period > 1 and period_s > self.settings.time_limit_s / 4
-        steps = self.workload.period * math.ceil(self.settings.block_s / period_s)
+        steps = self.workload.whole_periods(self.settings.block_s / step_s)
         traced: list[tuple[int, Phases]] = []
         if composed:
             blocks, stopped_by = self._interleave(lambda: self._walk(traced))
@@ -124,7 +124,7 @@ class _Cell:
         least = min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
         if not composed:
             self.workload.restore(self.boundary)
-            traced = trace(self.workload, self.clock, self.workload.period * math.ceil(least / self.workload.period))
+            traced = trace(self.workload, self.clock, self.workload.whole_periods(least))
         result = {
             "composed": composed,
             "stopped_by": stopped_by,
@@ -144,7 +144,7 @@ class _Cell:
         counter = energy_counter(self.workload.device)
         energy_j = joules(self.workload, steps, counter, self.clock.synchronize)  # before a profiler is there
         self.workload.restore(self.boundary)
-        busy_s = busy_seconds(self.workload, least)
+        busy_s = busy_seconds(self.workload, least, self.clock.synchronize)
         self.workload.restore(self.boundary)
         return {"busy_s": busy_s, "energy_j": energy_j}
 
@@ -237,16 +237,17 @@ def _refuse_slow(step_s: float, settings: Settings) -> None:
 def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Settings) -> float:
     """Run until the medians of the last blocks stand still; return seconds a step."""
     began = time.perf_counter()
-    periods, times, per_block = 2, list[float](), 1  # the first period and the counted one have been run
+    steps, times, block = 2 * workload.period, list[float](), workload.period  # one period ran, another was counted
     while True:
         workload.restore(boundary)
         clock.synchronize()
-        times.append(_seconds(workload, per_block * workload.period, clock) / (per_block * workload.period))
-        periods += per_block
-        per_block = max(1, math.ceil(settings.block_s / 4 / (workload.period * max(times[-1], 1e-9))))
+        times.append(_seconds(workload, block, clock) / block)
+        steps += block
+        block = workload.whole_periods(settings.block_s / 4 / max(times[-1], 1e-9))
         spent = time.perf_counter() - began
         steady = len(times) >= 6 and abs(np.median(times[-3:]) / np.median(times[-6:-3]) - 1) < STEADY
-        if periods >= MIN_PERIODS and spent >= settings.warmup_s and (steady or spent >= 3 * settings.warmup_s):
+        enough = steps >= MIN_PERIODS * workload.period and spent >= settings.warmup_s
+        if enough and (steady or spent >= 3 * settings.warmup_s):
             return float(np.median(times[-3:]))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from stepscale.bench import counts, environment, gpu, tables, timing
+from stepscale.bench import counts, environment, gpu, profiling, tables, timing
 from stepscale.bench.clock import CudaClock, WallClock, clock_of
 from tests.synthetic import record
 from tests.test_workload import workload_of
@@ -92,11 +92,9 @@ def test_busy_time_is_that_of_kernels(monkeypatch: pytest.MonkeyPatch, events: l
         def key_averages(self) -> list:
             return events
 
-    monkeypatch.setattr(torch.profiler, "profile", Profile)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    assert gpu.busy_seconds(workload_of("relative"), timing.TRACED) == (
-        None if busy_s is None else pytest.approx(busy_s)
-    )
+    monkeypatch.setattr(profiling, "profile", Profile)
+    found = profiling.busy_seconds(workload_of("relative"), timing.TRACED, lambda: None)
+    assert found == (None if busy_s is None else pytest.approx(busy_s))
 
 
 def test_energy_is_what_the_counter_gained_over_whole_periods(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +143,11 @@ def test_the_counter_is_of_the_device_that_torch_uses(monkeypatch: pytest.Monkey
 
 
 def test_a_profiler_that_fails_loses_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> None:
+    def fails(**_: Any) -> None:
         raise RuntimeError("CUPTI is in use")
 
-    monkeypatch.setattr(gpu, "_busy_seconds", fails)
-    assert gpu.busy_seconds(workload_of("relative"), 10) is None
+    monkeypatch.setattr(profiling, "profile", fails)
+    assert profiling.busy_seconds(workload_of("relative"), 10, lambda: None) is None
 
 
 @pytest.mark.parametrize(("busy_s", "bound"), [(0.9e-3, False), (0.5e-3, True), (None, True)])

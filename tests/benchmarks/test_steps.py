@@ -44,11 +44,11 @@ def workload_of(optimizer: str, dim: int) -> Workload:
 
 def calibrate(workload: Workload, limit: Limit, clock: Clock) -> tuple[int, int, int]:
     """Steps a round, runs of the limit, rounds."""
-    period_s = min(seconds(clock, workload.run, workload.period) for _ in range(3))
+    step_s = min(seconds(clock, workload.run, workload.period) for _ in range(3)) / workload.period
     limit_s = min(seconds(clock, limit.run, 1) for _ in range(3))
-    periods = math.ceil(ROUND_S / period_s)
-    rounds = max(LEAST_ROUNDS, math.ceil(STEPS_S / (periods * period_s)))
-    return periods * workload.period, math.ceil(ROUND_S / 8 / limit_s), rounds
+    steps = workload.whole_periods(ROUND_S / step_s)
+    rounds = max(LEAST_ROUNDS, math.ceil(STEPS_S / (steps * step_s)))
+    return steps, math.ceil(ROUND_S / 8 / limit_s), rounds
 
 
 def seconds(clock: Clock, run: Callable[[int], None], times: int) -> float:
