@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stepscale.bench import folder, interrupt, server
+from stepscale.bench.device import choose_device, require_present
 from stepscale.bench.job import DTYPES, TF32, Job, job_of
 from stepscale.bench.records import MEASURED
 from stepscale.bench.tuning import label_of
@@ -67,7 +67,11 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     facts["optimizer"] = str(config["label"] or facts["optimizer"])
     if config["task"] == "time" and (mode := config["timing"].get("compile")):
         facts["optimizer"] += f"[compile={mode}]"
-    facts["device"] = _device(str(config["device"]))
+    try:
+        facts["device"] = choose_device(str(config["device"]))
+        require_present(facts["device"])
+    except ValueError as error:
+        sys.exit(str(error))
     if config["dtype"] == TF32 and facts["device"] != "cuda":
         sys.exit(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {facts['device']}; use dtype=float32")
     facts["threads"] = config["threads"] or server.default_threads()
@@ -76,17 +80,6 @@ def describe(cfg: DictConfig, path: Path) -> Job:
 
 def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _device(asked: str) -> str:
-    there = torch.cuda.is_available()
-    if asked == "auto":
-        return "cuda" if there else "cpu"
-    if asked.startswith("cuda") and not there:
-        sys.exit(f"device={asked}, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
-    if asked not in {"cpu", "cuda"}:
-        sys.exit(f"device must be one of auto, cpu, cuda, got {asked!r}; choose a GPU by CUDA_VISIBLE_DEVICES")
-    return asked
 
 
 def main() -> None:

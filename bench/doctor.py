@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from scipy.stats import t
 
 from stepscale.bench import disturbance, environment, process, server, tables
+from stepscale.bench.device import choose_device
 from stepscale.bench.job import Job, job_of
 
 CONF = Path(__file__).parent / "conf"
@@ -36,7 +37,7 @@ def main(words: list[str]) -> None:
     cells = parser.parse_args(words).cells
     if cells < 3:
         parser.error(f"a spread needs at least 3 cells, got {cells}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto")
     where = environment.describe(torch.device(device))
     print(f"{where.get('gpu') or where['cpu']}, {where['cores']} cores, torch {where['torch']}: one minute", flush=True)
     before = disturbance.throttled()

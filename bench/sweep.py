@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from stepscale.bench import environment, folder, interrupt, tuning
 from stepscale.bench.command import job
+from stepscale.bench.device import choose_device
 
 SWEEPS = Path(__file__).parent / "conf" / "sweep"
 LOCAL = Path("results/local")
@@ -72,12 +73,12 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
     """Return what a sweep is to do on this machine: its multiruns, their cells, the code's hash.
 
     Raises:
-        SystemExit: there is no sweep of that name, or its file holds none.
+        SystemExit: there is no sweep of that name, its file holds none, or the overrides name no device.
     """
     asked = searchable(overrides)
     if globs := [word for word in asked if "glob(" in word]:  # of which the cells could not be counted
         sys.exit(f"a sweep takes names, as optimizer=relative,kfac, and not {globs[0]}; `stepscale -m` takes both")
-    device = "cuda" if torch.cuda.is_available() and "device=cpu" not in asked else "cpu"
+    device = device_of(asked)
     config = read_file(name, device)
     words = [f"task={config['task']}", *shlex.split(config["settings"])]
     grids = [merged(merged(words, shlex.split(grid)), asked) for grid in config["grids"][device]]
@@ -89,6 +90,19 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "finished": False,
     }
+
+
+def device_of(overrides: list[str]) -> str:
+    """Return the device whose grids are planned: the overrides' ``device``, else what this machine has.
+
+    Raises:
+        SystemExit: the overrides name no device there can be.
+    """
+    chosen = dict(word.split("=", 1) for word in overrides if "=" in word)
+    try:
+        return choose_device(chosen.get("device", "auto"))
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def read_file(name: str, device: str) -> dict[str, Any]:
