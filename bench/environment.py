@@ -13,9 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from stepscale.bench.server import ALLOCATOR, CGROUP
+from stepscale.bench import control_group
+from stepscale.bench.server import ALLOCATOR
 
 PACKAGE = Path(__file__).parent.parent
 PARTS = ("bench", "models", "optimizers")
@@ -29,7 +31,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     environment = {
         "cpu": _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,  # its package's metadata may lack the build, as +cu130
@@ -81,17 +83,10 @@ def commit() -> str | None:
     return top.stdout.split("\n")[1] + ("+changes" if changes else "")
 
 
-def available_bytes() -> int | None:
-    """Memory that is free, or left to this process's control group if that is less; None where unknown."""
-    known = _field(Path("/proc/meminfo"), "MemAvailable")
-    if known is None:
-        return None
-    free = int(known.split()[0]) * 1024
-    try:
-        left = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
-        return min(free, left)
-    except (OSError, ValueError):
-        return free
+def available_bytes() -> int:
+    """Memory that is free, or left to this process's control group if that is less."""
+    free, left = psutil.virtual_memory().available, control_group.memory_left()
+    return free if left is None else min(free, left)
 
 
 def limit_memory(gib: float | None, device: torch.device) -> None:
@@ -102,13 +97,11 @@ def limit_memory(gib: float | None, device: torch.device) -> None:
             total = torch.cuda.get_device_properties(index).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), index)
         return
-    free = available_bytes()
-    allowed = gib * 2**30 if gib is not None else free and FREE_SHARE * free
-    if allowed:
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        wanted = int(allowed + 2**20 * _status_mib("VmData"))
-        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    allowed = gib * 2**30 if gib is not None else FREE_SHARE * max(0, available_bytes())
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    wanted = int(allowed + 2**20 * _status_mib("VmData"))
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
 def start_peak_memory(device: torch.device) -> Any:
@@ -131,7 +124,7 @@ def start_peak_memory(device: torch.device) -> Any:
         CLEAR_REFS.write_text("5")  # resets VmHWM to VmRSS
     except (OSError, AttributeError):
         return lambda: {"peak_mib": None, "read_from": "unknown"}
-    start = _status_mib("VmRSS")
+    start = psutil.Process().memory_info().rss / 2**20
     return lambda: {"peak_mib": _status_mib("VmHWM") - start, "read_from": "RSS"}
 
 
