@@ -23,6 +23,7 @@ class Arm(NamedTuple):
     label: str  # its commit, "+changes" if the checkout has any
     source: Path  # a copy of its tree
     package: Path  # where `stepscale` can be imported from
+    options: tuple[str, ...] = ()  # of its benchmarks, beside those of both versions
 
     def optimizers(self) -> set[str]:
         """Name the optimizers it has."""

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stepscale.bench import environment, folder, interrupt, server
+from stepscale.bench.device import choose_device, require_present
 from stepscale.bench.errors import UsageError
 from stepscale.bench.identity import identity
 from stepscale.bench.job import DTYPES, TF32, Job
@@ -53,7 +54,8 @@ def describe(cfg: DictConfig, path: Path) -> Job:
     for name, allowed in (("dtype", DTYPES), ("task", tuple(Task))):
         if config[name] not in allowed:
             raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {config[name]!r}")
-    device = _device(str(config["device"]))
+    device = choose_device(str(config["device"]))
+    require_present(device)
     if config["dtype"] == TF32 and device != "cuda":
         raise UsageError(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {device}; use dtype=float32")
     names = _names(config)
@@ -94,17 +96,6 @@ def _names(config: Config) -> dict[str, str]:
 
 def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _device(asked: str) -> str:
-    there = torch.cuda.is_available()
-    if asked == "auto":
-        return "cuda" if there else "cpu"
-    if asked.startswith("cuda") and not there:
-        raise UsageError(f"device={asked}, but torch {torch.__version__} sees no CUDA device here; use device=cpu")
-    if asked not in {"cpu", "cuda"}:
-        raise UsageError(f"device must be one of auto, cpu, cuda, got {asked!r}; choose a GPU by CUDA_VISIBLE_DEVICES")
-    return asked
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-STAT = Path("/proc/stat")
-TICK = os.sysconf("SC_CLK_TCK")
+import psutil
+
+BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # a guest's time is in user's and in nice's
 WINDOW_S = 0.1  # the kernel's ticks are 10 ms: over a shorter time they tell nothing
 
 
@@ -18,7 +18,7 @@ def idle_cores(device: str, threads: int) -> int:
 
 
 class OtherCpu:
-    """Watches the CPU that other processes use; its answer is None where the system does not tell (not Linux).
+    """Watches the CPU that other processes use; its answer is None where the system does not tell.
 
     Args:
         idle_cores: that the measured process leaves to others.
@@ -51,7 +51,7 @@ class OtherCpu:
 def busy_seconds() -> float | None:
     """Seconds of CPU the machine has spent since its start, over all cores."""
     try:
-        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, STAT.read_text().split()[1:9])
-    except (OSError, ValueError):
+        times = psutil.cpu_times()._asdict()
+    except OSError:
         return None
-    return (user + nice + system + irq + softirq + steal) / TICK
+    return sum(times[kind] for kind in BUSY if kind in times)  # not every system tells all of them apart

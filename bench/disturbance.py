@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 
+from stepscale.bench import control_group
 from stepscale.bench.contention import OtherCpu
 from stepscale.bench.schema import CONTENDED
-from stepscale.bench.server import CGROUP
 
-SYSTEM, CPU_INFO, PROCESSES = Path("/sys"), Path("/proc/cpuinfo"), Path("/proc")
+SYSTEM, CPU_INFO = Path("/sys"), Path("/proc/cpuinfo")
 UNKNOWN = "unknown: the system does not tell"
 UNSTEADY = 0.1  # spread of a core's speed
 
@@ -51,16 +52,12 @@ def load(seconds: float = 3.0) -> Finding:
 
 
 def cpu_of_processes() -> dict[int, tuple[str, float]]:
-    """Return name and ticks of CPU of every other process that may be read."""
+    """Return name and seconds of CPU of every other process that may be read."""
     found = {}
-    for path in PROCESSES.glob("[0-9]*/stat"):
-        try:
-            name, rest = path.read_text().split("(", 1)[1].rsplit(")", 1)
-        except (OSError, IndexError):
-            continue
-        fields = rest.split()
-        if int(path.parent.name) != os.getpid():
-            found[int(path.parent.name)] = (name, float(fields[11]) + float(fields[12]))
+    for process in psutil.process_iter(["name", "cpu_times"]):
+        name, times = process.info["name"], process.info["cpu_times"]
+        if times is not None and process.pid != os.getpid():  # None: it may not be read
+            found[process.pid] = (name, times.user + times.system)
     return found
 
 
@@ -138,11 +135,11 @@ def _virtual() -> Finding:
 COUNTERS = {
     "times throttled by heat": "cool it, or use fewer threads",
     "times throttled by the control group's quota": "use no more threads than the quota has cores, or raise it",
-    "ticks taken by the host": "others on the host are served first; measure at another time, or on another host",
+    "seconds taken by the host": "others on the host are served first; measure at another time, or on another host",
 }
 
 
-FEW = {"ticks taken by the host": 10}
+FEW = {"seconds taken by the host": 0.1}
 
 
 def throttled() -> dict[str, float]:
@@ -152,16 +149,15 @@ def throttled() -> dict[str, float]:
     with suppress(OSError, ValueError):
         paths = list(SYSTEM.glob("devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"))
         counters |= {heat: float(sum(int(path.read_text()) for path in paths))} if paths else {}
-    with suppress(OSError, KeyError, ValueError):
-        lines = (CGROUP / "cpu.stat").read_text().splitlines()
-        counters[quota] = float(dict(line.split() for line in lines)["nr_throttled"])
-    with suppress(OSError, IndexError, ValueError):
-        counters[host] = float((PROCESSES / "stat").read_text().split()[8])
+    if (times := control_group.times_throttled()) is not None:
+        counters[quota] = float(times)
+    with suppress(OSError, KeyError):
+        counters[host] = psutil.cpu_times()._asdict()["steal"]
     return counters
 
 
 def throttling(before: dict[str, float], after: dict[str, float]) -> list[Finding]:
-    """Say of each counter how far it has moved; a tick or two of the host's are nothing."""
+    """Say of each counter how far it has moved; a tenth of a second of the host's is nothing."""
     if not before:
         return [Finding("throttling", UNKNOWN)]
     moved = {name: after[name] - before[name] for name in before}

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from scipy.stats import t
 
 from stepscale.bench import disturbance, environment, process, server
+from stepscale.bench.device import choose_device
 from stepscale.bench.estimate import estimate
 from stepscale.bench.identity import identity
 from stepscale.bench.job import Job
@@ -38,7 +39,7 @@ def main(words: list[str]) -> None:
     cells = parser.parse_args(words).cells
     if cells < 3:
         parser.error(f"a spread needs at least 3 cells, got {cells}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto")
     where = environment.machine(device)
     print(f"{where.gpu or where.cpu}, {where.cores} cores, torch {torch.__version__}: one minute", flush=True)
     before = disturbance.throttled()

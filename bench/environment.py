@@ -15,17 +15,19 @@ from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import psutil
 import torch
 from msgspec.structs import replace
 
+from stepscale.bench import control_group
 from stepscale.bench.schema import Environment, Machine, Memory
-from stepscale.bench.server import ALLOCATOR, CGROUP, available_cores
+from stepscale.bench.server import ALLOCATOR, available_cores
 
 PACKAGE = Path(__file__).parent.parent
 PARTS = ("bench", "models", "optimizers")
 MEASURING = (
-    "agreement", "arrays", "checkpoint", "clock", "contention", "counts", "data", "environment", "estimate", "files",
-    "gpu", "images", "job", "limit", "phases", "pictures", "process", "profiling", "run", "separation", "server",
+    "agreement", "arrays", "checkpoint", "clock", "contention", "control_group", "counts", "data",
+    "environment", "estimate", "files", "gpu", "images", "job", "limit", "phases", "pictures", "process", "profiling", "run", "separation", "server",
     "timing", "training", "workload",
 )  # fmt: skip
 LIBRARIES = ("numpy", "scipy", "pandas", "hydra-core", "stepscale")
@@ -63,14 +65,15 @@ def bare() -> Environment:
 @cache
 def machine(device: str) -> Machine:
     """Describe this machine, as the place of cells on ``device``."""
+    limit = control_group.memory_limit()
     found = Machine(
         cpu=_field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
         cores=os.cpu_count() or 1,
-        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         system=platform.platform(),
         host=platform.node(),
         usable_cores=available_cores(),
-        memory_limit_gib=_memory_limit_gib(),
+        memory_limit_gib=None if limit is None else round(limit / 2**30, 1),
     )
     if device != "cuda":
         return found
@@ -83,13 +86,6 @@ def both(device: str) -> dict[str, object]:
     """Describe the machine and the software together, as plain data."""
     found: dict[str, object] = msgspec.to_builtins(machine(device)) | msgspec.to_builtins(describe())
     return found
-
-
-def _memory_limit_gib() -> float | None:
-    try:
-        return round(int((CGROUP / "memory.max").read_text()) / 2**30, 1)
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
 
 
 def _driver() -> str | None:
@@ -136,17 +132,10 @@ def commit() -> str | None:
     return top.stdout.split("\n")[1] + ("+changes" if changes else "")
 
 
-def available_bytes() -> int | None:
-    """Memory that is free, or left to this process's control group if that is less; None where unknown."""
-    known = _field(Path("/proc/meminfo"), "MemAvailable")
-    if known is None:
-        return None
-    free = int(known.split()[0]) * 1024
-    try:
-        left = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
-        return min(free, left)
-    except (OSError, ValueError):
-        return free
+def available_bytes() -> int:
+    """Memory that is free, or left to this process's control group if that is less."""
+    free, left = psutil.virtual_memory().available, control_group.memory_left()
+    return free if left is None else min(free, left)
 
 
 def limit_memory(gib: float | None, device: torch.device) -> None:
@@ -157,13 +146,11 @@ def limit_memory(gib: float | None, device: torch.device) -> None:
             total = torch.cuda.get_device_properties(index).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), index)
         return
-    free = available_bytes()
-    allowed = gib * 2**30 if gib is not None else free and FREE_SHARE * free
-    if allowed:
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        wanted = int(allowed + 2**20 * _status_mib("VmData"))
-        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    allowed = gib * 2**30 if gib is not None else FREE_SHARE * max(0, available_bytes())
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    wanted = int(allowed + 2**20 * _status_mib("VmData"))
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
 def start_peak_memory(device: torch.device) -> Callable[[], Memory]:
@@ -185,7 +172,7 @@ def start_peak_memory(device: torch.device) -> Callable[[], Memory]:
         CLEAR_REFS.write_text("5")  # resets VmHWM to VmRSS
     except (OSError, AttributeError):
         return lambda: Memory(peak_mib=None, read_from="unknown")
-    start = _status_mib("VmRSS")
+    start = psutil.Process().memory_info().rss / 2**20
     return lambda: Memory(peak_mib=_status_mib("VmHWM") - start, read_from="RSS")
 
 

@@ -129,7 +129,7 @@ def measure(base: Arm, head: Arm, arguments: argparse.Namespace, tell: Callable[
         for arm, names in ((base, regression.BASE), (head, regression.HEAD)):
             for name in names:
                 variables = threads | waiting | ALLOCATOR
-                session = Session(name, arm.package, head.source, options, variables)
+                session = Session(name, arm.package, head.source, [*options, *arm.options], variables)
                 stack.callback(session.end)
                 sessions.append(session)
         idle = max(0, (os.cpu_count() or 1) // 2 - arguments.threads)  # two of them may share a real core

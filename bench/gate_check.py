@@ -1,16 +1,15 @@
 """The regression gate's own quality: how often it cries wolf, and how small a slow-down it finds.
 
-``python -m stepscale.bench.gate_check`` compares the checkout with itself, as it is (A/A) and with slow-downs put into
-a copy, on a quiet machine and beside a neighbour that loads one core now and then. Every comparison goes through the
-code of ``stepscale regress``. It takes about 70 minutes on 2 cores, goes on where it was stopped, and exits with 1
-where the gate misses what is asked of it.
+``python -m stepscale.bench.gate_check`` compares the checkout with itself, as it is (A/A) and with its benchmarks told
+to slow every step down (``--slow``), on a quiet machine and beside a neighbour that loads one core now and then. Every
+comparison goes through the code of ``stepscale regress``. It takes about 70 minutes on 2 cores, goes on where it was
+stopped, and exits with 1 where the gate misses what is asked of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,35 +30,6 @@ REQUIRED = {5: 50, 10: 95, 20: 100}  # per cent found
 ALLOWED = {False: 1, True: 0}  # per cent of A/A regressed, on a quiet machine and with a neighbour
 PLACES = ("direction", "update")
 MISSED = "**missed**"
-# appended to a copy's optimizers/step.py; waits, busy, for a share of the step's own time
-SLOWED = """
-import time as _time
-
-
-def _slowed(self, batch, mark=no_mark):
-    started = _time.perf_counter()
-    if not self.facts.writes_in_place:
-        for parameter in self.parameters:
-            parameter.grad = None
-    self.direction(batch, mark)
-    if {place!r} == "direction":
-        _wait({share} * (_time.perf_counter() - started + getattr(self, "_update_s", 0.0)))
-    middle = _time.perf_counter()
-    self.update.step()
-    self._update_s = _time.perf_counter() - middle
-    if {place!r} == "update":
-        _wait({share} * (_time.perf_counter() - started))
-    mark("update")
-
-
-def _wait(seconds):
-    until = _time.perf_counter() + seconds
-    while _time.perf_counter() < until:
-        pass
-
-
-Paired.__call__ = _slowed
-"""
 NEIGHBOUR = """
 import os, random, time
 parent = os.getppid()
@@ -122,7 +92,7 @@ def page(out: Path) -> str:
         f"{machine}, commit {comparisons['commit'].iloc[0]}; `{where['command']}`. Verdicts are drawn anew "
         "from what was measured, by the rule of the code that wrote this page.",
         summary(comparisons),
-        "A slow-down waits, busy, for that share of the step's own time, in a copy of the code. The neighbour is a "
+        "A slow-down waits, busy, for that share of the step's own time. The neighbour is a "
         "process that loads one core for 1 to 3 s, then rests for 6 to 14 s. Rounds that fall into its time are set "
         "aside, and none are taken until it rests (for at most a minute a run). Comparisons of one run share its noise "
         f"floor: no alarm in {same} comparisons bounds the rate below {100 * (1 - 0.05 ** (1 / same)):.1f} % "
@@ -146,11 +116,12 @@ def check(out: Path) -> None:
     where = environment.both("cpu") | {"threads": 1, "command": "make gate-check"}
     (out / "environment.json").write_text(json.dumps(where, indent=1) + "\n")
     with tempfile.TemporaryDirectory(prefix="stepscale-gate-check-") as folder:
-        base = arms.build(None, Path(folder, "base"))
+        # built twice, for the gate refuses two versions that are the same files
+        base, head = (arms.build(None, Path(folder, name)) for name in ("base", "head"))
         for number, case in enumerate(cases(), 1):
             if case in done:
                 continue
-            table = compare(base, slowed(base, case, Path(folder)), case)
+            table = compare(base, slowed(head, case), case)
             table.assign(commit=commit, **case._asdict()).to_csv(path, mode="a", header=not path.exists(), index=False)
             verdicts = ", ".join(f"{n} {v}" for v, n in table["verdict"].value_counts().items())
             print(f"[{number}/{len(cases())}] {case}: {verdicts}", flush=True)
@@ -165,16 +136,12 @@ def compare(base: Arm, head: Arm, case: Case) -> pd.DataFrame:
     return regression.compare(measured.rounds).assign(waited_s=measured.waited_s)
 
 
-def slowed(base: Arm, case: Case, folder: Path) -> Arm:
-    """Copy a version, with the case's slow-down in it."""
-    name = f"{case.percent}-{case.place}"
-    arm = Arm(f"{base.label}-{name}", base.source, folder / name)
-    if not arm.package.exists():
-        shutil.copytree(base.package, arm.package)
-        if case.percent:
-            step = arm.package / "stepscale" / "optimizers" / "step.py"
-            step.write_text(step.read_text() + SLOWED.format(place=case.place, share=case.percent / 100))
-    return arm
+def slowed(head: Arm, case: Case) -> Arm:
+    """Return a version whose benchmarks put the case's slow-down around every step."""
+    if not case.percent:
+        return head
+    slow = f"{case.place}={case.percent / 100}"
+    return head._replace(label=f"{head.label} slowed by {slow}", options=(f"--slow={slow}",))
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from stepscale.bench import environment
+from stepscale.bench.device import choose_device
 
 FORMATS = {"base_ms": "{:.3f}", "head_ms": "{:.3f}", "ratio": "{:.3f}", "low": "{:.3f}", "high": "{:.3f}"}
 SHOWN = ["optimizer", "dim", *FORMATS, "resolution", "rounds", "verdict"]
@@ -73,7 +73,7 @@ def clear(out: Path) -> None:
 def save(out: Path, table: pd.DataFrame, facts: dict[str, Any], summary: str, rounds: pd.DataFrame) -> None:
     """Write the comparison as JSON, Markdown, and its rounds as CSV."""
     out.mkdir(parents=True, exist_ok=True)
-    where = environment.both("cuda" if torch.cuda.is_available() else "cpu")
+    where = environment.both(choose_device("auto"))
     rows = json.loads(table.to_json(orient="records"))
     (out / "regress.json").write_text(json.dumps(facts | {"rows": rows, "environment": where}, indent=1) + "\n")
     (out / "regress.md").write_text(summary + "\n")

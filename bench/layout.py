@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import html
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 from stepscale.bench.plots import Drawn
 from stepscale.bench.schema import GROUP
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; font-size: 12.5px; margin: .5rem 0 1.5rem; }}
-th, td {{ padding: .15rem .55rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }}
-th {{ background: #f4f4f4; }} .wide {{ overflow-x: auto; }} svg {{ max-width: 100%; height: auto; }}
-code {{ background: #f1f1f1; padding: 0 .2em; }} .where {{ color: #666; }}
-</style></head><body>
-{body}
-</body></html>
-"""
+# `code`, *emphasis* and **strong** alone: a finding quotes users' labels, which must make no link and no tag
+INLINE = MarkdownIt("zero").enable(["backticks", "emphasis"])
+CODE = r"(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
+# a tag, a table's next cell, an entity, a bracket behind which a link's address would come, or that defines a link
+ACTIVE = r"<|\||&(?=#?\w+;)|\](?=[(\[])|^\["
 
 
 class Section(NamedTuple):
@@ -38,17 +36,21 @@ def markdown(sections: list[Section], where: str) -> str:
     """Lay out the summary: findings first."""
     parts = []
     for section in sections:
-        parts += [f"# {section.title}", where, "\n".join(f"- {line}" for line in section.findings)]
-        for title, table in section.tables.items():
-            text = table.to_markdown(index=False, floatfmt=".4g", missingval="") if len(table) else "nothing to show"
-            parts.append(f"## {title}\n\n{text}")
+        findings = "\n".join(f"- {inactive_outside_code(line)}" for line in section.findings)
+        parts += [f"# {section.title}", inactive(where), findings]
+        parts += [f"## {title}\n\n{_markdown_table(table)}" for title, table in section.tables.items()]
     return "\n\n".join(parts) + "\n"
 
 
 def page(sections: list[Section], figures: list[list[str]], where: str) -> str:
     """Lay out the HTML page with each section's figures as SVG elements; it needs no other file."""
-    body = "\n".join(_body(section, drawn, where) for section, drawn in zip(sections, figures, strict=True))
-    return PAGE.format(title=html.escape(" · ".join(section.title for section in sections)), body=body)
+    folder = FileSystemLoader(Path(__file__).parent)
+    layout = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    layout.filters |= {"inline_markdown": _inline_markdown, "html_table": _html_table}
+    parts = list(zip(sections, figures, strict=True))
+    return layout.get_template("page.html.j2").render(sections=sections, parts=parts, where=where)
 
 
 def varying(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
@@ -56,26 +58,35 @@ def varying(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=[column for column in GROUP if column in table and cells[column].nunique() == 1])
 
 
-def _body(section: Section, figures: list[str], where: str) -> str:
-    findings = "\n".join(f"<li>{_inline(line)}</li>" for line in section.findings)
-    tables = "\n".join(
-        f'<h2>{html.escape(title)}</h2><div class="wide">{_html(table)}</div>'
-        for title, table in section.tables.items()
-    )
-    heading = f'<h1>{html.escape(section.title)}</h1><p class="where">{html.escape(where)}</p>'
-    return "\n".join([heading, f"<ul>\n{findings}\n</ul>", *figures, tables])
+def inactive(text: str) -> str:
+    """Return plain text as a line of Markdown in which it makes no tag, no link and no cell of a table."""
+    return re.sub(ACTIVE, _entity, " ".join(text.splitlines()))
 
 
-def _html(table: pd.DataFrame) -> str:
+def inactive_outside_code(line: str) -> str:
+    """Do as ``inactive`` to a line of Markdown; its code spans stay, since nothing is active there."""
+    kept = rf"(?P<kept>\\.|{CODE})"  # a backslash keeps the backtick behind it from opening code
+    return re.sub(rf"{kept}|{ACTIVE}", lambda found: found["kept"] or _entity(found), " ".join(line.splitlines()))
+
+
+def _entity(found: re.Match[str]) -> str:
+    return f"&#{ord(found[0])};"
+
+
+def _markdown_table(table: pd.DataFrame) -> str:
     if not len(table):
-        return "<p>nothing to show</p>"
-    return table.to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="", border=0)
+        return "nothing to show"
+    shown = table.rename(columns=lambda name: inactive(str(name)))
+    shown = shown.map(lambda value: inactive(value) if isinstance(value, str) else value)
+    return shown.to_markdown(index=False, floatfmt=".4g", missingval="")
 
 
-def _inline(line: str) -> str:
-    """Escape, with `code` and **bold** of Markdown."""
-    text = html.escape(line)
-    for mark, tag in (("**", "strong"), ("`", "code")):
-        pieces = text.split(mark)
-        text = "".join(f"<{tag}>{piece}</{tag}>" if k % 2 else piece for k, piece in enumerate(pieces))
-    return text
+def _html_table(table: pd.DataFrame) -> Markup:
+    if not len(table):
+        return Markup("<p>nothing to show</p>")
+    # pandas escapes what the table holds
+    return Markup(table.to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="", border=0))
+
+
+def _inline_markdown(line: str) -> Markup:
+    return Markup(INLINE.renderInline(line))

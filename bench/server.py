@@ -12,6 +12,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
+from stepscale.bench import control_group
 from stepscale.bench.errors import UsageError
 
 # the first torch optimizer of a process imports torch._dynamo: seconds, and 70 MB that are not the step's
@@ -23,7 +24,7 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-CGROUP, CPUS = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
+CPUS = Path("/sys/devices/system/cpu")
 _asked = os.environ.get(THREADS[0])  # the user's: later the server's is set here
 _started: int | None = None
 
@@ -75,11 +76,8 @@ def available_cores() -> int:
     """
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = len({_core(cpu) for cpu in cpus})
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
+    quota = control_group.cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def _core(cpu: int) -> str:

@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from stepscale.bench import environment, folder, interrupt, tuning
 from stepscale.bench.command import job
+from stepscale.bench.device import choose_device
 from stepscale.bench.errors import UsageError
 from stepscale.bench.schema import Status
 
@@ -74,14 +75,14 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
     """Return what a sweep is to do on this machine: its multiruns, their cells, the code's hash.
 
     Raises:
-        UsageError: there is no sweep of that name, or its file holds none.
+        UsageError: there is no sweep of that name, its file holds none, or the overrides name no device.
     """
     asked = searchable(overrides)
     if globs := [word for word in asked if "glob(" in word]:  # of which the cells could not be counted
         raise UsageError(
             f"a sweep takes names, as optimizer=relative,kfac, and not {globs[0]}; `stepscale -m` takes both"
         )
-    device = "cuda" if torch.cuda.is_available() and "device=cpu" not in asked else "cpu"
+    device = device_of(asked)
     config = read_file(name, device)
     words = [f"task={config['task']}", *shlex.split(config["settings"])]
     grids = [merged(merged(words, shlex.split(grid)), asked) for grid in config["grids"][device]]
@@ -93,6 +94,16 @@ def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "finished": False,
     }
+
+
+def device_of(overrides: list[str]) -> str:
+    """Return the device whose grids are planned: the overrides' ``device``, else what this machine has.
+
+    Raises:
+        UsageError: the overrides name no device there can be.
+    """
+    chosen = dict(word.split("=", 1) for word in overrides if "=" in word)
+    return choose_device(chosen.get("device", "auto"))
 
 
 def read_file(name: str, device: str) -> dict[str, Any]:

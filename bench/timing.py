@@ -17,11 +17,11 @@ from stepscale.bench.contention import OtherCpu, idle_cores
 from stepscale.bench.counts import Counter
 from stepscale.bench.errors import DivergedError, TooSlowError
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
-from stepscale.bench.gpu import busy_seconds, energy_counter, joules
+from stepscale.bench.gpu import energy_counter, joules
 from stepscale.bench.limit import Limit
 from stepscale.bench.notes import Notes
 from stepscale.bench.phases import Phases, by_class, trace
-from stepscale.bench.profiling import operations
+from stepscale.bench.profiling import busy_seconds, operations
 from stepscale.bench.schema import Blocks, Counts, Memory, OnGpu, Timing
 from stepscale.bench.workload import Snapshot, Workload
 from stepscale.optimizers import no_mark
@@ -133,8 +133,7 @@ class _Cell:
         require_finite(self.workload, "the last block")
         if not composed:
             self.workload.restore(self.boundary)
-            periods = math.ceil(self._traced_steps(step_s) / self.workload.period)
-            traced = trace(self.workload, self.clock, self.workload.period * periods)
+            traced = trace(self.workload, self.clock, self.workload.whole_periods(self._traced_steps(step_s)))
         return Timing(
             first_step_s=first_step_s,
             warmup_s=warmup_s,
@@ -153,7 +152,7 @@ class _Cell:
                 timing.gpu.energy_j = self._energy_j(self._steps_in_a_block(step_s))
             with notes.optional("busy time"):
                 self.workload.restore(self.boundary)
-                timing.gpu.busy_s = busy_seconds(self.workload, self._traced_steps(step_s))
+                timing.gpu.busy_s = busy_seconds(self.workload, self._traced_steps(step_s), self.clock.synchronize)
         if self.settings.profile:
             with notes.optional("profile"):
                 self.workload.restore(self.boundary)
@@ -161,8 +160,7 @@ class _Cell:
         self.workload.restore(self.boundary)
 
     def _steps_in_a_block(self, step_s: float) -> int:
-        period = self.workload.period
-        return period * math.ceil(self.settings.block_s / (period * step_s))
+        return self.workload.whole_periods(self.settings.block_s / step_s)
 
     def _traced_steps(self, step_s: float) -> int:
         return min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
@@ -271,16 +269,17 @@ def _refuse_slow(step_s: float, settings: Settings) -> None:
 def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Settings) -> float:
     """Run until the medians of the last blocks stand still; return seconds a step."""
     began = time.perf_counter()
-    periods, times, per_block = 2, list[float](), 1  # the first period and the counted one have been run
+    steps, times, block = 2 * workload.period, list[float](), workload.period  # one period ran, another was counted
     while True:
         workload.restore(boundary)
         clock.synchronize()
-        times.append(_seconds(workload, per_block * workload.period, clock) / (per_block * workload.period))
-        periods += per_block
-        per_block = max(1, math.ceil(settings.block_s / 4 / (workload.period * max(times[-1], 1e-9))))
+        times.append(_seconds(workload, block, clock) / block)
+        steps += block
+        block = workload.whole_periods(settings.block_s / 4 / max(times[-1], 1e-9))
         spent = time.perf_counter() - began
         steady = len(times) >= 6 and abs(np.median(times[-3:]) / np.median(times[-6:-3]) - 1) < STEADY
-        if periods >= MIN_PERIODS and spent >= settings.warmup_s and (steady or spent >= 3 * settings.warmup_s):
+        enough = steps >= MIN_PERIODS * workload.period and spent >= settings.warmup_s
+        if enough and (steady or spent >= 3 * settings.warmup_s):
             return float(np.median(times[-3:]))
 
 

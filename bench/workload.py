@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
@@ -54,6 +55,10 @@ class Workload:
             for position in positions:
                 step(batches[position % len(batches)], mark)
         self.position = first + steps
+
+    def whole_periods(self, least: float) -> int:
+        """Return the fewest steps that are whole periods, at least one, and no fewer than ``least``."""
+        return self.period * max(1, math.ceil(least / self.period))
 
     def snapshot(self) -> Snapshot:
         """Copy parameters, buffers, the step's state and the generators."""

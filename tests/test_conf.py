@@ -156,6 +156,21 @@ def test_a_sweep_on_the_cpu_of_a_gpu_machine_takes_the_cpus_grids(monkeypatch: p
     assert "dim=64,128,256" in there[0]
 
 
+def test_a_sweep_for_a_gpu_is_planned_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a login node, of the very cells that the GPU's own machine would plan."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    there = sweep.read_sweep("quick", ["device=cuda"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert sweep.read_sweep("quick", ["device=cuda"]) == there
+    assert "dim=256,512,1024" in there["multiruns"][0]
+    assert "dim=64,128,256" in sweep.read_sweep("quick", ["device=auto"])["multiruns"][0]
+
+
+def test_a_sweep_names_a_device_that_is_none() -> None:
+    with pytest.raises(UsageError, match="device must be one of auto, cpu, cuda, got 'cpu,cuda'"):
+        sweep.read_sweep("quick", ["device=cpu,cuda"])
+
+
 @pytest.mark.parametrize("flag", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]])
 def test_a_sweep_may_search_a_folder_of_the_users(flag: list[str]) -> None:
     assert sweep.searchable([*flag, "dim=8"]) == [f"hydra.searchpath=['file://{Path('mine').resolve()}']", "dim=8"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from stepscale.bench import counts, environment, gpu, tables, timing
+from stepscale.bench import counts, environment, gpu, profiling, tables, timing
 from stepscale.bench.clock import CudaClock, WallClock, clock_of
 from stepscale.bench.notes import Notes
 from stepscale.bench.schema import Memory, OnGpu
@@ -94,11 +94,9 @@ def test_busy_time_is_that_of_kernels(monkeypatch: pytest.MonkeyPatch, events: l
         def key_averages(self) -> list:
             return events
 
-    monkeypatch.setattr(torch.profiler, "profile", Profile)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    assert gpu.busy_seconds(workload_of("relative"), timing.TRACED) == (
-        None if busy_s is None else pytest.approx(busy_s)
-    )
+    monkeypatch.setattr(profiling, "profile", Profile)
+    found = profiling.busy_seconds(workload_of("relative"), timing.TRACED, lambda: None)
+    assert found == (None if busy_s is None else pytest.approx(busy_s))
 
 
 def test_energy_is_what_the_counter_gained_over_whole_periods(monkeypatch: pytest.MonkeyPatch) -> None:

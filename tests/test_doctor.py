@@ -1,20 +1,26 @@
 """What the doctor reads, from a made-up system; what it can resolve, against the closed form."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from scipy import stats
 
-from stepscale.bench import disturbance, doctor
+from stepscale.bench import control_group, disturbance, doctor
 
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(disturbance, "SYSTEM", tmp_path / "sys")
     monkeypatch.setattr(disturbance, "CPU_INFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(disturbance, "PROCESSES", tmp_path / "proc")
-    monkeypatch.setattr(disturbance, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "proc"))
+    monkeypatch.setattr(control_group, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(control_group, "MEMBERSHIP", tmp_path / "membership")
     return tmp_path
 
 
@@ -59,14 +65,17 @@ def test_throttling_is_what_moved_meanwhile(system: Path) -> None:
     assert [(finding.found.split()[0], bool(finding.remedy)) for finding in moved] == [
         ("3", True),
         ("0", False),
-        ("40", True),
+        (f"{40 / os.sysconf('SC_CLK_TCK'):g}", True),
     ]
 
 
 def test_load_names_who_it_is(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stat = "{pid} ({name}) S 1 1 1 0 -1 4194560 1 0 0 0 {user} {system} 0 0 20"
-    put(system / "proc" / "41" / "stat", stat.format(pid=41, name="a (b) c", user=100, system=0))
-    put(system / "proc" / "42" / "stat", stat.format(pid=42, name="idle", user=5, system=5))
+    def process(pid: int, name: str, user: float, system: float) -> SimpleNamespace:
+        return SimpleNamespace(pid=pid, info={"name": name, "cpu_times": SimpleNamespace(user=user, system=system)})
+
+    busy, rest = process(41, "a (b) c", 1, 0), process(42, "idle", 0.05, 0.05)
+    hidden = SimpleNamespace(pid=43, info={"name": "hidden", "cpu_times": None})
+    monkeypatch.setattr(psutil, "process_iter", lambda attributes: iter([busy, rest, hidden]))
 
     class OtherCpu:
         def __init__(self, idle: int) -> None: ...
@@ -75,13 +84,30 @@ def test_load_names_who_it_is(system: Path, monkeypatch: pytest.MonkeyPatch) -> 
             return 1.2
 
     def work(seconds: float) -> None:
-        put(system / "proc" / "41" / "stat", stat.format(pid=41, name="a (b) c", user=300, system=50))
+        busy.info["cpu_times"] = SimpleNamespace(user=3.0, system=0.5)
 
     monkeypatch.setattr(disturbance, "OtherCpu", OtherCpu)
     monkeypatch.setattr(disturbance.time, "sleep", work)
     finding = disturbance.load()
     assert finding.found == "others use 1.20 cores"
     assert "a (b) c (process 41)" in finding.remedy and "idle" not in finding.remedy
+
+
+def test_a_process_that_works_is_seen() -> None:
+    """Another one's CPU grows as its own clock tells, and this one's is left out."""
+    code = """
+import sys, time
+while time.process_time() < 0.3: pass
+print(time.process_time(), flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        own_s = float(other.stdout.readline())
+        found = disturbance.cpu_of_processes()
+        other.communicate()
+    assert found[other.pid][1] == pytest.approx(own_s, abs=0.05)
+    assert os.getpid() not in found
 
 
 def test_cores_are_compared_and_the_affinity_is_put_back() -> None:

@@ -3,10 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from stepscale.bench import contention, environment, server
+from stepscale.bench import contention, control_group, environment, server
+
+TICK = os.sysconf("SC_CLK_TCK")  # a second, in the kernel's ticks
 
 
 def test_environment_says_what_numbers_depend_on() -> None:
@@ -34,9 +37,9 @@ print(peak().peak_mib)
 
 def test_a_neighbour_is_seen_and_own_work_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def machine_spent(seconds: float) -> None:
-        (tmp_path / "stat").write_text(f"cpu  {round(seconds * contention.TICK)} 0 0 999 0 0 0 0 0 0\ncpu0 1 2\n")
+        (tmp_path / "stat").write_text(f"cpu  {round(seconds * TICK)} 0 0 999 0 0 0 0 0 0\ncpu0 1 2\n")
 
-    monkeypatch.setattr(contention, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     machine_spent(100)
     own = [5.0]
     watch = contention.OtherCpu(idle_cores=0, ours=lambda: own[0])
@@ -51,8 +54,16 @@ def test_a_neighbour_is_seen_and_own_work_is_not(monkeypatch: pytest.MonkeyPatch
     assert generous.cores() == pytest.approx(0.2, abs=0.05), "on cores we leave idle they take nothing from us"
 
 
+def test_busy_is_neither_idle_nor_a_guests_time_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Listed are user nice system idle iowait irq softirq steal guest guest_nice; user and nice hold the guests'."""
+    ticks = [1, 20, 300, 4000, 50000, 600000, 7000000, 80000000, 1, 20]
+    (tmp_path / "stat").write_text(f"cpu  {' '.join(map(str, ticks))}\n")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert contention.busy_seconds() == pytest.approx(87600321 / TICK)
+
+
 def test_where_the_system_does_not_tell_nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(contention, "STAT", tmp_path / "nothing")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     watch = contention.OtherCpu(idle_cores=0)
     watch._wall -= 10
     assert not watch.readable
@@ -61,15 +72,15 @@ def test_where_the_system_does_not_tell_nothing_is_said(monkeypatch: pytest.Monk
 
 def test_a_control_groups_quota_and_limit_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     free = environment.available_bytes()
-    for module in (environment, server):
-        monkeypatch.setattr(module, "CGROUP", tmp_path)
+    monkeypatch.setattr(control_group, "ROOT", tmp_path)
+    monkeypatch.setattr(control_group, "MEMBERSHIP", tmp_path / "membership")
     monkeypatch.setattr(server, "CPUS", tmp_path)  # which says nothing of hyper-threads
     assert server.available_cores() == len(os.sched_getaffinity(0))
     (tmp_path / "cpu.max").write_text("100000 100000")
     (tmp_path / "memory.max").write_text(str(2**30))
     (tmp_path / "memory.current").write_text(str(2**29))
     assert server.available_cores() == 1
-    assert environment.available_bytes() == 2**29 < (free or 0)
+    assert environment.available_bytes() == 2**29 < free
     (tmp_path / "cpu.max").write_text("max 100000")
     assert server.available_cores() == len(os.sched_getaffinity(0))
 
@@ -77,7 +88,7 @@ def test_a_control_groups_quota_and_limit_count(monkeypatch: pytest.MonkeyPatch,
 def test_hyper_threads_are_no_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """MKL starts one thread a core, so that asking for one a hyper-thread fails."""
     monkeypatch.setattr(server, "CPUS", tmp_path)
-    monkeypatch.setattr(server, "CGROUP", tmp_path)
+    monkeypatch.setattr(control_group, "ROOT", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
     for cpu, core in {0: "0,4", 1: "1,5", 2: "2,6", 5: "1,5"}.items():
         (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)

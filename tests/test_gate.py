@@ -45,6 +45,25 @@ def commit(folder: Path, message: str) -> None:
     git(folder, "commit", "-q", "-m", message)
 
 
+# a step three times as slow, whatever it does
+SLOWED = """
+import time
+
+_call = Paired.__call__
+
+
+def _slowed(self, batch, mark=no_mark):
+    began = time.perf_counter()
+    _call(self, batch, mark)
+    until = 3 * time.perf_counter() - 2 * began
+    while time.perf_counter() < until:
+        pass
+
+
+Paired.__call__ = _slowed
+"""
+
+
 def regress(*words: str) -> int:
     with pytest.raises(SystemExit) as end:
         gate.main(list(words))
@@ -95,7 +114,7 @@ def test_two_versions_are_run_in_turns_and_judged(
     """A step three times as slow, and a benchmark that base lacks."""
     monkeypatch.setattr(turns, "CONTENDED", math.inf)  # whatever else this machine does
     step = checkout / "optimizers" / "step.py"
-    step.write_text(step.read_text() + gate_check.SLOWED.format(place="direction", share=2.0))
+    step.write_text(step.read_text() + SLOWED)
     folder = checkout / "bench" / "conf" / "optimizer"
     (folder / "newest.yaml").write_text((folder / "relative.yaml").read_text())
     assert regress("HEAD", "--optimizers=relative,newest", "--dims=8") == 1
@@ -198,8 +217,9 @@ def test_the_check_goes_on_where_it_was_stopped(
             made.append(case)
             raise KeyboardInterrupt
         made.append(case)
-        slowed = (head.package / "stepscale" / "optimizers" / "step.py").read_text()
-        assert ("_slowed" in slowed) == (case.percent > 0)
+        assert head.options == ((f"--slow={case.place}={case.percent / 100}",) if case.percent else ())
+        assert base.options == () and base.package != head.package
+        gate.require_own_files([], base, head)
         return comparisons(case, 1.3 if case.percent else 1.0).drop(columns=["commit", *case._fields])
 
     monkeypatch.setattr(gate_check, "compare", compare)
@@ -212,6 +232,20 @@ def test_the_check_goes_on_where_it_was_stopped(
     (checkout / "optimizers" / "step.py").write_text("")
     with pytest.raises(SystemExit, match="remove it"):
         gate_check.main()
+
+
+def test_a_slow_down_that_the_check_asks_for_is_found(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Base and head are the same code; a step that pairs nothing is slowed like any other."""
+    monkeypatch.setattr(turns, "CONTENDED", math.inf)  # whatever else this machine does
+    base, head = (arms.build(None, tmp_path / name) for name in ("base", "head"))
+    arguments = gate.parse(["--optimizers=relative,relative_fused", "--dims=8"])
+    slow = gate_check.slowed(head, gate_check.Case(False, 200, "update", 0))
+    measured = gate.measure(base, slow, arguments, lambda done, of: None)
+    assert not measured.failed and len(set(measured.code.values())) == 1
+    verdicts = regression.compare(measured.rounds).set_index("optimizer")["verdict"]
+    assert verdicts.to_dict() == {"relative": "regressed", "relative_fused": "regressed"}
 
 
 def test_the_checks_cases_are_enough() -> None:

@@ -53,6 +53,15 @@ def test_batches_rotate() -> None:
     assert seen == [batch.data_ptr() for batch in workload.batches] * 2
 
 
+@pytest.mark.parametrize(
+    ("period", "least", "steps"), [(1, 1, 1), (1, 2.5, 3), (10, 1, 10), (10, 10, 10), (10, 10.1, 20), (10, 0, 10)]
+)
+def test_steps_are_rounded_up_to_whole_periods(period: int, least: float, steps: int) -> None:
+    workload = workload_of("relative")
+    workload.period = period
+    assert workload.whole_periods(least) == steps
+
+
 def test_no_number_is_not_finite() -> None:
     workload = workload_of("relative")
     assert workload.finite()

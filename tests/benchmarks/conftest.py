@@ -20,6 +20,9 @@ import stepscale.bench.run
 import stepscale.models
 import stepscale.optimizers
 from stepscale.bench import environment
+from stepscale.optimizers import Step
+
+from .slow import slow_down
 
 CONF = Path(stepscale.bench.run.__file__).parent / "conf"
 # one dim where the calls show, one where the products do
@@ -58,6 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("steps")
     group.addoption("--optimizers", default="", help="only these, separated by commas")
     group.addoption("--dims", default="", help="these dims instead of each optimizer's two")
+    group.addoption("--slow", default="", help="slow every step down: PLACE=SHARE of its own time, as direction=0.05")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -82,6 +86,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def turn(request: pytest.FixtureRequest) -> Agree:
     """Return a function of a round's number and a proposal, that waits for this session's turn."""
     return lambda round_, proposal=None: TURNS.take(request.node.callspec.id, round_, proposal)
+
+
+@pytest.fixture(scope="session")
+def slow(pytestconfig: pytest.Config) -> Callable[[Step], Step]:
+    """Return what slows a step down as ``--slow`` asks."""
+    return slow_down(pytestconfig.getoption("slow"))
 
 
 @pytest.hookimpl(wrapper=True)

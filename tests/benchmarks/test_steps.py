@@ -23,6 +23,7 @@ from stepscale.bench import environment
 from stepscale.bench.clock import Clock, clock_of
 from stepscale.bench.limit import Limit, products_of
 from stepscale.bench.workload import Workload
+from stepscale.optimizers import Step
 
 from .conftest import CONF, Agree
 
@@ -33,22 +34,22 @@ LIMIT_EVERY = 4  # rounds
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def workload_of(optimizer: str, dim: int) -> Workload:
+def workload_of(optimizer: str, dim: int, slow: Callable[[Step], Step]) -> Workload:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [f"optimizer={optimizer}", f"dim={dim}"])
     torch.manual_seed(0)
     rows = instantiate(cfg.data)(dim=dim, rows=300, seed=0).train.to(DEVICE)
     model = instantiate(cfg.model).to(DEVICE)
-    return Workload(model, instantiate(cfg.optimizer)(model), list(rows.split(100)))
+    return Workload(model, slow(instantiate(cfg.optimizer)(model)), list(rows.split(100)))
 
 
 def calibrate(workload: Workload, limit: Limit, clock: Clock) -> tuple[int, int, int]:
     """Steps a round, runs of the limit, rounds."""
-    period_s = min(seconds(clock, workload.run, workload.period) for _ in range(3))
+    step_s = min(seconds(clock, workload.run, workload.period) for _ in range(3)) / workload.period
     limit_s = min(seconds(clock, limit.run, 1) for _ in range(3))
-    periods = math.ceil(ROUND_S / period_s)
-    rounds = max(LEAST_ROUNDS, math.ceil(STEPS_S / (periods * period_s)))
-    return periods * workload.period, math.ceil(ROUND_S / 8 / limit_s), rounds
+    steps = workload.whole_periods(ROUND_S / step_s)
+    rounds = max(LEAST_ROUNDS, math.ceil(STEPS_S / (steps * step_s)))
+    return steps, math.ceil(ROUND_S / 8 / limit_s), rounds
 
 
 def seconds(clock: Clock, run: Callable[[int], None], times: int) -> float:
@@ -59,9 +60,9 @@ def seconds(clock: Clock, run: Callable[[int], None], times: int) -> float:
     return time.perf_counter() - start
 
 
-def test_step(benchmark: Any, turn: Agree, optimizer: str, dim: int) -> None:
+def test_step(benchmark: Any, turn: Agree, slow: Callable[[Step], Step], optimizer: str, dim: int) -> None:
     turn(0)
-    workload, clock = workload_of(optimizer, dim), clock_of(DEVICE)
+    workload, clock = workload_of(optimizer, dim, slow), clock_of(DEVICE)
     limit = Limit(workload.model, products_of(workload.model, workload.batches[0], dim), DEVICE, torch.float32)
     workload.run(workload.period)
     boundary = workload.snapshot()
