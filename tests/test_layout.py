@@ -28,10 +28,13 @@ READER = MarkdownIt("commonmark", {"html": True}).enable("table")
 ALLOWED = {"h1", "h2", "p", "ul", "li", "strong", "em", "code", "table", "thead", "tbody", "tr", "th", "td"}
 
 
+SVG = ["<svg></svg>"]
+
+
 def section(label: str) -> Section:
     table = pd.DataFrame({"optimizer": [label, "kfac"], f"over {label}": [1.5, float("nan")]})
     findings = [f"`kfac`, model {label}: **cubic**.", f"Left out: {label}.", f"`{label}` is faster."]
-    return Section("Scaling", findings, ["<svg></svg>"], {"Growth": table, "Nothing": table[:0]}, "")
+    return Section("Scaling", findings, [], {"Growth": table, "Nothing": table[:0]}, {}, "")
 
 
 def tags(html: str) -> set[str]:
@@ -61,7 +64,7 @@ def test_usual_labels_stay_in_the_summary_as_they_are() -> None:
 
 @pytest.mark.parametrize("label", HOSTILE)
 def test_a_label_makes_no_tag_of_the_page(label: str) -> None:
-    usual, hostile = (layout.page([section(name)], name) for name in ("mine", label))
+    usual, hostile = (layout.page([section(name)], [SVG], name) for name in ("mine", label))
     assert tags(hostile) <= tags(usual) | {"code", "em"}
     assert hostile.count("<td>") == usual.count("<td>")
 
@@ -77,13 +80,13 @@ def test_a_label_makes_no_tag_of_the_page(label: str) -> None:
     ],
 )
 def test_findings_are_inline_markdown_on_the_page(finding: str, html: str) -> None:
-    page = layout.page([Section("Title", [finding], [], {}, "")], "here")
+    page = layout.page([Section("Title", [finding], [], {}, {}, "")], [[]], "here")
     assert f"<li>{html}</li>" in page
 
 
 def test_the_page_holds_all_of_every_section() -> None:
     one, two = section("mine"), section("other")._replace(title="What & why")
-    page = layout.page([one, two], "a <machine>")
+    page = layout.page([one, two], [SVG, SVG], "a <machine>")
     assert "<title>Scaling · What &amp; why</title>" in page
     assert page.count('<p class="where">a &lt;machine&gt;</p>') == 2
     assert page.count("<svg></svg>") == 2 and page.count("<p>nothing to show</p>") == 2
