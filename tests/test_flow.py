@@ -57,7 +57,7 @@ def test_samples_have_the_noise_of_the_base(base: str) -> None:
         z = model(model.sample(4000)).numpy()
     density = stats.norm if base == "normal" else stats.logistic
     for column in z.T:
-        assert stats.kstest(column, density.cdf).pvalue > 1e-3
+        assert stats.kstest(column, density.cdf).pvalue > 1e-6  # at 1e-3 one seed in 250 would fail
 
 
 @ALL_FLOWS

@@ -13,6 +13,7 @@ from picard.densities import Tanh
 from stepscale.bench import data, separation
 from stepscale.models import Flow
 from stepscale.optimizers import RelativeSGD
+from tests.conftest import well_conditioned
 from tests.test_training import ADAM
 
 
@@ -60,7 +61,7 @@ def test_sources_are_told_apart_as_well_as_by_fast_ica() -> None:
 @pytest.mark.parametrize(("make", "same"), [(partial(RelativeSGD, lr=0.02, bound=1), True), (ADAM, False)])
 def test_relative_descent_is_equivariant_and_euclidean_is_not(make: Any, same: bool) -> None:
     """On x and on M x, from W and from W M⁻¹, the likelihoods differ by log|det M| throughout."""
-    rows, M = torch.randn(400, 4, dtype=torch.float64) ** 3, torch.randn(4, 4, dtype=torch.float64)
+    rows, M = torch.randn(400, 4, dtype=torch.float64) ** 3, well_conditioned(4)
     one = Flow(4).double()
     other = deepcopy(one)
     with torch.no_grad():
