@@ -158,7 +158,7 @@ def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Pa
     sweep = started(tmp_path)
     wait_for(tmp_path, len(killed) + 4, sweep)
     os.killpg(sweep.pid, signal.SIGINT)  # as Ctrl-C does
-    _, errors = sweep.communicate(timeout=60)
+    _, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 130, errors
     assert "goes on from there" in errors
     interrupted = recorded(tmp_path)
@@ -171,7 +171,7 @@ def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Pa
     assert len(whole) == 22
     assert killed.items() <= interrupted.items() <= whole.items(), "no cell was measured twice"
     assert len(list((tmp_path / "results/local").glob("2*"))) == 1
-    assert "too few sizes for a verdict" in output
+    assert "report in" in output
     run = tmp_path / "results/local/latest"
     assert json.loads((run / "run.json").read_text())["finished"]
     assert not list(run.glob("records/*.partial"))

@@ -6,6 +6,8 @@ import torch
 from stepscale.models import Flow, inverse_transpose, log_abs_det
 from tests.conftest import well_conditioned
 
+pytestmark = pytest.mark.numerical
+
 
 def matrix(n: int = 6) -> torch.Tensor:
     torch.manual_seed(n)

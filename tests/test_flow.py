@@ -7,6 +7,8 @@ from scipy import stats
 from stepscale.models import Flow, flow
 from tests.conftest import batch_of, generic_flow
 
+pytestmark = pytest.mark.numerical
+
 ALL_FLOWS = pytest.mark.parametrize(
     "options",
     [{}, {"base": "logistic"}, {"bias": False}, {"alpha": 0.01}, {"alpha": 1.0}, {"depth": 1}],

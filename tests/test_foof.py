@@ -10,6 +10,8 @@ from stepscale.optimizers import FOOF, Relative
 from tests.conftest import batch_of, generic_flow, gradients, well_conditioned
 from tests.dense import homogeneous, layer_gradient, network, written
 
+pytestmark = pytest.mark.numerical
+
 
 def test_foof_solves_the_papers_toy() -> None:
     """Inputs (3, 1), (1, 0), labels 1, −1: one undamped step from 0 is (−1, 4), and fits both; (2, 1) does not."""

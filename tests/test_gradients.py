@@ -11,6 +11,8 @@ from stepscale.optimizers import Jacobian, Layerwise, Relative, pair
 from stepscale.optimizers.exact import check_log_dets
 from tests.conftest import batch_of, generic_flow, gradients, well_conditioned
 
+pytestmark = pytest.mark.numerical
+
 FLOWS = pytest.mark.parametrize("options", [{}, {"base": "logistic"}, {"bias": False}, {"depth": 1}], ids=str)
 
 

@@ -21,6 +21,8 @@ from stepscale.optimizers import (
 )
 from tests.conftest import batch_of, generic_flow, gradients
 
+pytestmark = pytest.mark.numerical
+
 
 def test_the_explicit_inverse_is_the_exact_gradient() -> None:
     model, x = generic_flow(), batch_of()

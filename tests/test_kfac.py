@@ -13,6 +13,8 @@ from stepscale.optimizers.kronecker import cholesky_inverse
 from tests.conftest import batch_of, generic_flow, gradients, well_conditioned
 from tests.dense import homogeneous
 
+pytestmark = pytest.mark.numerical
+
 
 def dense_direction(io: LayerIO, source: LayerIO, relative: bool, damping: float) -> tuple[Tensor, Tensor]:
     """(dW, db) from the Kronecker product itself: kron(G, A) vec = vec(G · A) for row-major vec."""

@@ -13,6 +13,8 @@ from stepscale.optimizers.kronecker import full_is_cheaper
 from tests.conftest import batch_of, generic_flow, gradients
 from tests.dense import EUCLIDEAN, dense_fisher, homogeneous, layer_gradient, network, written
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("rows", [2, 40])  # preconditioned before and after the product over the rows
 @pytest.mark.parametrize("name", ["tanh", "relu", "bernoulli", "classifier"])

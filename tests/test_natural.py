@@ -11,6 +11,8 @@ from stepscale.optimizers import NaturalGradient, Relative
 from tests.conftest import batch_of, generic_flow, gradients, rounding
 from tests.dense import network
 
+pytestmark = pytest.mark.numerical
+
 
 def dense_scores(model: Any, x: Tensor, targets: Tensor | None, relative: bool) -> list[Tensor]:
     """Each layer's scores ``[batch, out · (in + 1)]``, by autograd of each row's loss, in the frame asked for."""

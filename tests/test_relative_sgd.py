@@ -13,6 +13,8 @@ from stepscale.optimizers import Relative, RelativeSGD, pair, relative_sgd
 from stepscale.optimizers.relative import BIASES
 from tests.conftest import batch_of, generic_flow
 
+pytestmark = pytest.mark.numerical
+
 LR = 0.02
 
 

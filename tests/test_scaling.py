@@ -10,6 +10,8 @@ from stepscale.bench import records, scaling, tables
 from stepscale.bench.growth import growth
 from tests.synthetic import COSTS, DIMS, failed, falling, polynomial, record, run_of
 
+pytestmark = pytest.mark.numerical
+
 
 def test_local_slopes_tend_to_the_order(cells: pd.DataFrame) -> None:
     slopes = scaling.local_slopes(cells).groupby("optimizer").last()

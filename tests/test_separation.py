@@ -16,6 +16,8 @@ from stepscale.optimizers import RelativeSGD
 from tests.conftest import well_conditioned
 from tests.test_training import ADAM
 
+pytestmark = pytest.mark.numerical
+
 
 def test_amari_distance() -> None:
     rng = np.random.default_rng(0)
