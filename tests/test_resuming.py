@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from stepscale.bench import process
 from stepscale.bench.checkpoint import Checkpoint
 from stepscale.bench.clock import WallClock
+from stepscale.bench.training import Training
 from stepscale.optimizers import (
     EKFAC,
     KFAC,
@@ -39,12 +40,18 @@ STEPS: dict[str, Any] = {
 }
 
 
+@cache
+def whole_run(name: str) -> Training:
+    """Train without a stop, once for all stops."""
+    whole = training_of(STEPS[name])
+    whole.run(WallClock(), lambda: None)
+    return whole
+
+
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("stop", [0, 7, 33])
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path: Path, name: str, stop: int) -> None:
-    whole = training_of(STEPS[name])
-    whole.run(WallClock(), lambda: None)
-    path, cut = tmp_path / "run.pt", training_of(STEPS[name])
+    whole, path, cut = whole_run(name), tmp_path / "run.pt", training_of(STEPS[name])
 
     def look() -> None:
         if cut.position >= stop:
