@@ -5,10 +5,13 @@ SWEEP       ?= default
 RUN         ?= results/local/latest
 REGRESS      = $(if $(OPTIMIZERS),--optimizers=$(OPTIMIZERS)) $(if $(DIMS),--dims=$(DIMS)) $(if $(THREADS),--threads=$(THREADS))
 
+# a worker a core, of one thread each; more than four would want much memory
+WORKERS      = -n auto --maxprocesses 4 --dist worksteal
+
 READY        = $(if $(filter .venv/bin/python,$(PY)),.venv/ready)  # another Python is taken as it is
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative regress doctor counts counts-update gate-check test lint clean help
+.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative regress doctor counts counts-update gate-check test test-all lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -67,7 +70,10 @@ gate-check: $(READY)  ## The regression gate's own quality, into results/gate; 7
 	$(PY) -m stepscale.bench.gate_check
 
 test: lint  ## Lint, types, unit tests, the deterministic cost gate
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" $(WORKERS)
+
+test-all: test  ## The same, what it leaves out, and the numerical tests under each instruction set; 45 minutes on 2 cores
+	$(PY) -m tests.settings
 
 # mypy cannot follow an editable mapping, so it is shown the layout through links
 lint: $(READY)  ## Format, lint and type checks

@@ -20,6 +20,8 @@ from torch import Tensor
 from stepscale.bench import arrays
 from stepscale.bench.data import Dataset
 
+pytestmark = pytest.mark.numerical
+
 CONF = Path(__file__).parent.parent / "bench" / "conf" / "data"
 FILES = {
     "power": "power/data.npy",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,48 @@ BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.0
 def stepscale(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stepscale.bench", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+FORKING = """
+import json, os, sys
+from stepscale.bench import __main__, command
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        said = os.open("said", os.O_WRONLY | os.O_CREAT)
+        os.dup2(said, 1), os.dup2(said, 2)
+        sys.argv = ["stepscale", *arguments]
+        sys.exit(__main__.main())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Forking:
+    """Runs the command line in forks of one process that has loaded torch: a tenth of a start's time each."""
+
+    def __init__(self) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen([sys.executable, "-c", FORKING], text=True, **pipes)  # type: ignore[call-overload]
+
+    def __call__(self, cwd: Path, *arguments: str) -> tuple[int, str]:
+        """Return the exit status and what was said on both streams."""
+        self.process.stdin.write(json.dumps([str(cwd), arguments]) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline()), (cwd / "said").read_text()
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def forking() -> Iterator[Forking]:
+    one = Forking()
+    yield one
+    one.end()
 
 
 def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
@@ -75,11 +118,11 @@ def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_mistake_is_named(tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = stepscale(tmp_path, *arguments, "dim=8" if arguments[0][:3] != "dim" else "depth=2")
-    assert done.returncode != 0
-    assert message in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+def test_a_mistake_is_named(forking: Forking, tmp_path: Path, arguments: list[str], message: str) -> None:
+    status, said = forking(tmp_path, *arguments, "dim=8" if arguments[0][:3] != "dim" else "depth=2")
+    assert status != 0
+    assert message in said
+    assert "Traceback" not in said
 
 
 def test_a_sweep_reports_what_it_has_and_fails_where_nothing_is_ok(tmp_path: Path) -> None:
@@ -158,7 +201,7 @@ def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Pa
     sweep = started(tmp_path)
     wait_for(tmp_path, len(killed) + 4, sweep)
     os.killpg(sweep.pid, signal.SIGINT)  # as Ctrl-C does
-    _, errors = sweep.communicate(timeout=60)
+    _, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 130, errors
     assert "goes on from there" in errors
     interrupted = recorded(tmp_path)
@@ -171,7 +214,7 @@ def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Pa
     assert len(whole) == 22
     assert killed.items() <= interrupted.items() <= whole.items(), "no cell was measured twice"
     assert len(list((tmp_path / "results/local").glob("2*"))) == 1
-    assert "too few sizes for a verdict" in output
+    assert "report in" in output
     run = tmp_path / "results/local/latest"
     assert json.loads((run / "run.json").read_text())["finished"]
     assert not list(run.glob("records/*.partial"))

@@ -20,6 +20,8 @@ from stepscale.bench.timing import Settings
 from stepscale.bench.training import Settings as TrainingSettings
 from stepscale.bench.tuning import label_of
 
+pytestmark = pytest.mark.numerical
+
 CONF = Path(__file__).parent.parent / "bench" / "conf"
 PEERS = Path(__file__).parent / "peers"
 

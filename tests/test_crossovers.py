@@ -11,6 +11,8 @@ from stepscale.bench import tables
 from stepscale.bench.crossovers import crossovers
 from tests.synthetic import DIMS, Cost, falling, polynomial, run_of
 
+pytestmark = pytest.mark.numerical
+
 
 def two(tmp_path: Path, one: Cost, other: Cost, noise: float = 0.002) -> pd.DataFrame:
     cells = tables.load(run_of(tmp_path, {"one": one, "other": other}, DIMS, seeds=3, noise=noise))

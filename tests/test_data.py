@@ -8,6 +8,8 @@ from torch import Tensor
 
 from stepscale.bench import data
 
+pytestmark = pytest.mark.numerical
+
 
 def splits(found: data.Dataset) -> tuple[Tensor, Tensor, Tensor]:
     return found.train, found.validation, found.held_out

@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from stepscale.models import Flow, inverse_transpose, log_abs_det
+from tests.conftest import well_conditioned
+
+pytestmark = pytest.mark.numerical
 
 
 def matrix(n: int = 6) -> torch.Tensor:
     torch.manual_seed(n)
-    return torch.randn(n, n, dtype=torch.float64)
+    return well_conditioned(n)
 
 
 @pytest.mark.parametrize("n", [1, 2, 6, 40])

@@ -8,6 +8,8 @@ from stepscale.optimizers.frames import inputs
 from tests.conftest import batch_of, generic_flow
 from tests.dense import EUCLIDEAN, homogeneous, network, written
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("frame", ["relative", "euclidean"])
 def test_kronecker_scales_are_exact_tikhonov_damping(frame: str) -> None:

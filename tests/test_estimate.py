@@ -5,6 +5,8 @@ from scipy.stats import binom
 from stepscale.bench.estimate import MIN_BLOCKS, Estimate, estimate, median_interval
 from stepscale.bench.schema import Blocks
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("n", [6, 8, 15, 40])
 def test_interval_of_the_median_covers_as_it_says(n: int) -> None:

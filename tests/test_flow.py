@@ -7,6 +7,8 @@ from scipy import stats
 from stepscale.models import Flow, flow
 from tests.conftest import batch_of, generic_flow
 
+pytestmark = pytest.mark.numerical
+
 ALL_FLOWS = pytest.mark.parametrize(
     "options",
     [{}, {"base": "logistic"}, {"bias": False}, {"alpha": 0.01}, {"alpha": 1.0}, {"depth": 1}],
@@ -57,7 +59,7 @@ def test_samples_have_the_noise_of_the_base(base: str) -> None:
         z = model(model.sample(4000)).numpy()
     density = stats.norm if base == "normal" else stats.logistic
     for column in z.T:
-        assert stats.kstest(column, density.cdf).pvalue > 1e-3
+        assert stats.kstest(column, density.cdf).pvalue > 1e-6  # at 1e-3 one seed in 250 would fail
 
 
 @ALL_FLOWS

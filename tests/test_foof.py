@@ -7,8 +7,10 @@ import torch
 
 from stepscale.models import MLP
 from stepscale.optimizers import FOOF, Relative
-from tests.conftest import batch_of, generic_flow, gradients
+from tests.conftest import batch_of, generic_flow, gradients, well_conditioned
 from tests.dense import homogeneous, layer_gradient, network, written
+
+pytestmark = pytest.mark.numerical
 
 
 def test_foof_solves_the_papers_toy() -> None:
@@ -64,7 +66,7 @@ def test_foof_is_the_relative_gradient_where_u_is_white(frame: str) -> None:
 def test_closed_form_of_foof_on_one_gaussian_layer() -> None:
     """E = I − C⁻¹, C = E[u uᵀ]; and so is K-FAC's with A from data and G the model's, I."""
     model = generic_flow(4, 1, bias=False)
-    x = torch.randn(200, 4, dtype=torch.float64) @ torch.randn(4, 4, dtype=torch.float64)
+    x = torch.randn(200, 4, dtype=torch.float64) @ well_conditioned(4)
     u = x @ model.layers[0].weight.detach().T
     FOOF(model, damping=0.0)(x)
     (dW,) = gradients(model)

@@ -36,6 +36,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             shutil.copy2(ROOT / name, folder / name)
     git(folder, "init", "-q", "-b", "main")
     commit(folder, "all there is")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # or pytest-benchmark measures nothing in the sessions
     monkeypatch.chdir(folder)
     return folder
 

@@ -11,6 +11,8 @@ from stepscale.bench import growth, tables
 from stepscale.bench.growth import Curve
 from tests.synthetic import COSTS, DIMS, falling, polynomial, run_of
 
+pytestmark = pytest.mark.numerical
+
 
 def test_costs_come_out_as_what_they_are(cells: pd.DataFrame) -> None:
     found = growth.growth(cells).set_index("optimizer")

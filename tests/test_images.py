@@ -3,6 +3,8 @@ import torch
 
 from stepscale.bench import images
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("dim", [16, 64, 144, 13])
 def test_digits_are_images_of_the_dim_in_the_unit_interval(dim: int) -> None:

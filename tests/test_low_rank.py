@@ -11,6 +11,8 @@ from stepscale.optimizers.kfac import factored_damping
 from stepscale.optimizers.low_rank import randomized_eigh, randomized_inverse
 from tests.conftest import batch_of, generic_flow, gradients
 
+pytestmark = pytest.mark.numerical
+
 
 def spectrum(values: Tensor) -> Tensor:
     Q = torch.linalg.qr(torch.randn(len(values), len(values), dtype=torch.float64)).Q

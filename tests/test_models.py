@@ -11,6 +11,8 @@ from stepscale.models import Autoencoder, Batch, Classifier, Flow, PLUFlow, slop
 from tests.conftest import batch_of, generic_flow
 from tests.dense import NETWORKS, dense_fisher, network
 
+pytestmark = pytest.mark.numerical
+
 ALL = pytest.mark.parametrize("name", NETWORKS)
 
 

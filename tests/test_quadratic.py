@@ -13,6 +13,8 @@ from stepscale.optimizers import FOOF, KFAC, KLClipped, Layerwise, QuadraticStep
 from tests.conftest import batch_of, generic_flow, gradients
 from tests.dense import dense_fisher, network
 
+pytestmark = pytest.mark.numerical
+
 DIRECTION = partial(KFAC, damping=0.5, frame="euclidean", statistics="data", schedule=Schedule(1, 1))
 
 

@@ -10,6 +10,8 @@ from stepscale.models import Flow
 from stepscale.optimizers import Relative
 from tests.peers.released import Jax, Notebook
 
+pytestmark = pytest.mark.numerical
+
 
 def flow(depth: int = 3) -> Flow:
     torch.manual_seed(0)

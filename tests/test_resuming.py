@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from stepscale.bench import process
 from stepscale.bench.checkpoint import Checkpoint
 from stepscale.bench.clock import WallClock
 from stepscale.bench.notes import Notes
+from stepscale.bench.training import Training
 from stepscale.optimizers import (
     EKFAC,
     KFAC,
@@ -27,6 +28,8 @@ from stepscale.optimizers import (
     pair,
 )
 from tests.test_training import ADAM, job, training_of
+
+pytestmark = pytest.mark.numerical
 
 STEPS: dict[str, Any] = {
     "relative_fused": partial(RelativeSGD, lr=0.05),
@@ -39,12 +42,18 @@ STEPS: dict[str, Any] = {
 }
 
 
+@cache
+def whole_run(name: str) -> Training:
+    """Train without a stop, once for all stops."""
+    whole = training_of(STEPS[name])
+    whole.run(WallClock(), lambda: None)
+    return whole
+
+
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("stop", [0, 7, 33])
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path: Path, name: str, stop: int) -> None:
-    whole = training_of(STEPS[name])
-    whole.run(WallClock(), lambda: None)
-    path, cut = tmp_path / "run.pt", training_of(STEPS[name])
+    whole, path, cut = whole_run(name), tmp_path / "run.pt", training_of(STEPS[name])
 
     def look() -> None:
         if cut.position >= stop:
@@ -106,7 +115,7 @@ def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None
         time.sleep(0.02)
     assert endless.checkpoint.exists(), "no checkpoint in time"
     parent.send_signal(signal.SIGINT)
-    parent.wait(30)
+    parent.wait(180)
     assert endless.checkpoint.exists() and not (tmp_path / "records").exists()
     found = process.run(endless)
     assert found.status == "ok" and found.training.steps == 2000

@@ -11,6 +11,8 @@ from stepscale.bench.growth import growth
 from stepscale.bench.schema import GROUP, OnGpu
 from tests.synthetic import COSTS, DIMS, failed, falling, polynomial, record, run_of
 
+pytestmark = pytest.mark.numerical
+
 
 def test_local_slopes_tend_to_the_order(cells: pd.DataFrame) -> None:
     slopes = scaling.local_slopes(cells).groupby("optimizer").last()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stepscale.models import Batch
-from stepscale.optimizers import Mark, no_mark
+from stepscale.optimizers import Facts, Mark, no_mark
 from tests.benchmarks import slow
 from tests.benchmarks.slow import Slowed, slow_down
 from tests.test_workload import workload_of
@@ -29,7 +29,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 class Ticking:
     """A step whose time alternates as with a period of two."""
 
-    period = 2
+    facts = Facts(period=2)
 
     def __init__(self, now: list[float]) -> None:
         self.now, self.calls = now, list[float]()
@@ -55,7 +55,7 @@ def test_whole_periods_take_so_much_longer(place: str, share: float, now: list[f
     before = now[0]
     for _ in range(10):
         step(torch.empty(0))
-    assert step.period == 2
+    assert step.facts.period == 2
     assert now[0] - before == pytest.approx(5 * 5e-3 * (1 + share), rel=0.01)
 
 

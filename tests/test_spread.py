@@ -11,6 +11,8 @@ from stepscale.bench import tables
 from stepscale.bench.spread import Spread, half_width, spreads
 from tests.synthetic import COSTS, DIMS, falling, run_of
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_interval_covers_with_few_processes(seeds: int) -> None:

@@ -21,6 +21,8 @@ from stepscale.optimizers import (
 from tests.conftest import batch_of, generic_flow
 from tests.test_workload import OPTIMIZERS, workload_of
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize(
     "update",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stepscale.bench import phases, timing
+from stepscale.bench import contention, phases, timing
 from stepscale.bench.clock import WallClock
 from stepscale.bench.errors import DivergedError, TooSlowError
 from stepscale.bench.estimate import MIN_BLOCKS, estimate
@@ -17,6 +17,12 @@ from stepscale.bench.timing import Settings
 from stepscale.bench.workload import Workload
 from tests.synthetic import SETTINGS, SimulatedClock, SimulatedLimit, SimulatedStep, measured
 from tests.test_workload import workload_of
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process: the real load over simulated seconds would label blocks contended by chance."""
+    monkeypatch.setattr(contention, "busy_seconds", lambda: 0.0)
 
 
 def headline(found: timing.Measured) -> float:

@@ -21,6 +21,8 @@ from stepscale.models import Flow
 from stepscale.optimizers import Layerwise, Step, pair
 from tests.test_run import job as job_for
 
+pytestmark = pytest.mark.numerical
+
 BRIEF = ["task=train", "training=quick", "training.time_limit_s=null", "training.max_steps=40", "training.rows=1000"]
 SETTINGS = Settings(
     max_steps=60, time_limit_s=None, rows=None, evaluation_rows=100, patience=None, checkpoint_s=1e9, pictures=0,

@@ -13,6 +13,8 @@ from stepscale.bench.workload import Workload
 from stepscale.models import Batch
 from stepscale.optimizers import Mark, Stateless, no_mark
 
+pytestmark = pytest.mark.numerical
+
 CONF = Path(__file__).parent.parent / "bench" / "conf"
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from stepscale.models import Batch
-from stepscale.optimizers import Mark, Step, no_mark
+from stepscale.optimizers import Mark, StateDict, Step, no_mark
 
 PLACES = ("direction", "update")
 
@@ -22,7 +21,7 @@ class Slowed:
     """
 
     def __init__(self, step: Step, place: str, share: float) -> None:
-        self.step, self.place, self.share, self.period = step, place, share, step.period
+        self.step, self.place, self.share, self.facts = step, place, share, step.facts
         self.own_s = 0.0
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
@@ -34,10 +33,10 @@ class Slowed:
         if self.place == "update":
             wait(self.share * self.own_s)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return self.step.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.step.load_state_dict(state)
 
 
