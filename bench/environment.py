@@ -27,8 +27,8 @@ PACKAGE = Path(__file__).parent.parent
 PARTS = ("bench", "models", "optimizers")
 MEASURING = (
     "agreement", "arrays", "checkpoint", "clock", "contention", "control_group", "counts", "data",
-    "environment", "estimate", "files", "gpu", "images", "job", "limit", "phases", "pictures", "process", "profiling", "run", "separation", "server",
-    "timing", "training", "workload",
+    "environment", "estimate", "files", "gpu", "images", "job", "limit", "phases", "pictures", "process",
+    "profiling", "run", "separation", "server", "timing", "training", "workload",
 )  # fmt: skip
 LIBRARIES = ("numpy", "scipy", "pandas", "hydra-core", "stepscale")
 FREE_SHARE = 0.9  # of the free memory, for a cell
