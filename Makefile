@@ -67,7 +67,7 @@ counts-update: $(READY)  ## Commit to these counts: what make test then expects
 	$(PY) -m tests.counts --update
 
 gate-check: $(READY)  ## The regression gate's own quality, into results/gate; 70 minutes on 2 cores, goes on where it was
-	$(PY) -m stepscale.bench.gate_check
+	$(PY) -m stepscale.bench.regression.self_check
 
 test: lint  ## Lint, types, unit tests, the deterministic cost gate
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" $(WORKERS)
@@ -82,6 +82,8 @@ lint: $(READY)  ## Format, lint and type checks
 	mkdir -p build/typed/stepscale
 	ln -sfn ../../../bench ../../../models ../../../optimizers build/typed/stepscale/
 	MYPYPATH=build/typed $(PY) -m mypy -p stepscale
+	PYTHONPATH=build/typed $(PY) -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+	$(PY) -m tests.shape
 
 clean:  ## Remove the environment and every build product; results stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

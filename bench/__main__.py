@@ -6,15 +6,16 @@ import importlib
 import os
 import sys
 
-from stepscale.bench import server
+from stepscale.bench.cells import fork_server
 from stepscale.bench.errors import UsageError
+from stepscale.bench.machine import cores
 
 COMMANDS = {
-    "sweep": "stepscale.bench.sweep",
-    "report": "stepscale.bench.report",
-    "publish": "stepscale.bench.publish",
-    "regress": "stepscale.bench.gate",
-    "doctor": "stepscale.bench.doctor",
+    "sweep": "stepscale.bench.cli.sweep",
+    "report": "stepscale.bench.cli.report",
+    "publish": "stepscale.bench.cli.publish",
+    "regress": "stepscale.bench.cli.regress",
+    "doctor": "stepscale.bench.cli.doctor",
 }
 QUESTIONS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # answered without a cell
 
@@ -36,11 +37,11 @@ def run(words: list[str]) -> None:
     name = words[0] if words else ""
     measures = name == "sweep" or name not in COMMANDS  # others do so when all is quiet, elsewhere, or not at all
     if measures and not any(word in QUESTIONS or word.startswith("threads=") for word in words):
-        server.start(server.default_threads())
+        fork_server.start(cores.default_threads())
     if name in COMMANDS:
         importlib.import_module(COMMANDS[name]).main(words[1:])
     else:
-        importlib.import_module("stepscale.bench.command").main()
+        importlib.import_module("stepscale.bench.cli.cell").main()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,9 @@
 """What is trained: one file a model family."""
 
-from stepscale.models.autoencoder import Autoencoder
+from stepscale.models.batch import Batch, each, rows_of
+from stepscale.models.captured_layer import LayerIO, Tangents, slopes
 from stepscale.models.choices import one_of
-from stepscale.models.classifier import Classifier
-from stepscale.models.determinant import inverse_transpose, log_abs_det
-from stepscale.models.flow import Flow, FlowDensity
-from stepscale.models.mlp import MLP
-from stepscale.models.objective import LogDet, Objective, objective_of
-from stepscale.models.plu import PLUFlow
-from stepscale.models.protocol import (
-    Batch,
+from stepscale.models.contract import (
     Captures,
     CapturesSamples,
     FisherRoots,
@@ -17,17 +11,19 @@ from stepscale.models.protocol import (
     HasLoss,
     HasProducts,
     Invertible,
-    LayerIO,
     Model,
     Samples,
-    Tangents,
     TracksLogProb,
-    each,
     lacking,
     offers,
-    rows_of,
-    slopes,
 )
+from stepscale.models.flows.determinant import inverse_transpose, log_abs_det
+from stepscale.models.flows.flow import Flow, FlowDensity
+from stepscale.models.flows.plu_flow import PLUFlow
+from stepscale.models.networks.autoencoder import Autoencoder
+from stepscale.models.networks.classifier import Classifier
+from stepscale.models.networks.mlp import MLP
+from stepscale.models.objective import LogDet, Objective, objective_of
 
 __all__ = [
     "MLP",

@@ -1,17 +1,8 @@
 """How it is trained: one file a method, pure functions of tensors beside a thin class that owns the state."""
 
-from stepscale.optimizers.ekfac import EKFAC
-from stepscale.optimizers.exact import Jacobian, Layerwise
-from stepscale.optimizers.facts import Facts, facts_of
-from stepscale.optimizers.foof import FOOF
-from stepscale.optimizers.inverse import ExplicitInverse, SelfNormalizing, StochasticTrace
-from stepscale.optimizers.kfac import KFAC
-from stepscale.optimizers.kronecker import Kronecker, Schedule
-from stepscale.optimizers.natural import NaturalGradient
-from stepscale.optimizers.quadratic import KLClipped, QuadraticStep
-from stepscale.optimizers.relative import Relative
-from stepscale.optimizers.relative_sgd import RelativeSGD
-from stepscale.optimizers.step import (
+from stepscale.optimizers.core.facts import Facts, facts_of
+from stepscale.optimizers.core.schedule import Schedule
+from stepscale.optimizers.core.step import (
     Direction,
     Mark,
     Paired,
@@ -23,6 +14,19 @@ from stepscale.optimizers.step import (
     pair,
     require,
 )
+from stepscale.optimizers.exact.autodiff import Jacobian, Layerwise
+from stepscale.optimizers.exact.explicit_inverse import ExplicitInverse
+from stepscale.optimizers.exact.self_normalizing import SelfNormalizing
+from stepscale.optimizers.exact.stochastic_trace import StochasticTrace
+from stepscale.optimizers.fisher.batch_fisher import NaturalGradient
+from stepscale.optimizers.kronecker.base import Kronecker
+from stepscale.optimizers.kronecker.ekfac import EKFAC
+from stepscale.optimizers.kronecker.foof import FOOF
+from stepscale.optimizers.kronecker.kfac import KFAC
+from stepscale.optimizers.quadratic_model.kfac_step import QuadraticStep
+from stepscale.optimizers.quadratic_model.kl_clipped import KLClipped
+from stepscale.optimizers.relative.fused import RelativeSGD
+from stepscale.optimizers.relative.relative import Relative
 
 __all__ = [
     "EKFAC",

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepscale.bench import tables
+from stepscale.bench.records import tables
 from stepscale.models import Flow
-from tests.synthetic import COSTS, DIMS, run_of
+from tests.support.synthetic import COSTS, DIMS, run_of
 
 
 @pytest.fixture(autouse=True)

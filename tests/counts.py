@@ -18,11 +18,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import stepscale.bench.run
-from stepscale.bench.counts import Allocated, Counter
-from stepscale.bench.workload import Workload
+from stepscale.bench.config import CONF
+from stepscale.bench.timing.operation_counts import Allocated, Counter
+from stepscale.bench.timing.workload import Workload
 
-CONF = Path(stepscale.bench.run.__file__).parent / "conf"
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 EXPECTED = Path(__file__).parent / "counts.json"
 BATCH = 100

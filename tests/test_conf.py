@@ -13,16 +13,17 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from stepscale.bench import sweep, tables
-from stepscale.bench.data import photos
+from stepscale.bench import config
+from stepscale.bench.config import CONF, label_of
+from stepscale.bench.data.photographs import photos
 from stepscale.bench.errors import UsageError
-from stepscale.bench.timing import Settings
-from stepscale.bench.training import Settings as TrainingSettings
-from stepscale.bench.tuning import label_of
+from stepscale.bench.records import tables
+from stepscale.bench.runs import plan
+from stepscale.bench.timing.time_step import Settings
+from stepscale.bench.training.loop import Settings as TrainingSettings
 
 pytestmark = pytest.mark.numerical
 
-CONF = Path(__file__).parent.parent / "bench" / "conf"
 PEERS = Path(__file__).parent / "peers"
 
 
@@ -139,21 +140,21 @@ def test_timing_is_whole(name: str) -> None:
 @pytest.mark.parametrize("cuda", [False, True])
 def test_sweep_counts_its_cells_and_names_what_exists(name: str, cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    plan = sweep.read_sweep(name, ["depth=3"])
-    assert plan["cells"] > 10
-    assert_names_what_exists(plan, named("optimizer"))
+    planned = plan.read_sweep(name, ["depth=3"])
+    assert planned["cells"] > 10
+    assert_names_what_exists(planned, named("optimizer"))
 
 
 @pytest.mark.parametrize("path", sorted(PEERS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_sweep_of_peers_names_what_exists(path: Path) -> None:
     there = named("optimizer") + [other.stem for other in (PEERS / "optimizer").glob("*.yaml")]
-    assert_names_what_exists(sweep.read_sweep(str(path), ["depth=3"]), there)
+    assert_names_what_exists(plan.read_sweep(str(path), ["depth=3"]), there)
 
 
 def test_a_sweep_on_the_cpu_of_a_gpu_machine_takes_the_cpus_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    here = sweep.read_sweep("quick", [])["multiruns"]
-    there = sweep.read_sweep("quick", ["device=cpu"])["multiruns"]
+    here = plan.read_sweep("quick", [])["multiruns"]
+    there = plan.read_sweep("quick", ["device=cpu"])["multiruns"]
     assert "dim=256,512,1024" in here[0]
     assert "dim=64,128,256" in there[0]
 
@@ -161,21 +162,21 @@ def test_a_sweep_on_the_cpu_of_a_gpu_machine_takes_the_cpus_grids(monkeypatch: p
 def test_a_sweep_for_a_gpu_is_planned_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a login node, of the very cells that the GPU's own machine would plan."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    there = sweep.read_sweep("quick", ["device=cuda"])
+    there = plan.read_sweep("quick", ["device=cuda"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert sweep.read_sweep("quick", ["device=cuda"]) == there
+    assert plan.read_sweep("quick", ["device=cuda"]) == there
     assert "dim=256,512,1024" in there["multiruns"][0]
-    assert "dim=64,128,256" in sweep.read_sweep("quick", ["device=auto"])["multiruns"][0]
+    assert "dim=64,128,256" in plan.read_sweep("quick", ["device=auto"])["multiruns"][0]
 
 
 def test_a_sweep_names_a_device_that_is_none() -> None:
     with pytest.raises(UsageError, match="device must be one of auto, cpu, cuda, got 'cpu,cuda'"):
-        sweep.read_sweep("quick", ["device=cpu,cuda"])
+        plan.read_sweep("quick", ["device=cpu,cuda"])
 
 
 @pytest.mark.parametrize("flag", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]])
 def test_a_sweep_may_search_a_folder_of_the_users(flag: list[str]) -> None:
-    assert sweep.searchable([*flag, "dim=8"]) == [f"hydra.searchpath=['file://{Path('mine').resolve()}']", "dim=8"]
+    assert config.searchable([*flag, "dim=8"]) == [f"hydra.searchpath=['file://{Path('mine').resolve()}']", "dim=8"]
 
 
 @pytest.mark.parametrize(
@@ -190,18 +191,18 @@ def test_a_sweep_may_search_a_folder_of_the_users(flag: list[str]) -> None:
 def test_a_file_that_is_no_sweep_says_what_it_lacks(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UsageError, match=message):
-        sweep.read_sweep(str(tmp_path / "mine.yaml"), [])
+        plan.read_sweep(str(tmp_path / "mine.yaml"), [])
 
 
 def test_a_sweep_of_a_glob_says_what_takes_one() -> None:
     with pytest.raises(UsageError, match=r"as optimizer=relative,kfac, and not optimizer=glob\(\*\); `stepscale -m`"):
-        sweep.read_sweep("quick", ["optimizer=glob(*)"])
+        plan.read_sweep("quick", ["optimizer=glob(*)"])
 
 
 def test_overrides_that_make_two_grids_the_same_count_once() -> None:
-    plan = sweep.read_sweep("quick", ["optimizer=relative,layerwise", "dim=32,64"])
-    assert plan["cells"] == 8, "2 optimizers, 2 dims, 2 seeds"
-    assert len(plan["multiruns"]) == 2
+    planned = plan.read_sweep("quick", ["optimizer=relative,layerwise", "dim=32,64"])
+    assert planned["cells"] == 8, "2 optimizers, 2 dims, 2 seeds"
+    assert len(planned["multiruns"]) == 2
 
 
 def test_other_cells_are_no_other_seeds() -> None:
@@ -225,8 +226,8 @@ def assert_names_what_exists(plan: dict[str, Any], there: list[str]) -> None:
 
 
 def test_cells_are_counted_as_hydra_expands_them() -> None:
-    assert sweep.count_cells(["dim=1,2,3", "optimizer=shuffle(a,b)", "batch=10"]) == 6
-    assert sweep.count_cells(["dim=range(1,5)", "seed=0"]) == 4
+    assert config.count_cells(["dim=1,2,3", "optimizer=shuffle(a,b)", "batch=10"]) == 6
+    assert config.count_cells(["dim=range(1,5)", "seed=0"]) == 4
 
 
 def test_an_update_can_be_replaced_without_a_file() -> None:

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from stepscale.bench import gate_check
+from stepscale.bench.regression import self_check
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -43,4 +43,4 @@ def test_its_table_of_the_gate_is_the_one_measured() -> None:
     measured = (ROOT / "results" / "gate" / "README.md").read_text()
     table = [line for line in measured.splitlines() if line.startswith("|")]
     assert len(table) > 10 and "\n".join(table) in README
-    assert gate_check.page(ROOT / "results" / "gate") == measured
+    assert self_check.page(ROOT / "results" / "gate") == measured

@@ -10,21 +10,20 @@ import os
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import stepscale.bench.run
+import stepscale.bench.config
 import stepscale.models
 import stepscale.optimizers
-from stepscale.bench import environment
+from stepscale.bench.config import CONF
+from stepscale.bench.machine import code_version
 from stepscale.optimizers import Step
 
 from .slow import slow_down
 
-CONF = Path(stepscale.bench.run.__file__).parent / "conf"
 # one dim where the calls show, one where the products do
 NAIVE_DIMS, USUAL_DIMS = ((64, 128), (512, 4096)) if torch.cuda.is_available() else ((32, 64), (96, 384))
 DIMS = {"naive": NAIVE_DIMS}
@@ -78,8 +77,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     # of an empty selection pytest makes one test without parameters, which it skips
     tests = [item.callspec.id for item in session.items if isinstance(item.callspec.params["dim"], int)]
-    files = [package.__file__ for package in (stepscale.bench, stepscale.models, stepscale.optimizers)]
-    TURNS.say(tests=tests, files=files, code=environment.code_hash())
+    files = [package.__file__ for package in (stepscale.bench.config, stepscale.models, stepscale.optimizers)]
+    TURNS.say(tests=tests, files=files, code=code_version.code_hash())
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from stepscale.bench import environment
-from stepscale.bench.clock import Clock, clock_of
-from stepscale.bench.limit import Limit, products_of
-from stepscale.bench.workload import Workload
+from stepscale.bench.machine import code_version
+from stepscale.bench.machine.clock import Clock, clock_of
+from stepscale.bench.timing.limit import Limit, products_of
+from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import Step
 
 from .conftest import CONF, Agree
@@ -90,6 +90,6 @@ def test_step(benchmark: Any, turn: Agree, slow: Callable[[Step], Step], optimiz
     step_s, limit_s = np.array(benchmark.stats.stats.data) / steps, float(np.median(limits))
     benchmark.extra_info.update(
         optimizer=optimizer, dim=dim, steps=steps, ratio=float(np.median(step_s)) / limit_s, limit_s=limit_s,
-        first_round=WARM_UP, step_s=step_s.tolist(), file=environment.__file__, code=environment.code_hash(),
+        first_round=WARM_UP, step_s=step_s.tolist(), file=code_version.__file__, code=code_version.code_hash(),
     )  # fmt: skip
     assert workload.finite()

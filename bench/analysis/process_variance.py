@@ -1,0 +1,79 @@
+"""How far the same cell comes out differently in another process, by dim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pandas as pd
+from scipy import stats
+
+from stepscale.bench.records.schema import GROUP
+
+CONFIDENCE = 0.95
+PRIOR_DOF = 4  # weight of the run's variance beside a dim's own
+SAME_CELL = [*GROUP, "optimizer", "dim"]  # but for the seed
+
+
+def usable(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells whose figures speak of the method: measured undisturbed, on a device that does not wait for its host."""
+    quiet = undisturbed(cells)
+    return quiet[~quiet["launch_bound"]]
+
+
+def undisturbed(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells measured while no other process took the machine from them."""
+    measured = cells[cells["status"] == "ok"]
+    return measured[~measured["contended"]]
+
+
+class Spread(NamedTuple):
+    """Standard deviation of a figure's log from process to process, and its degrees of freedom."""
+
+    sd: float
+    dof: int
+
+
+class Spreads(NamedTuple):
+    """The spread over a whole run, and that at each dim: small steps vary by several times what large ones do."""
+
+    run: Spread
+    by_dim: dict[int, Spread]
+
+    def at(self, dim: float) -> Spread:
+        """Return the spread at a dim."""
+        return self.by_dim.get(int(dim), self.run)
+
+
+def spreads(cells: pd.DataFrame, column: str) -> Spreads:
+    """Pool the variance of log ``column`` over seeds of otherwise equal cells: over the run, and by dim.
+
+    A dim has few cells, so that its variance is moderated by the run's, as if that were of ``PRIOR_DOF`` degrees of
+    freedom (Smyth 2004, "Linear models and empirical Bayes methods", section 3).
+    """
+    measured = undisturbed(cells)
+    logs = measured[column].map(math.log).groupby([measured[axis] for axis in SAME_CELL])
+    freedom = logs.count() - 1
+    squares = (logs.var().fillna(0) * freedom).groupby("dim").sum()
+    dofs = freedom.groupby("dim").sum()
+    dof = int(dofs.sum())
+    if dof < 1:
+        return Spreads(Spread(math.nan, 0), {})
+    variance = float(squares.sum()) / dof
+    moderated = (squares + PRIOR_DOF * variance) / (dofs + PRIOR_DOF)
+    own = {int(d): Spread(math.sqrt(moderated[d]), min(dof, int(dofs[d]) + PRIOR_DOF)) for d in dofs.index}
+    return Spreads(Spread(math.sqrt(variance), dof), own)
+
+
+def half_width(means: Iterable[tuple[Spread, float]], comparisons: int = 1) -> float:
+    """Half the interval of a sum or difference of means, each of so many processes; infinite without repeats.
+
+    Of that many ``comparisons`` (Bonferroni), so that all of them hold together with 95 %.
+    """
+    parts = list(means)
+    dof = min(spread.dof for spread, _ in parts)
+    if dof < 1:
+        return math.inf
+    t = stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, dof)
+    return float(t * math.sqrt(sum(spread.sd**2 / processes for spread, processes in parts)))

@@ -1,0 +1,60 @@
+"""What a cell's configuration builds: data, model and step. The only place that instantiates."""
+
+from __future__ import annotations
+
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from stepscale.bench.cells.job import TF32, Job
+from stepscale.bench.data.dataset import Dataset
+from stepscale.bench.errors import UsageError
+from stepscale.bench.records.schema import Config
+from stepscale.models import Batch, each
+from stepscale.optimizers import Step
+
+
+def load_data(job: Job, rows: int | None) -> Dataset:
+    """Load a cell's data, that many train rows."""
+    load = instantiate(job.config["data"], _convert_="all")
+    data: Dataset = load(dim=job.cell.dim, rows=rows, seed=job.cell.seed)
+    return data
+
+
+def number_type(dtype: str) -> torch.dtype:
+    """Return the torch type of a cell's ``dtype``, and set how products of this process round.
+
+    ``tf32`` is float32 whose products round their factors to TF32.
+    """
+    torch.set_float32_matmul_precision("high" if dtype == TF32 else "highest")
+    found: torch.dtype = torch.float32 if dtype == TF32 else getattr(torch, dtype)
+    return found
+
+
+def build(job: Job, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Step]:
+    """Build a cell's model and step, on its device from the start: a CPU takes minutes to initialise a wide model."""
+    with device:
+        model: nn.Module = instantiate(job.config["model"], _convert_="all").to(device=device, dtype=dtype)
+    return model, build_step(job.config["optimizer"], model)
+
+
+def build_step(config: Config, model: nn.Module) -> Step:
+    """Build the step of an optimizer's configuration.
+
+    Raises:
+        UsageError: a part of it would be built before the model is there.
+    """
+    parts = {"optimizer": config} | {f"optimizer.{name}": config.get(name) for name in ("direction", "update")}
+    for name, part in parts.items():
+        if isinstance(part, dict) and "_target_" in part and not part.get("_partial_"):
+            raise UsageError(
+                f"{name} lacks `_partial_: true`; in an optimizer's file _target_, direction and update each want"
+                " `_partial_: true`"
+            )
+    step: Step = instantiate(config, _convert_="all")(model)
+    return step
+
+
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """Bring a batch to a device, and its numbers, but no labels, to a type."""
+    return each(batch, lambda part: part.to(device=device, dtype=dtype if part.is_floating_point() else None))

@@ -1,0 +1,49 @@
+"""One cell to measure: plain data, sent to the process that measures it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from stepscale.bench.records.schema import SCHEMA, Cell, Config, Environment, Machine, Record, Status, Task
+
+TF32 = "tf32"
+DTYPES = ("float32", "float64", TF32, "bfloat16")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell to measure: plain data, sent to the process that measures it."""
+
+    identity: str  # of all that its figures depend on; also its record's name
+    cell: Cell
+    config: Config  # the whole resolved configuration
+    machine: Machine
+    command: str
+    folder: Path
+
+    @property
+    def task(self) -> Task:
+        return Task(self.config["task"])
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished training run of this cell lies."""
+        return self.folder / "checkpoints" / f"{self.identity}.pt"
+
+    def record(self, status: Status, reason: str | None, environment: Environment) -> Record:
+        """Make this cell's record, without any figure yet."""
+        return Record(
+            schema=SCHEMA,
+            identity=self.identity,
+            task=self.task,
+            status=status,
+            reason=reason,
+            cell=self.cell,
+            config=self.config,
+            machine=self.machine,
+            environment=environment,
+            command=self.command,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )

@@ -1,0 +1,60 @@
+"""A job -> a record: a step timed, or a model trained, in this process."""
+
+from __future__ import annotations
+
+import os
+import traceback
+
+import torch
+
+from stepscale.bench.cells.build import number_type
+from stepscale.bench.cells.failures import classify
+from stepscale.bench.cells.job import Job
+from stepscale.bench.cells.time_cell import time_cell
+from stepscale.bench.cells.train_cell import train_cell
+from stepscale.bench.errors import StoppedError
+from stepscale.bench.machine import description, memory
+from stepscale.bench.records.schema import Record, Status, Task
+
+
+def measure_cell(job: Job) -> Record:
+    """Measure a cell in this process; whatever goes wrong is the record's status and reason.
+
+    Raises:
+        StoppedError: the process was asked to end, and there is no result.
+    """
+    record = job.record(Status.FAILED, None, description.bare())
+    try:
+        device = torch.device(job.cell.device)
+        number_type(job.cell.dtype)  # sets how products round, which the environment's description says
+        record.environment = description.describe()
+        refuse_wrong_threads(job.cell.threads)
+        memory.limit_memory(job.config["memory_gib"], device)
+        torch.manual_seed(job.cell.seed)
+        TASKS[job.task](job, device, record)
+    except StoppedError:
+        raise
+    except BaseException as error:  # also what a user's code ends a process by
+        record.status, record.reason = classify(error)
+        record.traceback = traceback.format_exc() if record.status is Status.FAILED else None
+    else:
+        record.status = Status.OK
+    return record
+
+
+def refuse_wrong_threads(asked: int) -> None:
+    """See that torch has the threads asked for, and that nothing makes it wrong.
+
+    Raises:
+        RuntimeError: it has not, or something does.
+    """
+    if torch.get_num_threads() != asked:
+        raise RuntimeError(
+            f"torch has {torch.get_num_threads()} threads, {asked} were asked for; MKL gives no more "
+            "than the machine has real cores: set threads (or OMP_NUM_THREADS) to those"
+        )
+    if os.environ.get("MKL_DYNAMIC", "").lower() in ("false", "0"):
+        raise RuntimeError("MKL_DYNAMIC=FALSE makes torch's batched LU on CPU silently wrong: unset it")
+
+
+TASKS = {Task.TIME: time_cell, Task.TRAIN: train_cell}

@@ -1,0 +1,120 @@
+"""A model, trained in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from stepscale.bench.cells.build import build, load_data, moved, number_type
+from stepscale.bench.cells.job import Job
+from stepscale.bench.cells.time_cell import BATCHES
+from stepscale.bench.data.dataset import Dataset
+from stepscale.bench.machine.clock import clock_of
+from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
+from stepscale.bench.notes import Notes
+from stepscale.bench.records.schema import DataFacts, Final, Number, Record, Trained
+from stepscale.bench.training import loop, samples, source_separation
+from stepscale.bench.training.batches import Stream
+from stepscale.bench.training.checkpoint import Checkpoint
+from stepscale.bench.training.loop import Training
+from stepscale.models import objective_of, rows_of
+
+WARM_UP_S = 1.0  # of training: one step is enough of a slow optimizer
+SPLITS = ("train", "validation", "held_out")
+
+
+def train_cell(job: Job, device: torch.device, record: Record) -> None:
+    """Train a model: fill the record's ``training`` and ``data``; its pictures lie in a file beside.
+
+    Raises:
+        FloatingPointError: it diverged; what the curve holds up to there is in the record all the same.
+    """
+    settings, dtype = loop.Settings(**job.config["training"]), number_type(job.cell.dtype)
+    notes = record.notes = Notes()
+    data = load_data(job, settings.rows)
+    record.data_note = data.note
+    train, validation, held_out = (moved(getattr(data, name), device, dtype) for name in SPLITS)
+    data = data._replace(train=train, validation=validation, held_out=held_out)
+    stream = Stream(data.train, job.cell.batch, job.cell.seed)
+    _warm_up(job, stream, device, dtype)
+    run = Training(*build(job, device, dtype), data, stream, settings)
+    record.data = _facts(data, run.model)
+    others = OtherCpu(idle_cores(device.type, torch.get_num_threads()))
+    checkpoint = Checkpoint(job.checkpoint, run, notes)
+    objective = objective_of(run.model)
+    number = Number(objective.name, objective.unit, objective.exact)
+    trained = Trained(stopped_by="divergence", curve=run.curve, steps=0, seconds=0.0, number=number)
+    record.training = trained
+    try:
+        checkpoint.resume()
+        trained.resumed_at = run.position
+        trained.stopped_by = _trained(run, checkpoint, job, device)
+        trained.final = run.final()
+    finally:
+        trained.curve, trained.steps, trained.seconds = run.curve, run.position, run.seconds
+        trained.other_cores = others.cores()
+    _look(run, job, trained.final, notes)
+
+
+def _warm_up(job: Job, stream: Stream, device: torch.device, dtype: torch.dtype) -> None:
+    """Spend what the first steps of a process cost on a step that is thrown away."""
+    _, step = build(job, device, dtype)
+    begun = time.monotonic()
+    try:
+        for position in range(BATCHES):
+            if time.monotonic() - begun < WARM_UP_S:
+                step(stream.at(position))
+    except FloatingPointError:
+        pass  # the run itself will meet it, and say so
+    torch.manual_seed(job.cell.seed)
+
+
+def _trained(run: Training, checkpoint: Checkpoint, job: Job, device: torch.device) -> str:
+    """Train to the end, saving and showing how far it is; return what ended it."""
+    label = f"{job.cell.optimizer}, {job.cell.data}, dim {job.cell.dim}, seed {job.cell.seed}"
+    with _progress(run, label) as show:
+
+        def look() -> None:
+            show()
+            checkpoint.look()
+
+        return run.run(clock_of(device), look)
+
+
+def _look(run: Training, job: Job, final: Final, notes: Notes) -> None:
+    """Look at the trained model: sources told apart, pictures. A trial of tuning is not looked at."""
+    if run.settings.trial:
+        return
+    if run.data.mixing is not None and job.cell.depth == 1:
+        with notes.optional("source separation"):
+            final.amari, final.fast_ica_amari = source_separation.distances(run.model, run.data)
+    with notes.optional("pictures"):
+        arrays = samples.look(run.model, run.data, run.settings.pictures, notes)
+        if arrays:
+            samples.save(arrays, job.folder / "pictures" / f"{job.identity}.npz")
+
+
+@contextmanager
+def _progress(run: Training, label: str) -> Iterator[Any]:
+    """Show a bar, where there is a terminal: how far, the likelihood, and the time left."""
+    shape = "{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"
+    with tqdm(total=100, initial=run.done(), desc=label, leave=False, disable=None, bar_format=shape) as bar:
+
+        def show() -> None:
+            bar.set_postfix_str(f"step {run.position}, {run.curve.validation_nats[-1]:.2f} nats", refresh=False)
+            bar.update(run.done() - bar.n)
+
+        yield show
+
+
+def _facts(data: Dataset, model: nn.Module) -> DataFacts:
+    """What the records say of the data; bits per dim only where the likelihood is of the rows themselves."""
+    bits = None if objective_of(model).of_targets else data.bits_offset
+    train, validation, held_out = (rows_of(getattr(data, name)) for name in SPLITS)
+    return DataFacts(train=train, validation=validation, held_out=held_out, shape=data.shape, bits_offset=bits)

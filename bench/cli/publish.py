@@ -1,0 +1,17 @@
+"""``stepscale publish RUN NAME``: copy a finished run into ``results/``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stepscale.bench.runs.publish import publish
+
+
+def main(words: list[str]) -> None:
+    """Publish a run."""
+    parser = argparse.ArgumentParser(prog="stepscale publish", description="Copy a finished run to results/NAME.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    arguments = parser.parse_args(words)
+    print(publish(arguments.run, arguments.name))

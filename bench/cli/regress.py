@@ -1,0 +1,50 @@
+"""``stepscale regress [BASE]``: is a step slower than at a base?
+
+Exit status: 0 fine or undecided, 1 regressed, 2 error, 3 nothing was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from stepscale.bench import interrupt
+from stepscale.bench.errors import BuildError, SessionError
+from stepscale.bench.regression import summary
+from stepscale.bench.regression.gate import ERROR, Options, run
+
+
+def main(words: list[str]) -> None:
+    """Compare, print one table, write it for machines and for people, and exit with the verdict's status."""
+    options = parse(words)
+    try:
+        summary.clear(options.out)
+        text, status = run(options)
+        print(f"{text}\nwritten to {options.out}")
+    except (BuildError, SessionError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        summary.save_error(options.out, str(error), ERROR)
+        status = ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted before anything was measured", file=sys.stderr)
+        status = interrupt.STATUS
+    sys.exit(status)
+
+
+def parse(words: list[str]) -> Options:
+    """Read the command line."""
+    usual = Options()
+    parser = argparse.ArgumentParser(prog="stepscale regress", description="Compare a checkout's steps with a base's.")
+    parser.add_argument("base", nargs="?", help="a git ref; by default where the checkout left main")
+    parser.add_argument("--optimizers", default="", help="only these, separated by commas")
+    parser.add_argument("--dims", default="", help="these dims instead of each optimizer's two, separated by commas")
+    parser.add_argument("--threads", type=int, default=1, help="of each session (default 1: the least disturbed)")
+    parser.add_argument("--out", type=Path, default=usual.out, help=f"folder for the results (default {usual.out})")
+    found = parser.parse_args(words)
+    optimizers, dims = (tuple(filter(None, map(str.strip, text.split(",")))) for text in (found.optimizers, found.dims))
+    if not all(dim.isdigit() and int(dim) for dim in dims):
+        parser.error(f"dims must be whole numbers separated by commas, got {','.join(dims)!r}")
+    if found.threads < 1:
+        parser.error(f"threads must be at least 1, got {found.threads}")
+    return Options(found.base, optimizers, dims, found.threads, found.out)

@@ -1,0 +1,36 @@
+"""``stepscale report FOLDER``: write a run's report anew from its records."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from pathlib import Path
+
+from stepscale.bench.errors import UsageError
+from stepscale.bench.records import store
+from stepscale.bench.records.schema import Record
+from stepscale.bench.report.write import write_of
+
+
+def main(words: list[str]) -> None:
+    """``stepscale report FOLDER``: write a run's report anew from its records."""
+    parser = argparse.ArgumentParser(prog="stepscale report", description="Write a run's report from its records.")
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args(words).folder
+    show(folder, *store.read_all(folder))
+
+
+def show(folder: Path, records: Collection[Record], complaints: list[str]) -> None:
+    """Write a run's report and print its summary.
+
+    Raises:
+        UsageError: it cannot be written; the message says how to have it all the same.
+    """
+    try:
+        print(write_of(records, complaints, folder))
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(
+            f"no report: {error}; the records are whole: once there is room, `stepscale report {folder}`"
+        ) from error

@@ -1,0 +1,52 @@
+"""Densities in the plane."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stepscale.bench.data.dataset import Dataset, _counts, _split, standardised
+
+
+def toy(dim: int, rows: int | None, seed: int, name: str = "moons", centre: bool = True) -> Dataset:
+    """A density in the plane: moons, circles, pinwheel or eight_gaussians.
+
+    Raises:
+        ValueError: the model's dim is not 2, or there is no such density.
+    """
+    if dim != 2:
+        raise ValueError(f"toy data have dim 2, got dim={dim}; set dim=2")
+    counts = _counts(rows, dim)
+    return standardised(_split(_plane(name, sum(counts), seed), counts), f"toy density {name}", centre)
+
+
+def _plane(name: str, count: int, seed: int) -> np.ndarray:
+    """Return points of the density of that name, ``[count, 2]``, independent but for the even angles of two of them."""
+    match name:
+        case "moons":
+            from sklearn.datasets import make_moons
+
+            points, _ = make_moons(count, noise=0.05, random_state=seed)
+        case "circles":
+            from sklearn.datasets import make_circles
+
+            points, _ = make_circles(count, noise=0.05, factor=0.5, random_state=seed)
+        case "pinwheel":
+            points = _pinwheel(count, np.random.default_rng(seed))
+        case "eight_gaussians":
+            points = _eight_gaussians(count, np.random.default_rng(seed))
+        case _:
+            raise ValueError(f"no toy density is named {name}; choose moons, circles, pinwheel or eight_gaussians")
+    return np.asarray(points)
+
+
+def _pinwheel(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Five arms: z = (r + i t) exp(i (2πk/5 + exp(r) / 4)), r ~ N(1, 0.3²), t ~ N(0, 0.1²), k = 0 … 4."""
+    r, t = 1 + 0.3 * rng.standard_normal(count), 0.1 * rng.standard_normal(count)
+    z = (r + 1j * t) * np.exp(1j * (2 * np.pi * rng.integers(5, size=count) / 5 + np.exp(r) / 4))
+    return np.stack([z.real, z.imag], axis=1)
+
+
+def _eight_gaussians(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Centres evenly on a circle of radius 4, standard deviation 0.5."""
+    angle = 2 * np.pi * rng.integers(8, size=count) / 8
+    return 4 * np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.5 * rng.standard_normal((count, 2))

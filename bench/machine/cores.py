@@ -1,0 +1,48 @@
+"""Cores this process may use, and the settings of threads and allocator that a measuring process starts with.
+
+Needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from stepscale.bench.errors import UsageError
+from stepscale.bench.machine import control_group
+
+# without these glibc maps and unmaps every gradient of 1 MB or more, which makes strawmen of the baselines
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+CPUS = Path("/sys/devices/system/cpu")
+_asked = os.environ.get(THREADS[0])  # the user's: later the server's is set here
+
+
+def default_threads() -> int:
+    """As many as OMP_NUM_THREADS says, else every core this process may use."""
+    if _asked and not (_asked.isdigit() and int(_asked)):
+        raise UsageError(f"OMP_NUM_THREADS must be a whole number of at least 1, got {_asked!r}")
+    return int(_asked or available_cores())
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity's, or its control group's quota if that is less.
+
+    Of a core's hyper-threads one counts: MKL starts no more threads than there are cores.
+    """
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = len({_core(cpu) for cpu in cpus})
+    quota = control_group.cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def _core(cpu: int) -> str:
+    """Name the core of a logical CPU by the CPUs that share it; by itself where the system does not tell."""
+    try:
+        return (CPUS / f"cpu{cpu}/topology/core_cpus_list").read_text()
+    except OSError:
+        return str(cpu)

@@ -1,0 +1,128 @@
+"""Records on disk: one JSON file a cell, written whole or not at all, checked when it is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import msgspec
+
+from stepscale.bench.atomic import atomic_write
+from stepscale.bench.errors import BadRecordError
+from stepscale.bench.records.schema import MIGRATIONS, SCHEMA, Config, Record, Status
+
+RECORDS = "records"  # the folder in a run's
+
+
+def encode(record: Record) -> bytes:
+    """Return a record as JSON, numbers to seven digits: more than any clock here resolves, and half the size.
+
+    JSON has no NaN. Where a figure may be unknown it becomes null; where it must be known, the record says ``failed``.
+    """
+    plain = rounded(msgspec.to_builtins(record))
+    try:
+        msgspec.convert(plain, Record, strict=False)
+    except msgspec.ValidationError as error:
+        told = {"status": Status.FAILED, "reason": f"a figure is no finite number: {error}"}
+        bare = {name: None for name in ("timing", "counts", "memory", "direction", "training", "data")}
+        return encode(msgspec.structs.replace(record, **told, **bare))
+    return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def rounded(value: object) -> object:
+    """Round every number of plain data to seven digits; None in place of NaN and infinity."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def save(record: Record, run: Path) -> Path:
+    """Write a record into a run's folder.
+
+    Raises:
+        OSError: it cannot be written; records already there are whole.
+    """
+    path = path_of(run, record.identity)
+    write(encode(record), path)
+    return path
+
+
+def write(encoded: bytes, path: Path) -> None:
+    """Write an encoded record, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; records already there are whole.
+    """
+    try:
+        with atomic_write(path) as file:
+            file.write(encoded)
+    except OSError as error:
+        raise OSError(f"the record {path} cannot be written: {error}; records already there are whole") from error
+
+
+def path_of(run: Path, identity: str) -> Path:
+    """Return where a cell's record lies in a run's folder."""
+    return run / RECORDS / f"{identity}.json"
+
+
+def read(path: Path) -> Record:
+    """Read one record, of this schema or an older one.
+
+    Raises:
+        BadRecordError: naming the file and what is wrong with it.
+    """
+    try:
+        return decode(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRecordError(f"{path} {error}") from error
+
+
+def decode(encoded: bytes) -> Record:
+    """Return a record from JSON, migrated to this schema where it is older.
+
+    Raises:
+        ValueError: it is no whole record; the message says what is wrong.
+    """
+    try:
+        return msgspec.json.decode(encoded, type=Record)
+    except msgspec.MsgspecError:
+        return _decode_other(encoded)
+
+
+def read_all(run: Path) -> tuple[list[Record], list[str]]:
+    """Return a run's whole records, and what is wrong with the others."""
+    records, complaints = [], []
+    for path in sorted((run / RECORDS).glob("*.json")):
+        try:
+            records.append(read(path))
+        except BadRecordError as error:
+            complaints.append(str(error))
+    return records, complaints
+
+
+def _decode_other(encoded: bytes) -> Record:
+    """Decode what is no record of this schema: an older one, which may hold NaN, or something else."""
+    try:
+        found = json.loads(encoded, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is damaged ({error}); delete it and run again to measure the cell anew") from error
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema != SCHEMA and schema not in MIGRATIONS:
+        raise ValueError(f"has schema {schema!r}; this version of stepscale reads schemas {_readable()}")
+    try:
+        return msgspec.convert(_migrated(found), Record)
+    except (msgspec.ValidationError, KeyError, TypeError) as error:
+        raise ValueError(f"is no whole record: {error}; delete it and run again to measure the cell anew") from error
+
+
+def _migrated(record: Config) -> Config:
+    while record["schema"] != SCHEMA:
+        record = MIGRATIONS[record["schema"]](record)
+    return record
+
+
+def _readable() -> str:
+    return ", ".join(map(str, [*MIGRATIONS, SCHEMA]))

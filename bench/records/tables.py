@@ -1,0 +1,238 @@
+"""Records as tables: one row a cell, or one a point of a training curve."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    import pandas as pd  # which a process that measures does not wait for
+from stepscale.bench.records.headline import estimate
+from stepscale.bench.records.schema import (
+    AXES,
+    LAUNCH_BOUND,
+    UNMARKED,
+    Machine,
+    Record,
+    Status,
+    StepClass,
+    Task,
+    Timing,
+    Trained,
+)
+from stepscale.bench.records.store import read_all
+
+TUNED = ("lr", "damping")  # what an optimizer is tuned by, wherever its configuration has it
+UNNAMED = Machine(cpu="", cores=0).name  # of cells that older versions did not measure
+Row = dict[str, object]
+
+
+def load(folder: str | Path, task: str = "time") -> pd.DataFrame:
+    """Return a run as a tidy table, one row a cell, failures included; times in ms, memory in MiB.
+
+    ``task`` is ``"time"`` or ``"train"``. Damaged records are named in a warning and left out.
+
+    Raises:
+        FileNotFoundError: the folder holds no record of that task.
+        ValueError: there is no such task.
+    """
+    if task not in list(Task):
+        raise ValueError(f"task must be one of {', '.join(Task)}, got {task!r}")
+    records, complaints = read_all(Path(folder))
+    for complaint in complaints:
+        warnings.warn(complaint, stacklevel=2)
+    table = cells_of(records, Task(task))
+    if not len(table):
+        raise FileNotFoundError(f"no records of task={task} in {Path(folder) / 'records'}")
+    return table
+
+
+def cells_of(records: Iterable[Record], task: Task) -> pd.DataFrame:
+    """Return the records of a task as a tidy table, one row a cell."""
+    import pandas as pd
+
+    chosen = [record for record in records if record.task is task]
+    figures = FIGURES if task is Task.TIME else TRAINING_FIGURES
+    rows = told_apart(chosen) if task is Task.TIME else [row(record) for record in chosen]
+    table = pd.DataFrame(rows, columns=[*AXES, *FACTS, *figures]).astype(figures)
+    named = table["machine"][table["machine"] != UNNAMED].unique()
+    if len(named) == 1:  # a cell that died has been there too
+        table["machine"] = named[0]
+    return table.sort_values(list(AXES), ignore_index=True)
+
+
+def curves(folder: str | Path) -> pd.DataFrame:
+    """Return every point of every training run, one row each, also of runs that ended early."""
+    return points_of(read_all(Path(folder))[0])
+
+
+def points_of(records: Iterable[Record]) -> pd.DataFrame:
+    """Return every point of the training runs among the records, one row each."""
+    import pandas as pd
+
+    tables = []
+    for record in records:
+        if record.training is not None:
+            points = pd.DataFrame(msgspec.to_builtins(record.training.curve)).astype(float)
+            facts = pd.DataFrame([axes_of(record) | {"identity": record.identity}])
+            tables.append(points.merge(facts, how="cross"))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def axes_of(record: Record) -> Row:
+    """Return what a record is of, by axis."""
+    axes: Row = msgspec.structs.asdict(record.cell)
+    return axes | {"machine": record.machine.name}
+
+
+def told_apart(records: list[Record]) -> list[Row]:
+    """Rows of records, where what agrees on every axis and the seed is no other seed: it gets another name.
+
+    The name says what differs in its configuration; where nothing does, the code being another, the latest counts.
+    """
+    same_cell: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        same_cell.setdefault(tuple(axes_of(record).values()), []).append(record)
+    return [row for same in same_cell.values() for row in _told_apart(same)]
+
+
+def _told_apart(same: list[Record]) -> list[Row]:
+    """Rows of records of one cell."""
+    configs = [_flat(record.config) for record in same]
+    keys = sorted(key for key in set().union(*configs) if len({str(config.get(key)) for config in configs}) > 1)
+    order = sorted(range(len(same)), key=lambda number: same[number].finished)
+    latest = {str([configs[number].get(key) for key in keys]): number for number in order}
+    rows = []
+    for number in latest.values():
+        name = f"[{','.join(f'{key}={configs[number].get(key)}' for key in keys)}]" if keys else ""
+        rows.append(row(same[number]) | {"optimizer": same[number].cell.optimizer + name})
+    return rows
+
+
+def _flat(config: object, path: str = "") -> Row:
+    """Return a configuration's values by their dotted keys."""
+    if not isinstance(config, dict):
+        return {path[:-1]: config}
+    return {key: value for name, part in config.items() for key, value in _flat(part, f"{path}{name}.").items()}
+
+
+def row(record: Record) -> Row:
+    """One record's row; figures are None where a cell failed."""
+    facts: Row = {"status": str(record.status), "reason": record.reason, "identity": record.identity}
+    result = axes_of(record) | facts | {"task": str(record.task)}
+    if record.task is Task.TRAIN:
+        return result | _training_figures(record)
+    return result | (_figures(record) if record.status is Status.OK else dict.fromkeys(FIGURES))
+
+
+def tuned(config: object, path: str = "") -> dict[str, float]:
+    """Return what an optimizer's configuration is tuned by: the keys of Hydra, and their values."""
+    found: dict[str, float] = {}
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key in TUNED and isinstance(value, float | int):
+            found[path + key] = float(value)
+        found |= tuned(value, f"{path}{key}.")
+    return found
+
+
+def _training_figures(record: Record) -> Row:
+    """What a run came to; likelihoods are None where it did not come to its end."""
+    result: Row = dict.fromkeys(TRAINING_FIGURES)
+    result |= {"trial": record.config["training"]["trial"], "tuned": tuned(record.config["optimizer"])}
+    if record.status is not Status.OK or record.training is None:
+        return result
+    training = record.training
+    result |= {"steps": training.steps, "seconds": training.seconds, "stopped_by": training.stopped_by}
+    result |= {"step_ms": 1e3 * training.seconds / training.steps, "halved": training.curve.halved[-1]}
+    result |= {"drift_nats": training.drift_nats, "contended": training.contended}
+    return result | _ends(record, training)
+
+
+def _ends(record: Record, training: Trained) -> Row:
+    """What a run came to over all rows."""
+    if training.final is None:
+        return {}
+    final, offset = training.final, record.data.bits_offset if record.data else None
+    result: Row = msgspec.structs.asdict(final)
+    if final.held_out_nats is not None and offset is not None:
+        result["held_out_bits"] = offset - final.held_out_nats / (record.cell.dim * math.log(2))
+    return result
+
+
+FACTS = ("status", "reason", "identity", "task")
+TRAINING_FIGURES = {
+    **dict.fromkeys(("trial", "contended"), "boolean"),
+    **dict.fromkeys(("stopped_by", "tuned"), "object"),
+    **dict.fromkeys(("steps", "seconds", "step_ms", "validation_nats", "held_out_nats", "held_out_bits"), "float"),
+    **dict.fromkeys(("amari", "fast_ica_amari", "halved", "drift_nats"), "float"),
+}
+
+
+def _figures(record: Record) -> Row:
+    timing, counts, memory, direction = record.timing, record.counts, record.memory, record.direction
+    assert timing is not None and counts is not None and memory is not None  # as of every record that is ok
+    judged = estimate(timing.blocks)
+    step_ms = 1e3 * judged.step_s
+    phases, classes = phases_ms(timing.trace, step_ms)
+    return {
+        "contended": judged.contended,
+        "step_ms": step_ms,
+        "limit_ms": 1e3 * judged.limit_s,
+        "ratio": judged.ratio,
+        "ratio_low": judged.ratio_low,
+        "ratio_high": judged.ratio_high,
+        "cheap_ms": min(classes),
+        "peak_ms": max(classes),
+        "first_step_ms": 1e3 * timing.first_step_s,
+        "period": sum(len(entry.positions) for entry in timing.trace),
+        "composed": timing.composed,
+        "blocks": len(timing.blocks.step_s),
+        "stopped_by": timing.stopped_by,
+        "launch_bound": launch_bound(timing, judged.step_s),
+        "flops": counts.flops,
+        "limit_flops": counts.limit_flops,
+        "operations": counts.operations,
+        "synchronisations": counts.synchronisations,
+        "uncounted": ", ".join(counts.uncounted) or None,
+        "gflop_per_s": counts.flops / judged.step_s * 1e-9,
+        "peak_mib": memory.peak_mib,
+        "energy_j": timing.gpu.energy_j if timing.gpu else None,
+        "phases_ms": phases,
+        "profile": msgspec.to_builtins(timing.profile),
+        "log_det": direction.log_det if direction else None,
+        "cosine": direction.cosine if direction else None,
+    }
+
+
+def launch_bound(timing: Timing, step_s: float) -> bool:
+    """Whether the device waits for its host during too much of a step; no kernel seen counts as all of it."""
+    return timing.gpu is not None and 1 - (timing.gpu.busy_s or 0.0) / step_s > LAUNCH_BOUND
+
+
+FIGURES = {
+    **dict.fromkeys(("step_ms", "limit_ms", "ratio", "ratio_low", "ratio_high", "cheap_ms", "peak_ms"), "float"),
+    **dict.fromkeys(("first_step_ms", "period", "blocks", "gflop_per_s", "peak_mib", "energy_j", "cosine"), "float"),
+    **dict.fromkeys(("flops", "limit_flops", "operations", "synchronisations"), "float"),
+    **dict.fromkeys(("contended", "composed", "launch_bound"), "boolean"),
+    **dict.fromkeys(("stopped_by", "uncounted", "phases_ms", "profile", "log_det"), "object"),
+}
+
+
+def phases_ms(trace: list[StepClass], step_ms: float) -> tuple[dict[str, float], list[float]]:
+    """Milliseconds of each phase, amortised over the period, and of a whole step of each class.
+
+    Scaled to what the blocks took: the trace is of other steps, each of which stops the clock.
+    """
+    total: dict[str, float] = {}
+    for entry in trace:
+        for phase, seconds in entry.phases_s.items():
+            total[phase] = total.get(phase, 0.0) + seconds * entry.share
+    scale = step_ms / sum(total.values())
+    phases = {phase: scale * seconds for phase, seconds in total.items()}
+    shown = {phase: ms for phase, ms in phases.items() if phase != UNMARKED or ms > 0.01 * step_ms}
+    return shown, [scale * sum(entry.phases_s.values()) for entry in trace]

@@ -1,0 +1,153 @@
+"""The regression gate: is a step slower than at a base? ``stepscale regress [BASE]``, or ``make regress BASE=…``.
+
+Runs head's ``tests/benchmarks`` against both versions of the package, in turns. Exit status: 0 fine or undecided, 1
+regressed, 2 error, 3 nothing was measured.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from stepscale.bench import interrupt
+from stepscale.bench.errors import SessionError
+from stepscale.bench.machine.cores import ALLOCATOR
+from stepscale.bench.regression import builds, summary, verdicts
+from stepscale.bench.regression.builds import Arm
+from stepscale.bench.regression.sessions import Session, Watch, conduct
+
+ERROR = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compare, and where to say it."""
+
+    base: str | None = None  # a git ref; None for where the checkout left main
+    optimizers: tuple[str, ...] = ()  # only these
+    dims: tuple[str, ...] = ()  # instead of each optimizer's two
+    threads: int = 1  # of each session
+    out: Path = Path("results/local/regress")
+
+
+class Measured(NamedTuple):
+    """What the sessions of one comparison told."""
+
+    rounds: pd.DataFrame  # what verdicts.compare takes
+    failed: dict[str, dict[str, str]]  # session -> test -> reason
+    code: dict[str, str]  # session -> hash of the package it imported
+    waited_s: float  # for other processes to leave the machine
+    interrupted: bool
+
+
+def run(options: Options) -> tuple[str, int]:
+    """Build both versions, measure, judge, write; return the summary and the exit status.
+
+    Raises:
+        BuildError: a version cannot be had or built.
+        SessionError: a session died or hangs, or both versions are the same files.
+        ValueError: one of several optimizers is known to neither version.
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="stepscale-regress-") as folder:
+        print("building both versions", flush=True)
+        base = builds.build(options.base or builds.merge_base(), Path(folder, "base"))
+        head = builds.build(None, Path(folder, "head"))
+        known = base.optimizers() | head.optimizers()
+        unknown = sorted({*options.optimizers} - known)
+        if unknown and {*options.optimizers} & known:
+            raise ValueError(f"no optimizer {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        measured = NOTHING if unknown else measure(base, head, options, summary.progress())
+    table = verdicts.compare(measured.rounds)
+    for test in {test for tests in measured.failed.values() for test in tests}:
+        table.loc[table["optimizer"] + "-" + table["dim"].astype(str) == test, "verdict"] = "failed"
+    facts = {
+        "base": base.label, "head": head.label, "status": exit_status(table, measured),
+        "seconds": round(time.perf_counter() - began), "threads": options.threads, "waited_s": measured.waited_s,
+        "failed": measured.failed, "code": measured.code, "optimizers": sorted(known),
+        "interrupted": measured.interrupted,
+    }  # fmt: skip
+    text = summary.report(table, facts)
+    summary.save(options.out, table, facts, text, measured.rounds)
+    return text, exit_status(table, measured)
+
+
+def exit_status(table: pd.DataFrame, measured: Measured) -> int:
+    """Return the verdict's status, or that of what kept it from being reached."""
+    if measured.interrupted:
+        return interrupt.STATUS
+    if any(name in measured.failed for name in verdicts.HEAD):
+        return ERROR
+    return verdicts.exit_status(table)
+
+
+def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], None]) -> Measured:
+    """Run head's benchmarks twice against each version, in turns.
+
+    Raises:
+        SessionError: a session died or hangs, or both versions are the same files.
+    """
+    words = [f"--optimizers={','.join(options.optimizers)}", f"--dims={','.join(options.dims)}"]
+    threads = {f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if options.threads > 1 else {}  # or idle threads spin into others' turns
+    with ExitStack() as stack:
+        sessions = []
+        for arm, names in ((base, verdicts.BASE), (head, verdicts.HEAD)):
+            for name in names:
+                variables = threads | waiting | ALLOCATOR
+                session = Session(name, arm.package, head.source, [*words, *arm.options], variables)
+                stack.callback(session.end)
+                sessions.append(session)
+        idle = max(0, (os.cpu_count() or 1) // 2 - options.threads)  # two of them may share a real core
+        watch, interrupted = Watch(sessions, idle), False
+        try:
+            conduct(sessions, options.threads, watch, tell)
+        except KeyboardInterrupt:
+            interrupted = True
+        require_own_files(sessions, base, head)
+        rounds = rows_of(sessions, watch, whole_only=interrupted)
+        failed = {session.name: session.failed for session in sessions if session.failed}
+        code = {session.name: session.code for session in sessions}
+        return Measured(pd.DataFrame(rounds), failed, code, watch.waited_s, interrupted)
+
+
+NOTHING = Measured(pd.DataFrame(), {}, {}, 0.0, False)
+
+
+def require_own_files(sessions: list[Session], base: Arm, head: Arm) -> None:
+    """See that each session imported its own version's files.
+
+    Raises:
+        SessionError: one did not, so that what is compared is not what was asked for.
+    """
+    own = dict.fromkeys(verdicts.BASE, base.package) | dict.fromkeys(verdicts.HEAD, head.package)
+    if base.package.resolve() == head.package.resolve():
+        raise SessionError(f"base and head are the same files, those in {base.package}")
+    for session in sessions:
+        for file in session.files:
+            if not Path(file).resolve().is_relative_to(own[session.name].resolve()):
+                raise SessionError(f"session {session.name} imported {file}, not the files of {own[session.name]}")
+
+
+def rows_of(sessions: list[Session], watch: Watch, *, whole_only: bool) -> list[dict[str, Any]]:
+    """Return one row for each round of each session; ``whole_only``: of the tests that every session has finished."""
+    rows = []
+    whole = set.intersection(*(set(session.found) for session in sessions))
+    for session in sessions:
+        for test, info in session.found.items():
+            if whole_only and test not in whole:
+                continue
+            common = {name: info[name] for name in ("optimizer", "dim", "limit_s")} | {"session": session.name}
+            for round_, step_s in enumerate(info["step_s"], info["first_round"]):
+                rows.append(
+                    common | {"round": round_, "step_s": step_s, "contended": (test, round_) in watch.contended}
+                )
+    return rows

@@ -1,0 +1,183 @@
+"""The regression gate's own quality: how often it cries wolf, and how small a slow-down it finds.
+
+``python -m stepscale.bench.gate_check`` compares the checkout with itself, as it is (A/A) and with its benchmarks told
+to slow every step down (``--slow``), on a quiet machine and beside a neighbour that loads one core now and then. Every
+comparison goes through the code of ``stepscale regress``. It takes about 70 minutes on 2 cores, goes on where it was
+stopped, and exits with 1 where the gate misses what is asked of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import pandas as pd
+
+from stepscale.bench.errors import BuildError, SessionError
+from stepscale.bench.machine import description
+from stepscale.bench.regression import builds, gate, verdicts
+from stepscale.bench.regression.builds import Arm
+
+OUT = Path("results/gate")
+RUNS = {0: 7, 5: 3, 10: 3, 20: 3}  # of 16 benchmarks each, by the size of the slow-down in per cent
+REQUIRED = {5: 50, 10: 95, 20: 100}  # per cent found
+ALLOWED = {False: 1, True: 0}  # per cent of A/A regressed, on a quiet machine and with a neighbour
+PLACES = ("direction", "update")
+MISSED = "**missed**"
+NEIGHBOUR = """
+import os, random, time
+parent = os.getppid()
+while os.getppid() == parent:
+    until = time.perf_counter() + random.uniform(1, 3)
+    while time.perf_counter() < until:
+        pass
+    time.sleep(random.uniform(6, 14))
+"""
+
+
+class Case(NamedTuple):
+    """One comparison of all benchmarks."""
+
+    neighbour: bool
+    percent: int  # 0: the same code
+    place: str
+    run: int
+
+
+def cases() -> list[Case]:
+    """Return all comparisons, those on a quiet machine first, every kind early."""
+    kinds = [(0, "")] + [(percent, place) for percent in REQUIRED for place in PLACES]
+    runs = [(run, percent, place) for percent, place in kinds for run in range(RUNS[percent])]
+    return [Case(neighbour, percent, place, run) for neighbour in (False, True) for run, percent, place in sorted(runs)]
+
+
+def main() -> None:
+    """Run what is left of the comparisons, and write the table."""
+    parser = argparse.ArgumentParser(prog="stepscale.bench.regression.self_check", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the results (default {OUT})")
+    parser.add_argument("--report", action="store_true", help="write the table of what is there, and measure nothing")
+    arguments = parser.parse_args()
+    try:
+        if not arguments.report:
+            check(arguments.out)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+    except (BuildError, SessionError) as error:
+        print(f"{error}\nthe same command goes on from here", file=sys.stderr)
+    try:
+        text = page(arguments.out)
+    except FileNotFoundError as error:
+        sys.exit(f"no comparison has been made yet: {error}")
+    (arguments.out / "README.md").write_text(text)
+    print(text)
+    if MISSED in text:
+        sys.exit(1)
+
+
+def page(out: Path) -> str:
+    """Return the gate's quality as a page of Markdown, from the comparisons in a folder."""
+    comparisons = pd.read_csv(out / "comparisons.csv", keep_default_na=False)
+    where = json.loads((out / "environment.json").read_text())
+    same = int(((comparisons["percent"] == 0) & ~comparisons["neighbour"].astype(bool)).sum())
+    machine = f"{where['cpu']}, {where['cores']} cores, torch {where['torch']}, Python {where['python']}"
+    lines = [
+        "# How far the regression gate can be trusted",
+        "Each comparison is one benchmark in one run of `stepscale regress`, its default set, as in `comparisons.csv`. "
+        f"{machine}, commit {comparisons['commit'].iloc[0]}; `{where['command']}`. Verdicts are drawn anew "
+        "from what was measured, by the rule of the code that wrote this page.",
+        summary(comparisons),
+        "A slow-down waits, busy, for that share of the step's own time. The neighbour is a "
+        "process that loads one core for 1 to 3 s, then rests for 6 to 14 s. Rounds that fall into its time are set "
+        "aside, and none are taken until it rests (for at most a minute a run). Comparisons of one run share its noise "
+        f"floor: no alarm in {same} comparisons bounds the rate below {100 * (1 - 0.05 ** (1 / same)):.1f} % "
+        "(one-sided, 95 %), were they independent.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def check(out: Path) -> None:
+    """Make the comparisons that are not there yet; each is written when it is done."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, commit = out / "comparisons.csv", builds.describe(None)
+    done = set()
+    if path.exists():
+        there = pd.read_csv(path, keep_default_na=False)
+        if set(there["commit"]) != {commit}:
+            sys.exit(
+                f"{path} is of {', '.join(sorted(set(there['commit'])))}, this is {commit}; remove it, or give --out"
+            )
+        done = {Case(*row) for row in there[["neighbour", "percent", "place", "run"]].itertuples(index=False)}
+    where = description.both("cpu") | {"threads": 1, "command": "make gate-check"}
+    (out / "environment.json").write_text(json.dumps(where, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(prefix="stepscale-gate-check-") as folder:
+        # built twice, for the gate refuses two versions that are the same files
+        base, head = (builds.build(None, Path(folder, name)) for name in ("base", "head"))
+        for number, case in enumerate(cases(), 1):
+            if case in done:
+                continue
+            table = compare(base, slowed(head, case), case)
+            table.assign(commit=commit, **case._asdict()).to_csv(path, mode="a", header=not path.exists(), index=False)
+            verdicts = ", ".join(f"{n} {v}" for v, n in table["verdict"].value_counts().items())
+            print(f"[{number}/{len(cases())}] {case}: {verdicts}", flush=True)
+
+
+def compare(base: Arm, head: Arm, case: Case) -> pd.DataFrame:
+    """Compare once, beside a neighbour where the case has one."""
+    with neighbour() if case.neighbour else nullcontext():
+        measured = gate.measure(base, head, gate.Options(), lambda done, of: None)
+    if measured.interrupted:
+        raise KeyboardInterrupt
+    return verdicts.compare(measured.rounds).assign(waited_s=measured.waited_s)
+
+
+def slowed(head: Arm, case: Case) -> Arm:
+    """Return a version whose benchmarks put the case's slow-down around every step."""
+    if not case.percent:
+        return head
+    slow = f"{case.place}={case.percent / 100}"
+    return head._replace(label=f"{head.label} slowed by {slow}", options=(f"--slow={slow}",))
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """Have a process load one core for about a sixth of the time."""
+    process = subprocess.Popen([sys.executable, "-c", NEIGHBOUR])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def summary(comparisons: pd.DataFrame) -> str:
+    """Return a table in Markdown: one row a kind of comparison, verdicts from what was measured."""
+    rows = []
+    for key, part in verdicts.judge(comparisons).groupby(["neighbour", "percent", "place"]):
+        neighbour, percent, place = cast(tuple[bool, int, str], key)
+        found = 100 * (part["verdict"] == "regressed").mean()
+        fine = found >= REQUIRED[percent] if percent else found <= ALLOWED[neighbour]
+        runs = part.groupby("run").agg(contended=("contended", "sum"), waited_s=("waited_s", "first"))
+        rows.append(
+            {
+                "machine": "with a neighbour" if neighbour else "quiet",
+                "slow-down": f"{percent} % in the {place}" if percent else "none (A/A)",
+                "comparisons": len(part),
+                **{v: int((part["verdict"] == v).sum()) for v in ("regressed", "improved", "unchanged", "undecided")},
+                "regressed, %": f"{found:.1f}" if fine else f"{found:.1f} {MISSED}",
+                "asked for": f"≥ {REQUIRED[percent]}" if percent else f"≤ {ALLOWED[neighbour]}".replace("≤ 0", "0"),
+                "rounds set aside": f"{runs['contended'].mean():.0f} a run",
+                "waited": f"{runs['waited_s'].mean():.0f} s a run",
+            }
+        )
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What the regression gate says: progress, the verdict in words, one table; for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stepscale.bench.machine import description
+from stepscale.bench.machine.device import choose_device
+
+FORMATS = {"base_ms": "{:.3f}", "head_ms": "{:.3f}", "ratio": "{:.3f}", "low": "{:.3f}", "high": "{:.3f}"}
+SHOWN = ["optimizer", "dim", *FORMATS, "resolution", "rounds", "verdict"]
+NAMED = ("regressed", "improved", "undecided", "failed", "new", "gone")
+OUTPUTS = ("regress.json", "regress.md", "rounds.csv")
+EXPLAINED = (
+    "ratio: head / base, with its 99 % interval over rounds (low, high); resolution: the smallest difference that "
+    "would have been called one."
+)
+
+
+def report(table: pd.DataFrame, facts: dict[str, Any]) -> str:
+    """Return the verdict in words and the table, as Markdown."""
+    lines = [f"### Steps of {facts['head']} against {facts['base']}", "", headline(table, facts), ""]
+    if len(table):
+        lines += [pretty(table).to_markdown(index=False, disable_numparse=True), "", EXPLAINED]
+    if table["ratio"].notna().any():
+        lines[-1] += f" The same code, started twice, came out up to {100 * table['floor'].iloc[0]:.1f} % apart."
+    for session, tests in facts["failed"].items():
+        lines += ["", *(f"- {session}: {test} failed: {reason}" for test, reason in tests.items())]
+    return "\n".join(lines)
+
+
+def pretty(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns for people, as text."""
+    shown = {name: [pattern.format(x) if x == x else "–" for x in table[name]] for name, pattern in FORMATS.items()}
+    shown["resolution"] = [f"{100 * x:.1f} %" if x == x else "–" for x in table["resolution"]]
+    return table.assign(**shown)[SHOWN]
+
+
+def headline(table: pd.DataFrame, facts: dict[str, Any]) -> str:
+    """Say the whole verdict in a few sentences."""
+    if not len(table):
+        return f"Nothing was measured. Optimizers there are: {', '.join(facts['optimizers'])}."
+    names = {v: [f"{o}-{d}" for o, d in part[["optimizer", "dim"]].to_numpy()] for v, part in table.groupby("verdict")}
+    said = [] if table["ratio"].notna().any() else ["Nothing could be compared."]
+    said += [f"{len(names[v])} {v}: {', '.join(names[v])}." for v in NAMED if v in names]
+    said += [f"{len(names['unchanged'])} unchanged."] if "unchanged" in names else []
+    if len(set(facts["code"].values())) == 1:
+        said.append("Both versions hold the same code.")
+    set_aside = int(table["contended"].sum())
+    if set_aside or facts["waited_s"]:
+        said.append(
+            f"Other processes used the machine: {facts['waited_s']:.0f} s were spent waiting for them, "
+            f"{set_aside} rounds were set aside."
+        )
+    if facts["interrupted"]:
+        said.append("Interrupted: benchmarks not listed were not run.")
+    return " ".join(said)
+
+
+def clear(out: Path) -> None:
+    """Remove an earlier comparison, which would else pass for this one."""
+    for name in OUTPUTS:
+        (out / name).unlink(missing_ok=True)
+
+
+def save(out: Path, table: pd.DataFrame, facts: dict[str, Any], summary: str, rounds: pd.DataFrame) -> None:
+    """Write the comparison as JSON, Markdown, and its rounds as CSV."""
+    out.mkdir(parents=True, exist_ok=True)
+    where = description.both(choose_device("auto"))
+    rows = json.loads(table.to_json(orient="records"))
+    (out / "regress.json").write_text(json.dumps(facts | {"rows": rows, "environment": where}, indent=1) + "\n")
+    (out / "regress.md").write_text(summary + "\n")
+    rounds.to_csv(out / "rounds.csv", index=False)
+
+
+def save_error(out: Path, reason: str, status: int) -> None:
+    """Write why there is no verdict, if that can be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "regress.json").write_text(json.dumps({"status": status, "reason": reason}, indent=1) + "\n")
+        (out / "regress.md").write_text(f"### Steps could not be compared\n\n```\n{reason}\n```\n")
+    except OSError as error:
+        print(error, file=sys.stderr)
+
+
+def progress() -> Callable[[int, int], None]:
+    """Return what shows how far a comparison is, with the time left, where somebody watches."""
+    began, shown = time.perf_counter(), [-1]
+
+    def tell(done: int, of: int) -> None:
+        if done != shown[0] and sys.stderr.isatty():
+            left = f", {(time.perf_counter() - began) / done * (of - done):.0f} s left" if done else ""
+            sys.stderr.write(f"\r\033[K{done}/{of} benchmarks{left}" if done < of else "\r\033[K")
+            sys.stderr.flush()
+        shown[0] = done
+
+    return tell

@@ -1,0 +1,161 @@
+"""A run's training records -> the report's section on what a step buys. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stepscale.bench.analysis import learning_curves
+from stepscale.bench.report import style, training_figures
+from stepscale.bench.report.page import Section, varying
+from stepscale.bench.report.style import Drawn
+
+
+def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Path, where: str) -> Section:
+    """Say what training runs and the points of their curves tell; ``pictures`` is the folder of what they look like."""
+    final = runs[~runs["trial"]]
+    if not len(final):
+        trials = {"Trials": trials_table(runs)}
+        return Section("What a step buys", [learning_curves.budget(runs)], [], trials, {}, "no final run yet")
+    results, reached = learning_curves.results(runs), learning_curves.reached(runs, points)
+    joined = (
+        learning_curves.to_target(runs, reached)
+        if len(reached)
+        else pd.DataFrame(columns=[*learning_curves.WORKLOAD, "target"])
+    )
+    profiles = learning_curves.profiles(joined) if len(reached) else pd.DataFrame()
+    shown = varying(results.dropna(axis=1, how="all"), final)
+    drawn = figures(final, points, learning_curves.targets(runs, points), pictures, where)
+    if len(profiles):
+        look = style.styles(final["optimizer"])
+        drawn.append(Drawn(training_figures.profile_figure(profiles, look, len(learning_curves.targets(runs, points)))))
+    return Section(
+        title="What a step buys",
+        findings=findings(runs, joined, results),
+        figures=drawn,
+        tables={"Held-out likelihood": shown, "Time to target": varying(joined, final)} | more_tables(runs, results),
+        files={"curves.csv": points, "training.csv": results, "targets.csv": joined},
+        overview=shown.to_markdown(index=False, tablefmt="simple", floatfmt=".4g", missingval=""),
+    )
+
+
+def more_tables(runs: pd.DataFrame, results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Tables that only some runs have: of several data, of trials, of what did not end."""
+    titled, final = {}, runs[~runs["trial"]]
+    if final["data"].nunique() > 1:
+        titled["Held-out nats by data"] = by_data(results, final)
+    if len(trials := trials_table(runs)):
+        titled["Trials"] = trials
+    failed = final[final["status"] != "ok"]
+    if len(failed):
+        titled["Runs that did not end"] = failed[["optimizer", "data", "dim", "seed", "status", "reason"]]
+    return titled
+
+
+def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) -> list[str]:
+    """Say how soon each optimizer is where the honest baseline ends, which is best, and what went wrong."""
+    found = []
+    for key, part in joined.groupby(learning_curves.WORKLOAD, sort=False) if len(joined) else ():
+        place = _place(dict(zip(learning_curves.WORKLOAD, key, strict=True)), results)
+        own = part[part["target"] == learning_curves.BASELINE].sort_values("seconds")
+        honest = own[own["of_baseline"] == 1]
+        for row in own.to_dict("records") if len(honest) else ():
+            if row["optimizer"] != honest["optimizer"].iloc[0]:
+                found.append(_overtaking(row, honest["optimizer"].iloc[0], float(honest["seconds"].iloc[0]), place))
+    for key, part in results.dropna(subset=["held_out_nats"]).groupby(learning_curves.WORKLOAD, sort=False):
+        best = part.sort_values("held_out_nats").iloc[-1]
+        place = _place(dict(zip(learning_curves.WORKLOAD, key, strict=True)), results)
+        bits = f", {best['held_out_bits']:.3f} bits per dim" if np.isfinite(best["held_out_bits"]) else ""
+        found.append(
+            f"Best at the end{place}: `{best['optimizer']}`, {best['held_out_nats']:.2f} nats"
+            f" [{best['low']:.2f}, {best['high']:.2f}]{bits}."
+        )
+        if part["amari"].notna().any():
+            closest = part.sort_values("amari").iloc[0]
+            found.append(
+                f"Sources told apart best{place}: `{closest['optimizer']}`, median Amari distance"
+                f" {closest['amari']:.4f}, FastICA's on the same rows {closest['fast_ica_amari']:.4f}."
+            )
+    found.append(learning_curves.budget(runs))
+    final = runs[~runs["trial"]]
+    for status, part in final[final["status"] != "ok"].groupby("status"):
+        found.append(f"{len(part)} of {len(final)} final runs: {status}.")
+    if contended := int(final["contended"].sum()):
+        found.append(f"{contended} of {len(final)} final runs shared the machine with others: mind their seconds.")
+    return found
+
+
+def _overtaking(row: dict[Any, Any], honest: str, honest_s: float, place: str) -> str:
+    name = f"`{row['optimizer']}`"
+    if not np.isfinite(row["seconds"]):
+        return f"{name} does not reach the end of `{honest}` ({row['nats']:.2f} nats){place}."
+    return (
+        f"{name} is where `{honest}` ends ({row['nats']:.2f} nats) in **{row['of_baseline']:.3g}** of its time{place}:"
+        f" {row['seconds']:.3g} s and {row['steps']:.4g} steps, against {honest_s:.3g} s."
+    )
+
+
+def _place(workload: dict[str, Any], table: pd.DataFrame) -> str:
+    """Name what varies between the workloads of a run."""
+    names = [name for name in learning_curves.WORKLOAD if table[name].nunique() > 1]
+    return "".join(f", {name} {workload[name]}" for name in names) if names else f" at dim {workload['dim']}"
+
+
+def by_data(results: pd.DataFrame, final: pd.DataFrame) -> pd.DataFrame:
+    """Median held-out nats, a column for each choice of data: centred or not, say."""
+    index = [*(name for name in learning_curves.WORKLOAD if name != "data" and final[name].nunique() > 1), "optimizer"]
+    return results.pivot_table(index=index, columns="data", values="held_out_nats", sort=False).reset_index()
+
+
+def trials_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """What each trial of tuning came to on the validation split."""
+    trials = runs[runs["trial"]]
+    settings = trials["tuned"].map(lambda tuned: ", ".join(f"{key} {value:.3g}" for key, value in tuned.items()))
+    shown = trials.assign(settings=settings)[
+        ["data", "dim", "optimizer", "settings", "status", "validation_nats", "steps"]
+    ]
+    return shown.sort_values(["data", "dim", "optimizer"])
+
+
+def figures(
+    final: pd.DataFrame, points: pd.DataFrame, targets: pd.DataFrame, pictures: Path, where: str
+) -> list[Drawn]:
+    """Draw each workload: its curves, ``training…``, and what was learned, ``pictures…``, named by what varies."""
+    look, drawn = style.styles(final["optimizer"]), []
+    varied = [axis for axis in learning_curves.WORKLOAD if final[axis].nunique() > 1]
+    for key, part in final.groupby(learning_curves.WORKLOAD):
+        facts = dict(zip(learning_curves.WORKLOAD, key, strict=True))
+        title = (
+            "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts) + f"\n{where}"
+        )
+        own = points[points["identity"].isin(part["identity"])]
+        if not len(own):
+            continue
+        aims = targets[(targets[learning_curves.WORKLOAD] == list(key)).all(axis=1)]
+        suffix = "".join(_suffix(axis, facts[axis]) for axis in varied)
+        drawn.append(Drawn(training_figures.curves_figure(own, aims, look, title), f"training{suffix}"))
+        seen = training_figures.pictures_figure(_pictures(pictures, part), title)
+        if seen is not None:
+            drawn.append(Drawn(seen, f"pictures{suffix}"))
+    return drawn
+
+
+def _suffix(axis: str, value: object) -> str:
+    """Name a file by a fact: ``-dim64``, ``-photos-centre-False``."""
+    words = re.sub(r"[^A-Za-z0-9_.]+", "-", str(value)).strip("-")
+    return f"-{axis}{words}" if isinstance(value, int) else f"-{words}"
+
+
+def _pictures(folder: Path, part: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Load what the first seed of each optimizer left."""
+    found = {}
+    for name, own in part[part["status"] == "ok"].groupby("optimizer"):
+        path = folder / f"{own.sort_values('seed')['identity'].iloc[0]}.npz"
+        if path.exists():
+            with np.load(path) as arrays:
+                found[str(name)] = dict(arrays)
+    return found

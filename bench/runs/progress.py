@@ -1,0 +1,81 @@
+"""What a run tells while it goes on: a line a cell, and a cell's details."""
+
+from __future__ import annotations
+
+from stepscale.bench.records.headline import Estimate, estimate
+from stepscale.bench.records.schema import Operation, Record, Status, Timing, Trained
+from stepscale.bench.records.tables import phases_ms
+
+SHOWN = 7  # operations of a profile
+
+
+def _outcome(record: Record) -> str:
+    """Say in a few words what became of a cell."""
+    if record.status is not Status.OK:
+        return f"{record.status}: {record.reason}"
+    if record.training is not None:
+        return _trained(record.training)
+    assert record.timing is not None
+    found = estimate(record.timing.blocks)
+    flag = " contended" if found.contended else ""
+    spread = 50 * (found.ratio_high - found.ratio_low) / found.ratio
+    return f"{1e3 * found.step_s:>9.3f} ms {found.ratio:>7.2f} x limit ±{spread:.1f} %{flag}"
+
+
+def _trained(training: Trained) -> str:
+    """Say what a training run came to."""
+    final = training.final
+    assert final is not None
+    held_out = "" if final.held_out_nats is None else f"held out {final.held_out_nats:.2f} nats, "
+    flag = " contended" if training.contended else ""
+    spent = f"{training.steps} steps in {training.seconds:.1f} s"
+    return f"{held_out}validation {final.validation_nats:.2f}; {spent}{flag}"
+
+
+def details(record: Record) -> str:
+    """Say in a few lines what was measured of one cell."""
+    cell = record.cell
+    if record.status is not Status.OK:
+        return f"{record.status}: {record.reason}"
+    if record.training is not None:
+        ended = f"{_trained(record.training)}, by {record.training.stopped_by}"
+        return "\n".join([f"{cell.optimizer}, dim {cell.dim}, batch {cell.batch}: {ended}", *_notes(record)])
+    assert record.timing is not None
+    title = f"{cell.optimizer}, dim {cell.dim}, batch {cell.batch}, {cell.dtype} on {cell.device}"
+    return "\n".join([title, *_times(record, record.timing, estimate(record.timing.blocks)), *_notes(record)])
+
+
+def _times(record: Record, timing: Timing, found: Estimate) -> list[str]:
+    step_ms, counts, memory = 1e3 * found.step_s, record.counts, record.memory
+    phases, classes = phases_ms(timing.trace, step_ms)
+    period = sum(len(entry.positions) for entry in timing.trace)
+    lines = [
+        f"step    {step_ms:.4g} ms, {found.ratio:.3f} x limit [{found.ratio_low:.3f}, {found.ratio_high:.3f}]",
+        f"period  {period} steps: {min(classes):.4g} ms the cheapest, {max(classes):.4g} ms the dearest",
+        "phases  " + ", ".join(f"{name} {ms:.4g} ms" for name, ms in phases.items()),
+    ]
+    if counts:
+        rate = 1e-9 * counts.flops / found.step_s
+        lines.append(f"counts  {counts.flops:.4g} FLOP, {counts.operations:g} operations, {rate:.4g} GFLOP/s")
+    if timing.profile:
+        lines.append(_dearest(timing.profile))
+    if memory and memory.peak_mib is not None:
+        lines.append(f"memory  {memory.peak_mib:.4g} MiB at the peak")
+    return lines
+
+
+def _notes(record: Record) -> list[str]:
+    """Say what is not there, though nothing else was lost by it."""
+    return [f"without {what}: {reason}" for what, reason in record.notes.items()]
+
+
+def _dearest(profile: list[Operation]) -> str:
+    """Say which operations take most of the device's time, or of the host's where that is the device."""
+    where = "host" if profile[0].device_share is None else "device"
+    shares = {entry.operation: _share(entry, where) for entry in profile}
+    first = sorted(shares.items(), key=lambda item: -item[1])[:SHOWN]
+    return f"{where:<8}" + ", ".join(f"{operation} {100 * share:.0f} %" for operation, share in first)
+
+
+def _share(entry: Operation, where: str) -> float:
+    return entry.host_share if where == "host" else entry.device_share or 0.0

@@ -1,0 +1,41 @@
+"""Copy a finished run into ``results/``, to be committed: ``stepscale publish RUN NAME``."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from stepscale.bench.errors import UsageError
+from stepscale.bench.records import store
+
+RESULTS = Path("results")
+
+
+def publish(run: Path, name: str) -> Path:
+    """Copy a run's folder, records and report together, to ``results/NAME``.
+
+    Raises:
+        UsageError: no usable name, the run is unfinished, a record is damaged, or the name is taken.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name) or name == "local":
+        raise UsageError(f"NAME must be of letters, digits, '.', '_' and '-', and not local; got {name!r}")
+    target = RESULTS / name
+    if target.exists():
+        raise UsageError(f"{target} is there already; choose another NAME, or remove it first")
+    try:
+        plan = json.loads((run / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{run} holds no sweep's run ({error})") from error
+    there, complaints = store.read_all(run)
+    if complaints or len(there) < plan["cells"] or not plan["finished"]:
+        missing = f"{len(there)} of its {plan['cells']} cells are whole"
+        raise UsageError(
+            f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
+        )
+    shutil.copytree(run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints"))
+    here = f"{Path.cwd()}/"
+    for path in target.rglob("*.json"):  # commands name the folder they were given in: nobody's business
+        path.write_text(path.read_text().replace(here, ""))
+    return target

@@ -1,0 +1,169 @@
+"""Training of one cell: how far its steps get, by number and by seconds of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from stepscale.bench.data.dataset import Dataset
+from stepscale.bench.machine.clock import Clock
+from stepscale.bench.records.schema import Curve, Final
+from stepscale.bench.training.batches import Stream
+from stepscale.bench.training.evaluation import mean_log_likelihood
+from stepscale.models import each
+from stepscale.optimizers import Step, Tracked
+
+GROWTH, LONGEST = 1.2, 2_000  # evaluations: each this factor of steps after the last, and no more steps apart
+CHUNK, CHUNK_S = 64, 0.1  # steps run between two looks at the clock, and for how long
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to train and what to keep; the files in ``conf/training/``."""
+
+    max_steps: int | None
+    time_limit_s: float | None  # of steps: loading and evaluating do not count
+    rows: int | None  # to train on; None for as many as the data think right
+    evaluation_rows: int  # of each split, for a point of the curve; the final figures use all
+    patience: int | None  # evaluations without a better validation likelihood that end it
+    checkpoint_s: float
+    pictures: int  # samples and filters kept, where rows are images
+    trial: bool  # of tuning: held-out rows are not looked at
+
+    def __post_init__(self) -> None:
+        if self.max_steps is self.time_limit_s is self.patience is None:
+            raise ValueError("training.max_steps, time_limit_s and patience are all null: training would never end")
+        for name in ("max_steps", "time_limit_s", "rows", "evaluation_rows", "patience", "checkpoint_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"training.{name} must be positive, got {value}")
+
+
+class Training:
+    """A model, its step, and how far they are. All of it can be saved, and taken up again to the same end."""
+
+    def __init__(self, model: nn.Module, step: Step, data: Dataset, stream: Stream, settings: Settings) -> None:
+        self.model, self.step, self.data, self.stream, self.settings = model, step, data, stream, settings
+        self.position, self.seconds = 0, 0.0
+        self.curve = Curve()
+        self.best: dict[str, Tensor] | None = None  # parameters, kept only where patience asks for them
+
+    def run(self, clock: Clock, look: Callable[[], None]) -> str:
+        """Train until the budget ends, and say what ended it; ``look`` is called every now and then, between steps.
+
+        Raises:
+            FloatingPointError: a parameter or a likelihood is not finite; the curve ends before it.
+        """
+        if not self.curve.step:
+            self._evaluate()
+        while not (reason := self._ended()):
+            stop = next_evaluation(self.curve.step[-1])  # not of the position: a checkpoint may lie just before one
+            stop = stop if self.settings.max_steps is None else min(stop, self.settings.max_steps)
+            while self.position < stop and not self._out_of_time():
+                self._advance(stop, clock)
+                look()
+            self._evaluate()
+        return reason
+
+    def final(self) -> Final:
+        """Return the likelihoods over all rows of the splits; with patience, of the best parameters."""
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
+        validation, held_out = self._likelihoods(None)
+        return Final(validation_nats=validation, held_out_nats=held_out)
+
+    def done(self) -> float:
+        """Return how much of the budget is spent, in per cent."""
+        steps, limit_s = self.settings.max_steps, self.settings.time_limit_s
+        shares = [self.position / steps if steps else 0.0, self.seconds / limit_s if limit_s else 0.0]
+        return 100 * min(1.0, max(shares))
+
+    def state_dict(self) -> dict[str, Any]:
+        device = next(self.model.parameters()).device
+        return {
+            "model": self.model.state_dict(),
+            "step": self.step.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "progress": {"position": self.position, "seconds": self.seconds, "best": self.best},
+            "curve": msgspec.to_builtins(self.curve),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.step.load_state_dict(state["step"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        self.curve = msgspec.convert(state["curve"], Curve)
+        progress = state["progress"]
+        self.position, self.seconds, self.best = progress["position"], progress["seconds"], progress["best"]
+
+    def _advance(self, stop: int, clock: Clock) -> None:
+        """Run some steps; their batches are gathered before the clock starts."""
+        mean_s = self.seconds / self.position if self.position else CHUNK_S
+        count = min(stop - self.position, max(1, min(CHUNK, int(CHUNK_S / mean_s))))
+        batches, step = [self.stream.at(self.position + k) for k in range(count)], self.step
+        clock.synchronize()
+        began = clock.stamp()
+        for batch in batches:
+            step(batch)
+        ended = clock.stamp()
+        clock.synchronize()
+        self.seconds += clock.seconds(began, ended)
+        self.position += count
+
+    def _evaluate(self) -> None:
+        """Add a point to the curve, and anchor a step that tracks its likelihood."""
+        validation, held_out = self._likelihoods(self.settings.evaluation_rows)
+        tracked = self.step if isinstance(self.step, Tracked) else None
+        self.curve.step.append(self.position)
+        self.curve.seconds.append(self.seconds)
+        self.curve.validation_nats.append(validation)
+        self.curve.held_out_nats.append(held_out)
+        self.curve.drift_nats.append(tracked.anchor() if tracked else None)
+        self.curve.halved.append(tracked.halved if tracked else None)
+        if self.settings.patience is not None and self._stale() == 0:
+            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def _likelihoods(self, rows: int | None) -> tuple[float, float | None]:
+        """Return those of the validation and of the held-out rows, the latter None in a trial."""
+        exact = deepcopy(self.model).double()
+        validation = mean_log_likelihood(exact, each(self.data.validation, lambda part: part[:rows]))
+        held_out = None
+        if not self.settings.trial:
+            held_out = mean_log_likelihood(exact, each(self.data.held_out, lambda part: part[:rows]))
+        for value in (validation, held_out):
+            if value is not None and not math.isfinite(value):
+                raise FloatingPointError(f"the log-likelihood is {value} after step {self.position}: lower the lr")
+        return validation, held_out
+
+    def _stale(self) -> int:
+        """How many evaluations ago the best one was."""
+        values = self.curve.validation_nats
+        return len(values) - 1 - max(range(len(values)), key=values.__getitem__)
+
+    def _out_of_time(self) -> bool:
+        return self.settings.time_limit_s is not None and self.seconds >= self.settings.time_limit_s
+
+    def _ended(self) -> str | None:
+        if self.settings.max_steps is not None and self.position >= self.settings.max_steps:
+            return "max_steps"
+        if self.settings.patience is not None and self._stale() >= self.settings.patience:
+            return "patience"
+        return "time_limit_s" if self._out_of_time() else None
+
+
+def next_evaluation(position: int) -> int:
+    """Return the step at which to evaluate next: 1, 2, 3, … by a growing distance, whatever the last stop was."""
+    point = 1
+    while point <= position:
+        point = min(point + LONGEST, max(point + 1, math.ceil(point * GROWTH)))
+    return point

@@ -1,0 +1,20 @@
+"""Batches: rows, or inputs and their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Batch = Tensor | tuple[Tensor, Tensor]
+"""``[batch, dim]``, or inputs and targets."""
+
+
+def each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Change a batch, or its inputs and its targets."""
+    return change(batch) if isinstance(batch, Tensor) else (change(batch[0]), change(batch[1]))
+
+
+def rows_of(batch: Batch) -> int:
+    """How many rows a batch has."""
+    return len(batch if isinstance(batch, Tensor) else batch[0])

@@ -1,0 +1,41 @@
+"""What one affine layer saw in a forward and a backward pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class LayerIO(NamedTuple):
+    """What one affine layer ``y = a Wᵀ + b`` saw in a forward and a backward pass.
+
+    ``delta`` is the per-sample gradient at ``y`` of the loss less its log-determinants, with no 1/B, so that
+    ``deltaᵀ a / B`` is that loss's gradient with respect to ``W``.
+    """
+
+    layer: nn.Linear
+    a: Tensor  # [batch, dim_in]
+    u: Tensor  # a Wᵀ, [batch, dim_out]; y itself where there is no bias
+    y: Tensor  # [batch, dim_out]
+    delta: Tensor  # [batch, dim_out]
+    log_det: bool  # whether the loss holds −log|det W| besides
+
+
+Tangents = list[tuple[Tensor, Tensor | None]]
+"""A direction in the space of the parameters: (dW, db) of each captured layer, db None where it has no bias."""
+
+
+def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:
+    """O(B P), and O(d³) a layer with a log-determinant: each row's loss differentiated along a direction, ``[batch]``.
+
+    Its mean over the rows is the inner product of the gradient and the direction; no gradient is formed.
+    """
+    total = ios[0].y.new_zeros(len(ios[0].y))
+    for io, (dW, db) in zip(ios, tangents, strict=True):
+        rate = io.a @ dW.T if db is None else torch.addmm(db, io.a, dW.T)
+        total = total + (io.delta * rate).sum(1)
+        if io.log_det:
+            total = total - torch.linalg.solve(io.layer.weight, dW).trace()
+    return total

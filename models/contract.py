@@ -1,0 +1,132 @@
+"""What the optimizers and the harness ask of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeGuard, TypeVar
+
+from torch import Tensor
+
+from stepscale.models.batch import Batch
+from stepscale.models.captured_layer import LayerIO, Tangents
+
+
+class HasLoss(Protocol):
+    """What every model offers."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean of the negative objective over the batch, in its unit (``Objective``): a scalar."""
+        ...
+
+
+class Captures(Protocol):
+    """A model that says what its affine layers saw; for the directions that precondition a layer."""
+
+    def capture(self, batch: Batch) -> list[LayerIO]:
+        """Forward and backward pass of the determinant-free part of the loss, first layer first.
+
+        It is called under ``torch.no_grad``; one that uses autograd opens ``torch.enable_grad`` itself.
+        """
+        ...
+
+
+class CapturesSamples(Protocol):
+    """A model that is captured on its own samples; for the true Fisher matrix."""
+
+    def capture_samples(self, ios: list[LayerIO]) -> list[LayerIO]:
+        """As many samples of the model, captured; given inputs keep theirs and draw targets."""
+        ...
+
+
+class FisherRoots(Protocol):
+    """A model that multiplies directions by a root of its Fisher matrix; for the exact quadratic model."""
+
+    def fisher_roots(self, ios: list[LayerIO], directions: Sequence[Tangents]) -> list[Tensor]:
+        """X v for each direction v, ``[batch, …]``, with XᵀX / batch the true Fisher matrix at the captured inputs."""
+        ...
+
+
+class TracksLogProb(Protocol):
+    """A model whose log-likelihood follows from a captured batch; for tracking it on every step."""
+
+    def captured_log_prob(self, ios: list[LayerIO]) -> Tensor:
+        """O(L B d): log p of a captured batch less its log-determinants, ``[batch]``."""
+        ...
+
+
+class Invertible(Protocol):
+    """A model that maps inputs to noise of a known density, row by row; for the full-Jacobian direction."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As every ``torch.nn.Module``, by ``forward``."""
+        ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs to noise, ``[batch, dim]``."""
+        ...
+
+    def base_log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of the noise, ``[batch]``."""
+        ...
+
+
+class HasLogProb(Protocol):
+    """A model with a density of single rows; for pictures."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-likelihood of each row in nats, ``[batch]``."""
+        ...
+
+
+class Samples(Protocol):
+    """A model that can be drawn from; for pictures."""
+
+    def sample(self, n: int) -> Tensor:
+        """Draw ``[n, dim]`` from the model."""
+        ...
+
+
+class HasProducts(Protocol):
+    """A model that names the matrix products of the limit; for any other they are counted."""
+
+    def products(self, batch: int) -> list[tuple[int, int, int]]:
+        """Shapes (m, k, n) of the limit's matrix products ``[m, k] × [k, n]``."""
+        ...
+
+
+class Model(
+    HasLoss,
+    Captures,
+    CapturesSamples,
+    FisherRoots,
+    TracksLogProb,
+    Invertible,
+    HasLogProb,
+    Samples,
+    HasProducts,
+    Protocol,
+):
+    """All that a model may offer; only ``loss`` is needed, the rest opens more directions to it.
+
+    Implementations are ``torch.nn.Module``s. What the loss is, a model says in ``objective``, an ``Objective``. A
+    direction that needs a part the model lacks refuses with a ``TypeError`` naming that part
+    (``stepscale.optimizers.require``).
+    """
+
+
+Part = TypeVar("Part")
+
+
+def lacking(model: object, part: type) -> list[str]:
+    """Name the methods of a protocol that a model does not have.
+
+    By name and not by ``isinstance``, which would miss what a wrapper such as ``torch.compile``'s passes on, and would
+    not say which is missing.
+    """
+    names = [name for base in part.__mro__ for name in vars(base) if not name.startswith("_")]
+    return [name for name in names if not callable(getattr(model, name, None))]
+
+
+def offers(model: object, part: type[Part]) -> TypeGuard[Part]:
+    """Whether a model has every method of a protocol."""
+    return not lacking(model, part)

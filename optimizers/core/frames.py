@@ -1,0 +1,71 @@
+"""Two frames for the directions that precondition a layer: where its gradient lives, and the way back.
+
+With ȳ = [y, 1], ā = [a, 1] (without the one where the layer has no bias) and V = W⁻ᵀ, a layer's gradient is
+gᵀx̄/B − [N, 0], where
+
+* ``euclidean``: (W, b) itself, x̄ = ā and N = V;
+* ``relative``: (W, b) → ((I + E) W, (I + E) b + e), x̄ = ȳ and N = I; a direction [D_E, D_e] there is
+  [D_E W, D_E b + D_e] in the parameters. It takes a square layer.
+
+N is the log-determinant's part; a layer without one in the loss has none, and its frame is the Euclidean one.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.models import LayerIO, inverse_transpose
+from stepscale.optimizers.core.step import gradient_of
+
+
+class Frame(StrEnum):
+    """Where a layer's gradient lives."""
+
+    RELATIVE = "relative"
+    EUCLIDEAN = "euclidean"
+
+
+def require_log_dets(ios: list[LayerIO], what: str) -> None:
+    """Raise a ``TypeError`` where a layer has no log-determinant in the loss, and so no relative frame."""
+    for io in ios:
+        if not io.log_det:
+            shape = f"{io.layer.out_features}×{io.layer.in_features}"
+            raise TypeError(f"{what} needs layers with log|det W| in the loss; this model's {shape} layer has none")
+
+
+def inputs(io: LayerIO, relative: bool) -> Tensor:
+    """O(B d): x̄, ``[batch, dim (+1)]``."""
+    x = io.y if relative else io.a
+    return x if io.layer.bias is None else torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+
+
+def log_det_gradient(layer: nn.Linear) -> Tensor:
+    """O(d³): N of the Euclidean frame, W⁻ᵀ, ``[dim, dim]``."""
+    return inverse_transpose(layer.weight)
+
+
+def map_back(D: Tensor, layer: nn.Linear) -> Tensor:
+    """O(rows · d²): rows [D_E, D_e] of the relative frame, mapped to the parameters' [D_E W, D_E b + D_e]."""
+    W, b = layer.weight, layer.bias
+    if b is None:
+        return D @ W
+    D_E, D_e = D[:, :-1], D[:, -1]
+    return torch.cat([D_E @ W, torch.addmv(D_e, D_E, b).unsqueeze(1)], dim=1)
+
+
+def write(layer: nn.Linear, left: Tensor, right: Tensor, less: Tensor | None) -> None:
+    """O(B d²): leftᵀ right − less into ``.grad``; ``[batch, dim_out]``, ``[batch, dim_in (+1)]``, and their product's.
+
+    Weight and bias apart, so that neither has to be copied out of a wider matrix.
+    """
+    width = layer.in_features
+    weight = torch.mm(left.T, right[:, :width], out=gradient_of(layer.weight))
+    if less is not None:
+        weight.sub_(less[:, :width])
+    if layer.bias is not None:
+        bias = torch.mv(left.T, right[:, width], out=gradient_of(layer.bias))
+        if less is not None:
+            bias.sub_(less[:, width])

@@ -1,0 +1,54 @@
+"""FOOF, gradient descent on neurons: the input factor's inverse alone.
+
+Benzing 2022, "Gradient descent on neurons and its link to approximate second-order optimization", ICML, arXiv
+2201.12250, equation 6 and algorithm 1. A layer's outputs are to move along their own gradients; no label and no output
+factor enters, so one sweep of statistics and one inverse a layer is half of K-FAC's.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stepscale.models import LayerIO
+from stepscale.optimizers.core.frames import inputs
+from stepscale.optimizers.core.schedule import Schedule
+from stepscale.optimizers.core.solve import cholesky_inverse
+from stepscale.optimizers.kronecker.base import Kronecker, State, averaged
+
+
+class FOOF(Kronecker):
+    """∇ (A + λ I)⁻¹, A the mean of x̄ x̄ᵀ over data. A step O(L B d²), log-determinants kept exact O(L (B d² + d³)).
+
+    In the relative frame and undamped it is the relative gradient where E[u uᵀ] = I, u = a Wᵀ: that takes the input
+    covariance from the model instead of measuring it. The paper omits biases; here they are in x̄. It sums over a batch
+    where this takes means: its λ and learning rate are ours times B, and ours have no momentum before the inverse,
+    which would be of full rank: put it into the update.
+
+    Args:
+        model: offers ``capture``.
+        damping: λ; the paper's 100 at B = 100 is 1.
+        frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
+        log_det: ``"exact"``, one d³ product a layer and step, or ``"stale"``, as of the last inversion.
+        schedule: of statistics and inverses, and the running average's decay.
+
+    Raises:
+        ValueError, TypeError, FloatingPointError, torch.linalg.LinAlgError: as ``KFAC``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        damping: float = 1.0,
+        frame: str = "relative",
+        log_det: str = "exact",
+        schedule: Schedule = Schedule(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__(model, damping=damping, frame=frame, statistics="data", log_det=log_det, schedule=schedule)
+
+    def average(self, state: State, io: LayerIO, keep: float) -> None:
+        state["A"] = averaged(state.get("A"), inputs(io, self.relative), keep)
+
+    def invert(self, io: LayerIO, state: State, fresh: LayerIO | None) -> None:
+        state["A_inv"] = cholesky_inverse(state["A"], self.damping)
+        self.keep_log_det_part(io, state)

@@ -1,0 +1,181 @@
+"""Relative gradient descent as one fused step, on which the log-likelihood stays known.
+
+The relative gradient of Gresele et al. 2020 (arXiv 2006.15090) multiplies W from the left, so a step of plain gradient
+descent, W ← W − η (δᵀv/B − I) W, multiplies it by (1 + η) (I − c δᵀv), c = η / ((1 + η) B), and
+
+    Δ log|det W| = d log(1 + η) + log|det(I − c v δᵀ)|,
+
+a determinant of min(B, d) rows. It holds for plain descent alone: with momentum or Adam the factor is of full rank.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.models import Batch, Captures, LayerIO, LogDet, TracksLogProb, one_of
+from stepscale.optimizers.core.facts import Facts
+from stepscale.optimizers.core.frames import require_log_dets
+from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require, require_served
+from stepscale.optimizers.relative.relative import Bias, moved, write_bias_gradient
+
+
+class RelativeSGD:
+    """Relative gradient and plain SGD in one pass over W; O(L (B d² + B² d + B³)), with ``track`` off O(L B d²).
+
+    The same parameters as ``pair(Relative, torch.optim.SGD)``, with no gradient formed. While it tracks,
+    ``log_abs_dets`` holds each layer's log|det W| now (float64, ``[depth]``), so that
+    ``log_likelihood`` costs no determinant, and no step can make W singular: all eigenvalues of c v δᵀ lie within its
+    Frobenius norm, and a layer's η is halved until that is below ``bound``.
+
+    Args:
+        model: offers ``capture`` and ``captured_log_prob``; every layer square with a log|det W| in the loss.
+        lr: learning rate η.
+        bias: the group whose relative gradient it is, as for ``Relative``.
+        bound: share of W's regularity that a step may use up, in (0, 1]: no direction shrinks by more. At 1 W stays
+            regular, yet one batch of heavy tails may squash a direction, which takes long to grow back.
+        track: whether to guard the step and to carry the log-determinants along.
+
+    Attributes:
+        halved: how many times a layer's η has been halved.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        TypeError: the model lacks a method; or, at the first step, its capture a parameter.
+        FloatingPointError: when called, and a layer's δ or v is not finite.
+    """
+
+    facts = Facts(log_det=LogDet.EXACT)
+
+    def __init__(
+        self, model: nn.Module, lr: float, bias: str = "plain", bound: float = 0.25, track: bool = True
+    ) -> None:
+        self.model = require(model, Captures, "relative")
+        self.density = require(model, TracksLogProb, "relative") if track else None
+        self.bias = one_of("bias", Bias, bias)
+        if not lr > 0:
+            raise ValueError(f"lr must be positive, got {lr}")
+        if not 0 < bound <= 1:
+            raise ValueError(f"bound must lie in (0, 1], got {bound}")
+        self.lr, self.bound, self.track, self.halved = lr, bound, track, 0
+        self.parameters = list(model.parameters())
+        self.layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+        if track and any(layer.in_features != layer.out_features for layer in self.layers):
+            raise TypeError(f"the relative direction needs square layers, which not all of {type(model).__name__} are")
+        self.checked = False
+        self.log_abs_dets = log_abs_dets(self.layers) if track else torch.empty(0)
+        self.seen: tuple[list[LayerIO], Tensor] | None = None  # the last batch, and log|det W| as it found them
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        self.seen = None  # or two batches' activations would be in memory
+        ios = self.model.capture(batch)
+        require_log_dets(ios, "the relative gradient")
+        if not self.checked:
+            self._check([io.layer for io in ios])
+        mark("gradient")
+        rates = self._tracked_rates(ios) if self.track else [self.lr] * len(ios)
+        mark("determinants")
+        for io, lr in zip(ios, rates, strict=True):
+            descend(io, lr, self.bias)
+        mark("update")
+
+    @torch.no_grad()
+    def log_likelihood(self) -> Tensor:
+        """O(L B d): mean log-likelihood of the last batch in nats under the parameters that the step found; float64.
+
+        NaN before the first step, and where nothing is tracked.
+        """
+        if self.seen is None or self.density is None:
+            return torch.tensor(math.nan, dtype=torch.float64)
+        ios, dets = self.seen
+        return self.density.captured_log_prob(ios).mean().double() + dets.sum()
+
+    def anchor(self) -> float | None:
+        """O(L d³): compute the log-determinants anew in float64; return by how many nats they had drifted.
+
+        None where nothing is tracked.
+        In float32 W itself is rounded: below 1e-4 nats in 2,000 steps at dim 256, after which one may anchor.
+        """
+        if not self.track:
+            return None
+        tracked = self.log_abs_dets
+        self.log_abs_dets = log_abs_dets(self.layers)
+        return (tracked - self.log_abs_dets).sum().item()
+
+    def state_dict(self) -> StateDict:
+        return {"log_abs_dets": self.log_abs_dets, "halved": self.halved}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        self.log_abs_dets, self.halved, self.seen = state["log_abs_dets"], state["halved"], None
+
+    def _check(self, captured: list[nn.Linear]) -> None:
+        """See that every parameter, and every determinant that is carried along, is of a captured layer."""
+        served = {id(parameter) for layer in captured for parameter in layer.parameters()}
+        require_served("the relative gradient", (p for p in self.parameters if id(p) not in served))
+        if self.track and captured != self.layers:
+            raise TypeError(f"{type(self.model).__name__}.capture() returns other layers than its nn.Linear modules")
+        self.checked = True
+
+    def _tracked_rates(self, ios: list[LayerIO]) -> list[float]:
+        """Each layer's η within the bound; the determinants before the step kept, and after it."""
+        self.seen = ios, self.log_abs_dets
+        outer = [outer_product(io, self.bias) for io in ios]
+        norms = torch.stack([torch.linalg.matrix_norm(K) for K in outer]).tolist()  # the one wait for the device
+        rates, changes = [], []
+        for io, K, norm in zip(ios, outer, norms, strict=True):
+            lr, halvings = regular_rate(self.lr, len(io.a), norm, self.bound)
+            rates.append(lr)
+            changes.append(log_abs_det_change(K, lr, *io.a.shape))
+            self.halved += halvings
+        self.log_abs_dets = self.log_abs_dets + torch.stack(changes)
+        return rates
+
+
+def descend(io: LayerIO, lr: float, bias: Bias) -> None:
+    """O(B d²): W ← (1 + η) W − η δᵀ(v W)/B and b ← b − η db, in place; associated from the right."""
+    W, b, v = io.layer.weight, io.layer.bias, moved(io, bias)
+    if b is not None:
+        gradient = torch.empty_like(b)
+        write_bias_gradient(io, bias, gradient)
+        b.sub_(gradient, alpha=lr)
+    W.addmm_(io.delta.T, v @ W, beta=1 + lr, alpha=-lr / len(v))
+
+
+def outer_product(io: LayerIO, bias: Bias) -> Tensor:
+    """O(B d min(B, d)): v δᵀ, ``[batch, batch]``, or δᵀ v, ``[dim, dim]``, whichever is smaller."""
+    v = moved(io, bias)
+    return v @ io.delta.T if len(v) < v.shape[1] else io.delta.T @ v
+
+
+def regular_rate(lr: float, batch: int, norm: float, bound: float) -> tuple[float, int]:
+    """Halve η until c ‖v δᵀ‖_F < ``bound``; return it and how many halvings it took.
+
+    A positive determinant would prove nothing: two eigenvalues may have crossed zero.
+
+    Raises:
+        FloatingPointError: the norm is not finite.
+    """
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"a layer's outputs or their gradients are not finite at lr={lr:g}: lower lr")
+    halvings = 0
+    while lr / (1 + lr) / batch * norm >= bound:
+        lr, halvings = lr / 2, halvings + 1
+    return lr, halvings
+
+
+def log_abs_det_change(K: Tensor, lr: float, batch: int, dim: int) -> Tensor:
+    """O(n³): Δ log|det W| of a step by its outer product, ``[n, n]``, n = min(batch, dim); a float64 scalar."""
+    # W is multiplied by 1 + η rounded to its dtype: taken exactly, d log(1 + η) would drift 5e-8 d nats a step
+    growth = torch.tensor(1 + lr, dtype=torch.promote_types(K.dtype, torch.float32)).item()
+    factor = K.double().mul_(-lr / growth / batch)
+    factor.diagonal().add_(1)
+    return torch.linalg.slogdet(factor).logabsdet + dim * math.log(growth)
+
+
+@torch.no_grad()
+def log_abs_dets(layers: list[nn.Linear]) -> Tensor:
+    """O(L d³): log|det W| of each layer in float64, ``[depth]``."""
+    return torch.stack([torch.linalg.slogdet(layer.weight.double()).logabsdet for layer in layers])

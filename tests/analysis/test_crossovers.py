@@ -1,0 +1,49 @@
+"""Who overtakes whom, on steps of known cost."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stepscale.bench.analysis.crossovers import crossovers
+from stepscale.bench.records import tables
+from tests.support.synthetic import DIMS, Cost, falling, polynomial, run_of
+
+pytestmark = pytest.mark.numerical
+
+
+def two(tmp_path: Path, one: Cost, other: Cost, noise: float = 0.002) -> pd.DataFrame:
+    cells = tables.load(run_of(tmp_path, {"one": one, "other": other}, DIMS, seeds=3, noise=noise))
+    return crossovers(cells)
+
+
+def test_crossover_is_found_where_it_is(tmp_path: Path) -> None:
+    """800 + 0.001 d² against 10 + 0.004 d²: equal at √(790/0.003) = 513."""
+    found = two(tmp_path, polynomial(800, 0, 1e-3), polynomial(10, 0, 4e-3)).iloc[0]
+    assert (found["kind"], found["faster"], found["slower"]) == ("crossover", "one", "other")
+    assert found["low"] < 513 < found["high"]
+    assert found["at"] == pytest.approx(513, rel=0.03)
+
+
+def test_no_crossover_is_said_not_extrapolated(tmp_path: Path) -> None:
+    found = two(tmp_path, polynomial(1, 0, 1e-3), polynomial(1, 0, 2e-3)).iloc[0]
+    assert (found["kind"], found["faster"]) == ("none", "one")
+    assert math.isnan(found["at"])
+    assert (found["dim_min"], found["dim_max"]) == (64, 1024)
+
+
+def test_equal_costs_are_undecided(tmp_path: Path) -> None:
+    assert two(tmp_path, polynomial(1, 0, 1e-3), polynomial(1, 0, 1e-3), noise=0.05)["kind"].item() == "undecided"
+
+
+def test_equal_costs_are_seldom_told_apart_though_small_dims_are_noisier(tmp_path: Path) -> None:
+    """One spread for all dims tells a fifth of such pairs apart; 5 % is what the intervals promise."""
+    cost = polynomial(20, 0, 1e-2)
+    for pair in range(80):
+        costs, rng = {f"one {pair}": cost, f"other {pair}": cost}, np.random.default_rng(pair)
+        run_of(tmp_path, costs, [32, 64, 256, 1024], seeds=3, noise=falling, batch=pair, rng=rng)
+    found = crossovers(tables.load(tmp_path))
+    assert len(found) == 80
+    assert (found["kind"] != "undecided").mean() <= 0.1

@@ -1,0 +1,102 @@
+"""A cell's identity: what can change its figures changes it, and nothing else does."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from stepscale.bench.cells import identity as module
+from stepscale.bench.cells.identity import identity
+from stepscale.bench.machine import code_version
+from tests.support.synthetic import MACHINE, cell
+
+CELL = cell("mine", 64, 0)
+CONFIG: dict[str, Any] = {
+    "task": "time", "data": {"_target_": "stepscale.bench.data.photos"}, "model": {"_target_": "stepscale.models.Flow"},
+    "optimizer": {"update": {"_target_": "torch.optim.SGD", "lr": 0.1}}, "timing": {"precision": 0.01},
+    "training": {"trial": False}, "memory_gib": None, "timeout_s": None, "label": None, "frame": "relative",
+}  # fmt: skip
+
+
+def of(cell: Any = CELL, config: Any = CONFIG, machine: Any = MACHINE, code: str = "code", torch: str = "2") -> str:
+    return identity(cell, config, machine, code, torch)
+
+
+def test_what_can_change_a_figure_changes_it() -> None:
+    others = [
+        of(replace(CELL, dim=65)),
+        of(replace(CELL, threads=1)),
+        of(config=CONFIG | {"optimizer": {"update": {"_target_": "torch.optim.SGD", "lr": 0.2}}}),
+        of(config=CONFIG | {"timing": {"precision": 0.02}}),
+        of(config=CONFIG | {"timeout_s": 5}),
+        of(machine=replace(MACHINE, cpu="another")),
+        of(machine=replace(MACHINE, cores=64)),
+        of(machine=replace(MACHINE, gpu="H100", gpus=1)),
+        of(code="other code"),
+        of(torch="3"),
+    ]
+    assert len({of(), *others}) == 1 + len(others)
+
+
+def test_what_cannot_change_a_figure_does_not() -> None:
+    assert of(config=CONFIG | {"training": {"trial": True}}) == of(), "a timed cell does not train"
+    assert of(config=CONFIG | {"label": "a name", "frame": "euclidean"}) == of(), "it is in what uses it"
+    assert of(machine=replace(MACHINE, host="elsewhere", driver="555")) == of()
+
+
+def test_a_training_cell_does_not_depend_on_timing() -> None:
+    train = CONFIG | {"task": "train"}
+    assert of(config=train | {"timing": {"precision": 0.5}}) == of(config=train)
+    assert of(config=train | {"training": {"trial": True}}) != of(config=train)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's optimizer that imports a module of theirs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "their_optimizer.py").write_text("import torch\nfrom their_maths import rate\n")
+    (tmp_path / "their_maths.py").write_text("rate = 1\n")
+    yield tmp_path
+    for name in ("their_optimizer", "their_maths"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("edited", ["their_optimizer.py", "their_maths.py"])
+def test_an_edited_optimizer_is_another(own: Path, edited: str) -> None:
+    config = CONFIG | {"optimizer": {"_target_": "their_optimizer.Mine"}}
+    before = of(config=config)
+    assert of(config=config) == before
+    module.source.cache_clear()
+    with (own / edited).open("a") as file:
+        file.write("# edited\n")
+    assert of(config=config) != before
+
+
+def test_an_installed_package_counts_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.sources(CONFIG) == [f"torch=={module.metadata.version('torch')}"]
+
+
+def test_a_target_that_cannot_be_found_is_for_building_to_name() -> None:
+    assert of(config=CONFIG | {"model": {"_target_": "nowhere.Flow"}})
+
+
+def test_a_data_file_counts_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    config = CONFIG | {"data": {"_target_": "stepscale.bench.data.user_file.load", "path": str(path)}}
+    path.write_bytes(b"0123")
+    before = of(config=config)
+    path.write_bytes(b"0124")  # of the same size, and perhaps within the same tick of the clock
+    os.utime(path, ns=(1, 1))
+    assert of(config=config) != before
+    path.write_bytes(b"0123")
+    assert of(config=config) == before
+
+
+def test_measuring_code_is_all_that_a_cells_process_loads_of_ours() -> None:
+    """And no report: a comment in a plot must not throw a run away."""
+    files = {path.relative_to(code_version.PACKAGE).as_posix() for path in code_version.measuring_files()}
+    assert {"bench/timing.py", "bench/run.py", "optimizers/kfac.py", "models/flow.py"} <= files
+    assert not {"bench/plots.py", "bench/report.py", "bench/tables.py", "bench/sweep.py", "bench/gate.py"} & files

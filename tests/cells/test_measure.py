@@ -1,0 +1,259 @@
+"""Cells measured for real, in a process of their own, on tiny problems; times are looked at by nobody."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from msgspec.structs import replace
+from omegaconf import OmegaConf
+
+from stepscale.bench.cells import process
+from stepscale.bench.cells.build import number_type
+from stepscale.bench.cells.failures import classify
+from stepscale.bench.cells.identity import identity
+from stepscale.bench.cells.job import Job
+from stepscale.bench.cells.measure import measure_cell
+from stepscale.bench.config import CONF
+from stepscale.bench.errors import DivergedError, TooSlowError
+from stepscale.bench.machine import description
+from stepscale.bench.records import store, tables
+from stepscale.bench.records.schema import Record, Status
+from stepscale.bench.runs import prediction, run
+from tests.support.synthetic import MACHINE, cell, failed, polynomial, record
+
+BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
+THREADS = torch.get_num_threads()
+
+
+def job(path: Path, *overrides: str, optimizer: str = "relative", dim: int = 8, **axes: Any) -> Job:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"optimizer={optimizer}", f"dim={dim}", *BRIEF, *overrides])
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    facts = cell(optimizer, dim, config["seed"], threads=THREADS, batch=config["batch"], **axes)
+    machine = description.machine("cpu")
+    return Job(identity(facts, config, machine, "code", "torch"), facts, config, machine, "test", path)
+
+
+class Misbehaving(torch.optim.SGD):
+    """An optimizer whose step does what its ``deed`` says."""
+
+    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, deed: str) -> None:
+        super().__init__(params, lr=lr)
+        self.deed = deed
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if self.deed == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.deed == "hang":
+            time.sleep(60)
+        if self.deed == "exit":
+            os._exit(3)
+        if self.deed == "hoard":
+            torch.ones(2**28)
+        raise RuntimeError("the deed was done")
+
+
+def misbehave(deed: str) -> list[str]:
+    return ["optimizer.update._target_=tests.cells.test_measure.Misbehaving", f"+optimizer.update.deed={deed}"]
+
+
+@pytest.mark.parametrize("optimizer", ["relative", "kfac", "naive"])
+@pytest.mark.parametrize("overrides", [[], ["dtype=float64"], ["depth=1", "batch=3"]], ids=str)
+def test_a_cell_is_measured(tmp_path: Path, optimizer: str, overrides: list[str]) -> None:
+    found = measure_cell(job(tmp_path, *overrides, optimizer=optimizer))
+    assert found.status == "ok", found.reason
+    row = tables.row(found)
+    assert row["step_ms"] > 0 and row["limit_ms"] > 0
+    assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    assert row["flops"] >= row["limit_flops"] > 0
+    assert row["period"] == (10 if optimizer == "kfac" else 1)
+    assert row["cheap_ms"] <= row["peak_ms"]
+    phases = {"gradient", "update"} | ({"statistics", "inverse", "precondition"} if optimizer == "kfac" else set())
+    assert set(row["phases_ms"]) == phases
+    assert found.environment.torch == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "log_det"),
+    [("autoencoder", "kfac_whole", None), ("classifier", "kfac", None), ("plu_flow", "layerwise", "restricted")],
+)
+def test_a_cell_of_another_model_is_measured(tmp_path: Path, model: str, optimizer: str, log_det: str | None) -> None:
+    found = measure_cell(job(tmp_path, f"model={model}", optimizer=optimizer, dim=16))
+    assert found.status == "ok", found.reason
+    assert found.direction.log_det == log_det and -1 <= found.direction.cosine <= 1.000001
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("optimizer", ["relative", "layerwise", "kfac", "naive"])
+def test_a_cell_is_measured_on_cuda(tmp_path: Path, optimizer: str) -> None:
+    found = measure_cell(job(tmp_path, optimizer=optimizer, dim=32, device="cuda"))
+    assert found.status == "ok", found.reason
+    row = tables.row(found)
+    assert 0 < found.timing.busy_s <= 1.1e-3 * row["step_ms"]
+    assert row["peak_mib"] > 0
+    assert found.environment.gpu
+
+
+def test_what_makes_torchs_determinants_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_DYNAMIC", "FALSE")
+    found = measure_cell(job(tmp_path))
+    assert found.status == "failed"
+    assert "MKL_DYNAMIC=FALSE makes torch's batched LU on CPU silently wrong: unset it" in found.reason
+
+
+def test_a_diverging_cell_says_so(tmp_path: Path) -> None:
+    found = measure_cell(job(tmp_path, "optimizer.update.lr=1e30"))
+    assert found.status == "diverged"
+    assert "lower the learning rate" in found.reason
+
+
+def test_a_pair_that_does_not_apply_fails_with_its_reason(tmp_path: Path) -> None:
+    found = measure_cell(job(tmp_path, "model._target_=tests.cells.test_measure.OnlyLoss", "~model.depth"))
+    assert found.status == "failed"
+    assert "OnlyLoss.capture()" in found.reason
+    assert "Traceback" in found.traceback
+
+
+class OnlyLoss(torch.nn.Linear):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim)
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        return self(batch).square().mean()
+
+
+def test_a_model_with_only_a_loss_is_measured(tmp_path: Path) -> None:
+    only = ["model._target_=tests.cells.test_measure.OnlyLoss", "~model.depth"]
+    found = measure_cell(job(tmp_path, *only, optimizer="layerwise"))
+    assert found.status == "ok", found.reason
+    assert found.counts.limit_flops == pytest.approx(found.counts.flops, rel=0.1)
+
+
+def test_a_reason_that_goes_on_in_the_next_line_is_whole() -> None:
+    assert classify(ImportError("Error loading 'a.b':\nno attribute 'b'\nAre you sure?"))[1] == (
+        "ImportError: Error loading 'a.b': no attribute 'b'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out_of_memory"),
+        (DivergedError("x"), "diverged"),
+        (TooSlowError("x"), "too_slow"),
+        (ValueError("x"), "failed"),
+    ],
+)
+def test_errors_have_their_status(error: Exception, status: str) -> None:
+    assert classify(error)[0] == status
+
+
+class Broken(torch.nn.Linear):
+    def __init__(self, dim: int, depth: int) -> None:
+        raise ValueError("hidden must be even; set hidden=64")
+
+
+def test_what_a_users_constructor_raises_is_the_reason(tmp_path: Path) -> None:
+    """Hydra's own message names the target and nothing else."""
+    only = ["model._target_=tests.cells.test_measure.Broken"]
+    found = measure_cell(job(tmp_path, *only))
+    assert (found.status, found.reason) == ("failed", "ValueError: hidden must be even; set hidden=64")
+
+
+def test_a_process_of_its_own_leaves_the_record(tmp_path: Path) -> None:
+    found = process.run(job(tmp_path))
+    assert found.status == "ok", found.reason
+    assert found.environment.threads == THREADS
+    assert found.environment.allocator["MALLOC_TOP_PAD_"]
+    assert found == store.read(tmp_path / "records" / f"{found.identity}.json")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "status", "reason"),
+    [
+        (misbehave("kill"), "killed", "ended by SIGKILL"),
+        (misbehave("exit"), "killed", "ended with status 3"),
+        ([*misbehave("hang"), "timeout_s=3"], "killed", "longer than timeout_s=3"),
+        ([*misbehave("hoard"), "memory_gib=0.5"], "out_of_memory", "allocate"),
+        (misbehave("raise"), "failed", "the deed was done"),
+    ],
+    ids=["kill", "exit", "hang", "hoard", "raise"],
+)
+def test_whatever_becomes_of_the_process_there_is_a_row(
+    tmp_path: Path, overrides: list[str], status: str, reason: str
+) -> None:
+    found = process.run(job(tmp_path, *overrides))
+    assert (found.status, reason in found.reason) == (status, True), found.reason
+    assert tables.load(tmp_path)["status"].tolist() == [status]
+    assert process.run(job(tmp_path)).status == "ok", "the next cell is measured all the same"
+
+
+def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    made = record("relative", 8, 0, 1e-3)
+
+    def fake(asked: Job) -> Record:
+        calls.append(asked)
+        found = replace(made, identity=asked.identity)
+        store.save(found, asked.folder)
+        return found
+
+    monkeypatch.setattr(process, "run", fake)
+    asked = job(tmp_path)
+    run.Run(tmp_path).measure(asked)
+    again = run.Run(tmp_path)
+    again.measure(asked)
+    assert len(calls) == 1
+    (tmp_path / "records" / f"{asked.identity}.json").write_text("{")
+    run.Run(tmp_path).measure(asked)
+    assert len(calls) == 2, "a damaged record is measured anew"
+    made.status, made.reason = Status.FAILED, "a bug of the user's"
+    (tmp_path / "records" / f"{asked.identity}.json").unlink()
+    for _ in range(2):
+        run.Run(tmp_path).measure(asked)
+    assert len(calls) == 4, "one that failed is too: the cause may be mended"
+
+
+def test_too_slow_is_predicted_from_smaller_dims() -> None:
+    cubic = polynomial(0, 0, 0, 1e-1)
+    known = [record("naive", dim, 0, cubic(dim)) for dim in (64, 128)]
+    assert prediction.predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 1.01) is None
+    reason = prediction.predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 0.99)
+    assert reason is not None and "predicted from dim 128: 1.68 s" in reason
+    assert prediction.predict_too_slow(cell("other", 256, 1), MACHINE, known, 1e-9) is None
+    assert prediction.predict_too_slow(cell("naive", 256, 1, batch=10), MACHINE, known, 1e-9) is None
+    elsewhere = replace(MACHINE, cpu="another")
+    assert prediction.predict_too_slow(cell("naive", 256, 1), elsewhere, known, 1e-9) is None
+    disturbed = deepcopy(known)
+    for made in disturbed:
+        made.timing.blocks.other_cores = [1.0] * 6
+    assert prediction.predict_too_slow(cell("naive", 256, 1), MACHINE, disturbed, 1e-9) is None
+    slow = failed("naive", 128, 0, "too_slow")
+    assert "already at dim 128" in str(prediction.predict_too_slow(cell("naive", 256, 0), MACHINE, [slow], 1))
+
+
+def test_number_types_are_torch_s_and_tf32_a_way_of_rounding() -> None:
+    try:
+        assert number_type("tf32") is torch.float32
+        assert torch.get_float32_matmul_precision() == "high"
+        assert number_type("bfloat16") is torch.bfloat16
+    finally:
+        number_type("float32")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_bfloat16_step_is_timed_and_what_has_no_bfloat16_says_so(tmp_path: Path) -> None:
+    found = measure_cell(job(tmp_path, "dtype=bfloat16", dtype="bfloat16"))
+    assert found.status == "ok", found.reason
+    found = measure_cell(job(tmp_path, "dtype=bfloat16", optimizer="layerwise", dtype="bfloat16"))
+    assert found.status == "failed" and "BFloat16" in found.reason

@@ -1,0 +1,240 @@
+"""The command line as a user meets it: in a folder of their own, with their own files, and with mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from stepscale.bench.__main__ import COMMANDS
+
+BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
+
+
+def stepscale(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stepscale.bench", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+FORKING = """
+import json, os, sys
+import stepscale.bench.cli.cell
+from stepscale.bench import __main__
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        said = os.open("said", os.O_WRONLY | os.O_CREAT)
+        os.dup2(said, 1), os.dup2(said, 2)
+        sys.argv = ["stepscale", *arguments]
+        sys.exit(__main__.main())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Forking:
+    """Runs the command line in forks of one process that has loaded torch: a tenth of a start's time each."""
+
+    def __init__(self) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen([sys.executable, "-c", FORKING], text=True, **pipes)  # type: ignore[call-overload]
+
+    def __call__(self, cwd: Path, *arguments: str) -> tuple[int, str]:
+        """Return the exit status and what was said on both streams."""
+        self.process.stdin.write(json.dumps([str(cwd), arguments]) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline()), (cwd / "said").read_text()
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def forking() -> Iterator[Forking]:
+    one = Forking()
+    yield one
+    one.end()
+
+
+def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
+    """All three beside each other, in a folder that holds modules named like ours."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "optimizer").mkdir()
+    (tmp_path / "mine" / "optimizer" / "my_own.yaml").write_text(
+        "_target_: stepscale.optimizers.pair\n_partial_: true\n"
+        "direction: {_target_: optimizers.Mine, _partial_: true}\n"
+        "update: {_target_: torch.optim.SGD, _partial_: true, lr: 1e-3}\n"
+    )
+    (tmp_path / "optimizers.py").write_text("from stepscale.optimizers import Layerwise\nclass Mine(Layerwise): pass\n")
+    (tmp_path / "models.py").write_text(
+        "import os, torch\nclass Theirs(torch.nn.Linear):\n"
+        "    def __init__(self, dim, depth):\n        super().__init__(dim, dim * int(os.environ['WIDER']))\n"
+        "    def loss(self, x):\n        return self(x).square().mean()\n"
+    )
+    (tmp_path / "data.csv").write_text("\n".join(f"{k},{k * k % 7},{k % 3}" for k in range(60)))
+    own = ["--config-dir", "mine", "optimizer=my_own", "model._target_=models.Theirs", "dim=3", "batch=10"]
+    own += ["+hydra.job.env_set.WIDER='2'"]
+    done = stepscale(tmp_path, "-m", *own, "data=file", "data.path=data.csv", "seed=0,1", *BRIEF)
+    assert done.returncode == 0, done.stderr
+    assert "report in" in done.stdout
+    (run,) = (tmp_path / "results" / "local").iterdir()
+    found = [json.loads(path.read_text()) for path in (run / "records").glob("*.json")]
+    assert sorted(record["cell"]["seed"] for record in found) == [0, 1]
+    assert {record["status"] for record in found} == {"ok"}
+    assert {record["cell"]["model"] for record in found} == {"flow[_target_=models.Theirs]"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimizer=relativ"], "Could not find 'optimizer/relativ'"),
+        (["dim=many"], "dim must be a whole number of at least 1, got 'many'"),
+        (["batch=0"], "batch must be a whole number of at least 1, got 0"),
+        (["threads=0"], "threads must be null or a whole number of at least 1, got 0"),
+        (["dtype=half"], "dtype must be one of float32, float64, tf32, bfloat16, got 'half'"),
+        (["dtype=tf32", "device=cpu"], "dtype=tf32 is a mode of CUDA devices, this cell's device is cpu"),
+        (["timing.compile=fast"], "timing.compile must be null or one of default, reduce-overhead"),
+        (["device=tpu"], "device must be one of auto, cpu, cuda, got 'tpu'"),
+        (["data=file", "data.path=nowhere.npy"], "no data file at nowhere.npy; set data.path"),
+        (["data=file"], "data.path"),
+        (["optimizer.update.lr=fast"], "lr"),
+        (["optimizer.direction.bias=none"], "bias must be one of plain, affine, official, got 'none'"),
+        (["optimizer.update._target_=torch.optim.LBFGS"], "LBFGS.step needs a closure"),
+        (["timing.block_s=0"], "timing.block_s must be a positive number, got 0"),
+        (["timing.precision=high"], "timing.precision must be a positive number, got 'high'"),
+        (["seed=-1"], "seed must be a whole number of at least 0, got -1"),
+        (["memory_gib=much"], "memory_gib must be null or a positive number, got 'much'"),
+        (["timeout_s=-1"], "timeout_s must be null or a positive number, got -1"),
+        (["+model.alpha=2"], "alpha must lie in (0, 1], got 2"),
+        (["optimizer.direction._partial_=false"], "direction and update each want `_partial_: true`"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_named(forking: Forking, tmp_path: Path, arguments: list[str], message: str) -> None:
+    status, said = forking(tmp_path, *arguments, "dim=8" if arguments[0][:3] != "dim" else "depth=2")
+    assert status != 0
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_a_sweep_reports_what_it_has_and_fails_where_nothing_is_ok(tmp_path: Path) -> None:
+    done = stepscale(tmp_path, "-m", "dim=8,none", "depth=1", *BRIEF)
+    assert done.returncode != 0
+    assert "dim must be a whole number of at least 1, got 'none'" in done.stderr
+    assert "report in" in done.stdout
+    done = stepscale(tmp_path, "-m", "dim=8", "optimizer.update.lr=1e30", *BRIEF, "hydra.sweep.dir=results/bad")
+    assert done.returncode == 1
+    assert "1 of 1 cells: diverged" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = stepscale(tmp_path, "device=cuda")
+    assert done.returncode != 0
+    assert "sees no CUDA device here; use device=cpu" in done.stderr
+
+
+def test_an_unknown_sweep_and_a_missing_run_are_named(tmp_path: Path) -> None:
+    done = stepscale(tmp_path, "sweep", "weekly")
+    assert done.returncode != 0
+    assert "no sweep 'weekly'; there are autoencoder, centring, curvature, default, full" in done.stderr
+    done = stepscale(tmp_path, "report", "nowhere")
+    assert done.returncode != 0
+    assert "no records in nowhere" in done.stderr
+
+
+def test_the_help_names_every_command(tmp_path: Path) -> None:
+    done = stepscale(tmp_path, "--help")
+    assert done.returncode == 0, done.stderr
+    assert [name for name in COMMANDS if f"stepscale {name} " not in done.stdout] == []
+
+
+def started(cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "stepscale.bench", "sweep", "quick", *BRIEF]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process of the group still runs; one that has ended and waits to be reaped does not."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _parent, its_group = stat.read_text().rsplit(")", 1)[1].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            return True
+    return False
+
+
+def recorded(cwd: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (cwd / "results/local").glob("2*/records/*.json")}
+
+
+def wait_for(cwd: Path, cells: int, sweep: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while len(recorded(cwd)) < cells:
+        assert sweep.poll() is None and time.monotonic() < deadline, "the sweep came to no records"
+        time.sleep(0.05)
+
+
+def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    wait_for(tmp_path, 4, sweep)
+    os.kill(sweep.pid, signal.SIGKILL)
+    sweep.wait()
+    deadline = time.monotonic() + 20
+    while group_lives(sweep.pid):
+        assert time.monotonic() < deadline, "an orphan goes on measuring"
+        time.sleep(0.1)
+    sweep.communicate()
+    killed = recorded(tmp_path)
+
+    sweep = started(tmp_path)
+    wait_for(tmp_path, len(killed) + 4, sweep)
+    os.killpg(sweep.pid, signal.SIGINT)  # as Ctrl-C does
+    _, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 130, errors
+    assert "goes on from there" in errors
+    interrupted = recorded(tmp_path)
+
+    sweep = started(tmp_path)
+    output, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, errors
+    whole = recorded(tmp_path)
+    assert f"22 cells, {len(interrupted)} of them there already" in output
+    assert len(whole) == 22
+    assert killed.items() <= interrupted.items() <= whole.items(), "no cell was measured twice"
+    assert len(list((tmp_path / "results/local").glob("2*"))) == 1
+    assert "report in" in output
+    run = tmp_path / "results/local/latest"
+    assert json.loads((run / "run.json").read_text())["finished"]
+    assert not list(run.glob("records/*.partial"))
+
+
+def test_an_interrupt_that_a_library_swallows_is_not_lost() -> None:
+    code = (
+        "import os, signal\n"
+        "from stepscale.bench import interrupt\n"
+        "interrupt.remember()\n"
+        "interrupt.check()\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except BaseException:\n"
+        "    print('swallowed')\n"
+        "try:\n"
+        "    interrupt.check()\n"
+        "except KeyboardInterrupt:\n"
+        "    print('raised')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["swallowed", "raised"]

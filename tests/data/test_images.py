@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from stepscale.bench.data import bezier_curves, scikit_digits
+
+pytestmark = pytest.mark.numerical
+
+
+@pytest.mark.parametrize("dim", [16, 64, 144, 13])
+def test_digits_are_images_of_the_dim_in_the_unit_interval(dim: int) -> None:
+    found = scikit_digits.digits(dim, None, seed=0)
+    assert isinstance(found.train, torch.Tensor)
+    assert found.train.shape == (1123, dim)
+    assert found.train.min() >= 0 and found.train.max() <= 1 and found.train.std() > 0.1
+    assert found.shape == (None if dim == 13 else {16: (4, 4), 64: (8, 8), 144: (12, 12)}[dim])
+
+
+def test_digits_at_their_own_resolution_are_scikit_learns_split_in_three() -> None:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    found = scikit_digits.digits(64, None, seed=3, labels=True)
+    together = torch.cat([split[0] for split in (found.train, found.validation, found.held_out)])
+    labels = torch.cat([split[1] for split in (found.train, found.validation, found.held_out)])
+    originals = {tuple(row) for row in bunch.data}
+    assert {tuple((16 * row).tolist()) for row in together} == originals and len(together) == len(bunch.data)
+    known = {tuple(row): target for row, target in zip(bunch.data, bunch.target, strict=True)}
+    assert all(known[tuple((16 * row).tolist())] == label for row, label in zip(together, labels, strict=True))
+    assert labels.dtype == torch.int64
+
+
+def test_digits_repeat_where_more_are_asked_for() -> None:
+    found = scikit_digits.digits(16, 2000, seed=0)
+    assert isinstance(found.train, torch.Tensor)
+    assert len(found.train) == 2000 and torch.equal(found.train[:877], found.train[1123:])
+
+
+def test_curves_have_six_degrees_of_freedom_and_soft_edges() -> None:
+    found, again, other = (bezier_curves.curves(100, 40, seed=seed) for seed in (0, 0, 1))
+    assert isinstance(found.train, torch.Tensor) and isinstance(again.train, torch.Tensor)
+    assert found.train.shape == (40, 100) and found.shape == (10, 10)
+    assert torch.equal(found.train, again.train) and not torch.equal(found.train, other.train)
+    assert found.train.min() == 0 and 0.5 < found.train.max() <= 1
+    inked = (found.train > 0).float().mean(1)
+    assert ((inked > 0) & (inked < 0.5)).all()

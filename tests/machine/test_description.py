@@ -1,0 +1,106 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from stepscale.bench.machine import control_group, cores, description, memory, other_processes
+
+TICK = os.sysconf("SC_CLK_TCK")  # a second, in the kernel's ticks
+
+
+def test_environment_says_what_numbers_depend_on() -> None:
+    found, machine = description.describe(), description.machine("cpu")
+    assert found.torch == torch.__version__
+    assert found.threads == torch.get_num_threads()
+    assert len(found.code) == 16
+    assert machine.name == f"{machine.cpu}, {os.cpu_count()} cores" and machine.host and machine.usable_cores
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_peak_memory_is_the_growth_of_this_process() -> None:
+    """In a process of its own; 200 MiB that were freed before must not hide 100 MiB taken after."""
+    code = """
+import torch
+from stepscale.bench.machine import memory
+before = torch.ones(50 * 2**20); del before
+peak = memory.start_peak_memory(torch.device("cpu"))
+held = torch.ones(25 * 2**20); del held
+print(peak().peak_mib)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(100, abs=10)
+
+
+def test_a_neighbour_is_seen_and_own_work_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def machine_spent(seconds: float) -> None:
+        (tmp_path / "stat").write_text(f"cpu  {round(seconds * TICK)} 0 0 999 0 0 0 0 0 0\ncpu0 1 2\n")
+
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    machine_spent(100)
+    own = [5.0]
+    watch = other_processes.OtherCpu(idle_cores=0, ours=lambda: own[0])
+    generous = other_processes.OtherCpu(idle_cores=1, ours=lambda: own[0])
+    start = other_processes.time.perf_counter()
+    assert watch.cores() is None, "ticks tell nothing over so short a time"
+    monkeypatch.setattr(other_processes.time, "perf_counter", lambda: start + 1.0)
+    machine_spent(101.7)
+    own[0] += 1.0
+    assert watch.cores() == pytest.approx(0.7, rel=0.05)
+    own[0] -= 0.5
+    assert generous.cores() == pytest.approx(0.2, abs=0.05), "on cores we leave idle they take nothing from us"
+
+
+def test_busy_is_neither_idle_nor_a_guests_time_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Listed are user nice system idle iowait irq softirq steal guest guest_nice; user and nice hold the guests'."""
+    ticks = [1, 20, 300, 4000, 50000, 600000, 7000000, 80000000, 1, 20]
+    (tmp_path / "stat").write_text(f"cpu  {' '.join(map(str, ticks))}\n")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert other_processes.busy_seconds() == pytest.approx(87600321 / TICK)
+
+
+def test_where_the_system_does_not_tell_nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    watch = other_processes.OtherCpu(idle_cores=0)
+    watch._wall -= 10
+    assert not watch.readable
+    assert watch.cores() is None
+
+
+def test_a_control_groups_quota_and_limit_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    free = memory.available_bytes()
+    monkeypatch.setattr(control_group, "ROOT", tmp_path)
+    monkeypatch.setattr(control_group, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(cores, "CPUS", tmp_path)  # which says nothing of hyper-threads
+    assert cores.available_cores() == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("100000 100000")
+    (tmp_path / "memory.max").write_text(str(2**30))
+    (tmp_path / "memory.current").write_text(str(2**29))
+    assert cores.available_cores() == 1
+    assert memory.available_bytes() == 2**29 < free
+    (tmp_path / "cpu.max").write_text("max 100000")
+    assert cores.available_cores() == len(os.sched_getaffinity(0))
+
+
+def test_hyper_threads_are_no_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """MKL starts one thread a core, so that asking for one a hyper-thread fails."""
+    monkeypatch.setattr(cores, "CPUS", tmp_path)
+    monkeypatch.setattr(control_group, "ROOT", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
+    for cpu, core in {0: "0,4", 1: "1,5", 2: "2,6", 5: "1,5"}.items():
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/core_cpus_list").write_text(core)
+    assert cores.available_cores() == 3
+
+
+@pytest.mark.parametrize(("device", "idle"), [("cpu", 12), ("cuda", 15)])
+def test_a_cell_on_a_gpu_leaves_all_cores_but_one(monkeypatch: pytest.MonkeyPatch, device: str, idle: int) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert other_processes.idle_cores(device, threads=4) == idle
+
+
+def test_the_torch_recorded_is_the_one_that_runs() -> None:
+    assert description.describe().torch == torch.__version__

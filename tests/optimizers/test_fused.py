@@ -1,0 +1,191 @@
+"""The fused step against the pair it fuses; the tracked likelihood against determinants computed afresh."""
+
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from stepscale.bench.data.photographs import photos
+from stepscale.models import Flow
+from stepscale.optimizers import Relative, RelativeSGD, pair, relative_sgd
+from stepscale.optimizers.relative.relative import Bias
+from tests.conftest import batch_of, generic_flow
+
+pytestmark = pytest.mark.numerical
+
+LR = 0.02
+
+
+def fresh_log_abs_det(model: Flow) -> float:
+    return sum(torch.linalg.slogdet(layer.weight.detach().double()).logabsdet.item() for layer in model.layers)
+
+
+@pytest.mark.parametrize("bias", Bias)
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("n", [3, 7])  # fewer rows than dims, and more
+def test_fused_step_equals_the_pair(bias: str, track: bool, n: int) -> None:
+    model = generic_flow()
+    other = deepcopy(model)
+    fused = RelativeSGD(model, LR, bias=bias, bound=1, track=track)
+    paired = pair(other, partial(Relative, bias=bias), partial(torch.optim.SGD, lr=LR))
+    for _ in range(5):
+        x = batch_of(n) / 10
+        fused(x)
+        paired(x)
+    assert fused.halved == 0
+    for one, same in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", Bias)
+@pytest.mark.parametrize("n", [3, 7])
+def test_likelihood_is_known_on_every_step(bias: str, n: int) -> None:
+    model = generic_flow()
+    step = RelativeSGD(model, LR, bias=bias)
+    for _ in range(20):
+        x = batch_of(n)
+        before = -model.loss(x).item()
+        step(x)
+        assert step.log_likelihood().item() == pytest.approx(before, abs=1e-10)
+        assert step.log_abs_dets.sum().item() == pytest.approx(fresh_log_abs_det(model), abs=1e-9)
+
+
+def test_float64_does_not_drift_in_2000_steps() -> None:
+    model = Flow(8).double()
+    step = RelativeSGD(model, LR)
+    for _ in range(2_000):
+        step(batch_of(16, 8))
+    assert abs(step.anchor()) < 1e-9  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("dim", "steps"), [(64, 10_000), (256, 2_000), (1024, 100)])
+def test_float32_drifts_little_between_anchors(dim: int, steps: int) -> None:
+    """The allowance for 2,000 steps is 1e-4 nats a dim and layer, in proportion where there are fewer."""
+    rows = photos(dim, 10_000 if dim < 1024 else 1_000, seed=0).train
+    model = Flow(dim)
+    step = RelativeSGD(model, lr=0.3 / dim)
+    for k in range(steps):
+        step(rows[100 * k % len(rows) :][:100])
+        if (k + 1) % 2_000 == 0 or k + 1 == steps:
+            drift = step.anchor()
+            assert drift is not None and abs(drift) < 1e-4 * 2 * dim * min(1, steps / 2_000)
+    assert step.log_abs_dets.sum().item() == pytest.approx(fresh_log_abs_det(model), abs=1e-9)
+    if steps == 10_000:
+        assert -model.loss(rows[:100]).item() > 0  # it learned: it starts at -117
+
+
+def singular_batch(model: Flow, lr: float) -> Tensor:
+    """Return one row on which a plain step of a linear flow makes W singular: η |v|² = 1 + η, as δ = v there."""
+    v = torch.zeros(1, 5, dtype=torch.float64)
+    v[0, 0] = ((1 + lr) / lr) ** 0.5
+    return torch.linalg.solve(model.layers[0].weight, v.T).T
+
+
+def test_a_step_built_to_be_singular_is_halved_and_counted() -> None:
+    model = Flow(5, depth=1).double()
+    x = singular_batch(model, LR)
+    plain, other = deepcopy(model), deepcopy(model)
+    RelativeSGD(plain, LR, track=False)(x)
+    assert abs(torch.linalg.det(plain.layers[0].weight).item()) < 1e-12, "it is singular"
+    beyond = x * (1 + 1e-9)  # at x itself a rounding decides whether the bound of 1 is reached
+    step = RelativeSGD(model, LR, bound=1)
+    step(beyond)
+    assert step.halved == 1
+    RelativeSGD(other, LR / 2, track=False)(beyond)
+    torch.testing.assert_close(model.layers[0].weight, other.layers[0].weight)
+    assert step.log_abs_dets.sum().item() == pytest.approx(fresh_log_abs_det(model), abs=1e-9)
+
+
+def test_crossing_eigenvalues_are_refused_though_the_determinant_is_positive() -> None:
+    model = Flow(5, depth=1).double()
+    v = torch.zeros(2, 5, dtype=torch.float64)
+    v[0, 0] = v[1, 1] = (2 * 2.5 * (1 + LR) / LR) ** 0.5  # both eigenvalues of I - c v vᵀ are -1.5
+    x = torch.linalg.solve(model.layers[0].weight, v.T).T
+    factor = torch.eye(2, dtype=torch.float64) - LR / (1 + LR) / 2 * v @ v.T
+    assert torch.linalg.det(factor) > 1
+    step = RelativeSGD(model, LR)
+    step(x)
+    assert step.halved > 0
+
+
+@pytest.mark.parametrize("bound", [0.25, 1.0])
+def test_no_direction_shrinks_by_more_than_the_bound(bound: float) -> None:
+    model = generic_flow(depth=1)
+    before = model.layers[0].weight.detach().clone()
+    RelativeSGD(model, lr=1.0, bound=bound)(100 * batch_of())
+    change = torch.linalg.eigvals(model.layers[0].weight.detach() @ torch.linalg.inv(before))
+    assert change.abs().min() > 1 - bound
+
+
+def test_what_is_not_finite_is_refused_and_nothing_moves() -> None:
+    model = generic_flow()
+    before = deepcopy(model.state_dict())
+    step = RelativeSGD(model, LR)
+    with pytest.raises(FloatingPointError, match=r"not finite at lr=0\.02: lower lr"):
+        step(batch_of() * float("nan"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_its_state_is_taken_up_again() -> None:
+    model, x = generic_flow(), batch_of()
+    step = RelativeSGD(model, lr=0.5)
+    step(x)
+    saved, weights = deepcopy(step.state_dict()), deepcopy(model.state_dict())
+    step(x)
+    again = RelativeSGD(model, lr=0.5)
+    model.load_state_dict(weights)
+    again.load_state_dict(saved)
+    again(x)
+    assert again.halved == step.halved > 0
+    assert torch.equal(again.log_abs_dets, step.log_abs_dets)
+
+
+def test_phases_are_marked() -> None:
+    phases: list[str] = []
+    RelativeSGD(generic_flow(), LR)(batch_of(), phases.append)
+    assert phases == ["gradient", "determinants", "update"]
+
+
+def test_untracked_it_needs_no_determinant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relative_sgd, "log_abs_dets", None)
+    step = RelativeSGD(generic_flow(), LR, track=False)
+    step(batch_of())
+    assert step.anchor() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, r"lr must be positive, got 0\.0"),
+        ({"lr": 0.1, "bias": "none"}, "bias must be one of plain, affine, official, got 'none'"),
+        ({"lr": 0.1, "bound": 0.0}, r"bound must lie in \(0, 1\], got 0\.0"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RelativeSGD(generic_flow(), **options)  # type: ignore[arg-type]
+
+
+def test_a_model_that_cannot_say_its_likelihood_is_refused_unless_untracked() -> None:
+    class Captured(torch.nn.Linear):
+        def capture(self, batch: Tensor) -> list[object]:
+            return []
+
+    with pytest.raises(TypeError, match=r"needs Captured\.captured_log_prob"):
+        RelativeSGD(Captured(3, 3), LR)
+    RelativeSGD(Captured(3, 3), LR, track=False)
+
+
+def test_likelihood_is_unknown_without_a_step_or_its_determinants() -> None:
+    model = generic_flow()
+    step, untracked = RelativeSGD(model, LR), RelativeSGD(model, LR, track=False)
+    assert step.log_likelihood().isnan()
+    step(batch_of())
+    untracked(batch_of())
+    assert untracked.log_likelihood().isnan()
+    assert step.log_likelihood().isfinite()
+    step.load_state_dict(step.state_dict())
+    assert step.log_likelihood().isnan(), "the batch is not of the state"

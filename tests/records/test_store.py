@@ -1,0 +1,73 @@
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from stepscale.bench.errors import BadRecordError
+from stepscale.bench.records import store, tables
+from stepscale.bench.records.schema import Gradient, Status, Task
+from tests.support.synthetic import record
+
+FIXTURES, RESULTS = Path(__file__).parent, Path(__file__).parents[2] / "results"
+
+
+def test_a_record_survives_saving_and_loading(tmp_path: Path) -> None:
+    made = record("relative", 64, 0, 2e-3)
+    path = store.save(made, tmp_path)
+    got, expected = tables.row(store.read(path)), tables.row(made)
+    assert got.pop("phases_ms") == pytest.approx(expected.pop("phases_ms"))
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert got[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
+    assert (store.read(path).environment, store.read(path).machine) == (made.environment, made.machine)
+    assert list((tmp_path / "records").iterdir()) == [path], "no partial file stays"
+
+
+def test_an_unknown_status_is_refused(tmp_path: Path) -> None:
+    path = store.save(record("naive", 64, 0, 1e-3), tmp_path)
+    path.write_text(path.read_text().replace('"status":"ok"', '"status":"tired"'))
+    with pytest.raises(BadRecordError, match=r"Invalid enum value 'tired' - at `\$.status`"):
+        store.read(path)
+
+
+def test_no_record_holds_what_json_does_not(tmp_path: Path) -> None:
+    """A cosine that is no number is unknown; a time that is none is no measurement."""
+    made = record("relative", 64, 0, 2e-3)
+    made.direction = Gradient(cosine=math.nan)
+    path = store.save(made, tmp_path)
+    assert b"NaN" not in path.read_bytes()
+    kept = store.read(path)
+    assert kept.direction is not None and kept.direction.cosine is None and kept.timing is not None
+    made.timing.blocks.step_s[3] = math.inf
+    lost = store.read(store.save(made, tmp_path))
+    assert (lost.status, lost.timing) == (Status.FAILED, None)
+    assert "a figure is no finite number" in lost.reason and "step_s" in lost.reason
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_record_of_each_schema_is_read(schema: int) -> None:
+    """Kept as they were written; that of schema 1 holds a NaN, which is no JSON."""
+    found = store.read(FIXTURES / f"schema_{schema}.json")
+    assert (found.schema, found.task, found.status) == (2, Task.TIME, Status.OK)
+    assert (found.machine.cpu, found.machine.cores, found.environment.torch) == ("AMD EPYC", 2, "2.13.0+cpu")
+    assert found.direction == Gradient(log_det="exact", cosine=None)
+    assert found.timing is not None and found.timing.blocks.step_s[0] > 0
+
+
+def test_every_published_record_is_read() -> None:
+    for run in (path.parent for path in RESULTS.glob("*/records")):
+        found, complaints = store.read_all(run)
+        assert found and not complaints
+        assert {record.machine.cpu for record in found} == {"AMD EPYC"}
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(old: Path, new: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    kept = store.save(record("relative", 64, 0, 2e-3), tmp_path)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"cannot be written.*No space left.*already there are whole"):
+        store.save(record("relative", 128, 0, 2e-3), tmp_path)
+    assert list((tmp_path / "records").iterdir()) == [kept]

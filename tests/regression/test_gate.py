@@ -1,0 +1,259 @@
+"""The gate from the outside: two versions built from git, run in turns, judged, written down; and what goes wrong."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import pytest
+
+from stepscale.bench.cli.regress import main
+from stepscale.bench.regression import builds, gate, self_check, sessions, verdicts
+from stepscale.bench.regression.builds import Arm, BuildError
+from stepscale.bench.regression.sessions import SessionError
+
+ROOT = Path(__file__).parents[2]
+OUTPUTS = {"regress.json", "regress.md", "rounds.csv"}
+
+
+def git(folder: Path, *words: str) -> None:
+    who = [f"GIT_{role}_{what}=someone" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")]
+    environment = os.environ | dict(entry.split("=") for entry in who)
+    subprocess.run(["git", *words], cwd=folder, env=environment, check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a repository of this very tree, with one commit on main, and go there."""
+    folder = tmp_path / "checkout"
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in names.stdout.split("\n"):
+        if name and not name.startswith("results/") and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    git(folder, "init", "-q", "-b", "main")
+    commit(folder, "all there is")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # or pytest-benchmark measures nothing in the sessions
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", message)
+
+
+# a step three times as slow, whatever it does
+SLOWED = """
+import time
+
+_call = Paired.__call__
+
+
+def _slowed(self, batch, mark=no_mark):
+    began = time.perf_counter()
+    _call(self, batch, mark)
+    until = 3 * time.perf_counter() - 2 * began
+    while time.perf_counter() < until:
+        pass
+
+
+Paired.__call__ = _slowed
+"""
+
+
+def regress(*words: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    return int(end.value.code or 0)
+
+
+def test_a_ref_and_a_changed_checkout_are_built_apart(checkout: Path, tmp_path: Path) -> None:
+    with open(checkout / "optimizers" / "__init__.py", "a") as file:
+        file.write("CHANGED = True\n")
+    (checkout / "optimizers" / "new.py").write_text("")
+    (checkout / "optimizers" / "step.py").unlink()
+    base, head = builds.build("HEAD", tmp_path / "base"), builds.build(None, tmp_path / "head")
+    assert head.label == f"{base.label}+changes"
+    files = [{path.name for path in (arm.package / "stepscale" / "optimizers").glob("*.py")} for arm in (base, head)]
+    assert files[1] - files[0] == {"new.py"}
+    assert files[0] - files[1] == {"step.py"}
+    initial = [(arm.package / "stepscale" / "optimizers" / "__init__.py").read_text() for arm in (base, head)]
+    assert ["CHANGED" in text for text in initial] == [False, True]
+    assert not (checkout / "build").exists(), "nothing is left in the checkout"
+
+
+def test_the_base_is_by_default_where_the_checkout_left_main(checkout: Path) -> None:
+    left = builds.git("rev-parse", "HEAD")
+    git(checkout, "checkout", "-q", "-b", "work")
+    (checkout / "more").write_text("")
+    commit(checkout, "more")
+    assert builds.merge_base() == left
+    git(checkout, "branch", "-m", "main", "trunk")
+    with pytest.raises(BuildError, match=r"no branch main.*BASE=HEAD~1"):
+        builds.merge_base()
+
+
+def test_an_unknown_ref_and_a_base_that_does_not_build_are_errors(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert regress("nowhere") == 2
+    assert "there is no commit 'nowhere' here" in capsys.readouterr().err
+    (checkout / "pyproject.toml").write_text("[project]\nname = 3\n")
+    commit(checkout, "break it")
+    assert regress("HEAD") == 2
+    said = capsys.readouterr().err
+    assert "does not build" in said and "name" in said
+
+
+def test_two_versions_are_run_in_turns_and_judged(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step three times as slow, and a benchmark that base lacks."""
+    monkeypatch.setattr(sessions, "CONTENDED", math.inf)  # whatever else this machine does
+    step = checkout / "optimizers" / "step.py"
+    step.write_text(step.read_text() + SLOWED)
+    folder = checkout / "bench" / "conf" / "optimizer"
+    (folder / "newest.yaml").write_text((folder / "relative.yaml").read_text())
+    assert regress("HEAD", "--optimizers=relative,newest", "--dims=8") == 1
+    out = checkout / regress.OUT
+    assert {path.name for path in out.iterdir()} == OUTPUTS
+    facts = json.loads((out / "regress.json").read_text())
+    assert facts["head"] == facts["base"] + "+changes"
+    assert [(row["optimizer"], row["verdict"]) for row in facts["rows"]] == [
+        ("newest", "new"),
+        ("relative", "regressed"),
+    ]
+    rounds = pd.read_csv(out / "rounds.csv").query("optimizer == 'relative'")
+    assert set(rounds["session"]) == {*verdicts.BASE, *verdicts.HEAD}
+    assert rounds.groupby("session")["round"].nunique().nunique() == 1, "all sessions ran the same rounds"
+    assert "1 regressed: relative-8." in (out / "regress.md").read_text()
+    assert "1 regressed: relative-8. 1 new: newest-8." in capsys.readouterr().out
+
+
+def test_an_empty_selection_measures_nothing_and_a_misspelt_name_is_an_error(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert regress("HEAD", "--optimizers=unheard_of", "--dims=8") == 3
+    assert "Nothing was measured. Optimizers there are: adam, ekfac" in capsys.readouterr().out
+    assert regress("HEAD", "--optimizers=relative, unheard_of") == 2
+    assert "no optimizer unheard_of; there are adam, ekfac" in capsys.readouterr().err
+    assert "unheard_of" in json.loads((checkout / regress.OUT / "regress.json").read_text())["reason"]
+
+
+def test_a_head_that_cannot_be_imported_is_an_error(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = checkout / "optimizers" / "relative" / "relative.py"
+    broken.write_text("from stepscale.optimizers.core.step import nothing\n")
+    assert regress("HEAD", "--optimizers=relative", "--dims=8") == 2
+    assert "cannot import name 'nothing'" in capsys.readouterr().err
+    assert not (checkout / regress.OUT / "rounds.csv").exists(), "no earlier comparison passes for this one"
+
+
+def test_a_benchmark_that_fails_on_head_is_an_error(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkout / "bench" / "conf" / "optimizer"
+    (folder / "relative.yaml").write_text((folder / "relative.yaml").read_text().replace("plain", "plainest"))
+    assert regress("HEAD", "--optimizers=relative", "--dims=8") == 2
+    said = capsys.readouterr().out
+    assert "1 failed: relative-8" in said and "plainest" in said
+
+
+def test_interrupted_it_keeps_what_all_sessions_have_finished() -> None:
+    class Told:
+        def __init__(self, name: str, *tests: str) -> None:
+            info = {"optimizer": "o", "dim": 8, "limit_s": 1.0, "first_round": 2, "step_s": [1.0, 2.0]}
+            self.name, self.found = name, dict.fromkeys(tests, info)
+
+    class Watched:
+        contended: ClassVar = {("x", 3)}
+
+    sessions = [Told("A1", "x", "y"), Told("B1", "x")]
+    rows = gate.rows_of(sessions, Watched(), whole_only=True)  # type: ignore[arg-type]
+    assert [(row["session"], row["round"], row["contended"]) for row in rows] == [
+        ("A1", 2, False), ("A1", 3, True), ("B1", 2, False), ("B1", 3, True),
+    ]  # fmt: skip
+    assert len(gate.rows_of(sessions, Watched(), whole_only=False)) == 6  # type: ignore[arg-type]
+
+
+def test_a_session_with_another_versions_files_is_an_error(tmp_path: Path) -> None:
+    class Told:
+        name, files = "B1", [str(tmp_path / "base" / "package" / "stepscale" / "models" / "__init__.py")]
+
+    base, head = (Arm(name, tmp_path / name / "source", tmp_path / name / "package") for name in ("base", "head"))
+    with pytest.raises(SessionError, match=r"B1 imported .*base.*, not the files of .*head"):
+        gate.require_own_files([Told()], base, head)  # type: ignore[list-item]
+    with pytest.raises(SessionError, match="base and head are the same files"):
+        gate.require_own_files([], base, base)
+
+
+@pytest.mark.parametrize("words", [["--dims=8,x"], ["--threads=0"], ["--dims=0"]])
+def test_wrong_words_are_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert regress(*words) == 2
+    assert words[0].split("=")[1] in capsys.readouterr().err
+
+
+def comparisons(case: self_check.Case, *ratios: float) -> pd.DataFrame:
+    measured = {"base_ms": 1.0, "head_ms": 1.0, "se": 0.01, "floor": 0.01, "rounds": 50, "contended": 3}
+    rows = [measured | {"ratio": ratio, "waited_s": 2.0, "commit": "c"} for ratio in ratios]
+    return verdicts.judge(pd.DataFrame(rows)).assign(optimizer="o", dim=8, **case._asdict())
+
+
+def test_the_checks_table_marks_what_is_missed() -> None:
+    quiet, beside = (self_check.Case(neighbour, 0, "", 0) for neighbour in (False, True))
+    found = self_check.Case(False, 5, "update", 0)
+    good = pd.concat([comparisons(quiet, *[1.0] * 100), comparisons(found, 1.06, 1.06, 1.0), comparisons(beside, 1.0)])
+    assert self_check.MISSED not in self_check.summary(good)
+    for worse in (comparisons(beside, 1.2), comparisons(quiet, 1.2, 1.2), comparisons(found, 1.0, 1.0)):
+        assert self_check.summary(pd.concat([good, worse])).count(self_check.MISSED) == 1
+
+
+def test_the_check_goes_on_where_it_was_stopped(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[self_check.Case] = []
+
+    def compare(base: Arm, head: Arm, case: self_check.Case) -> pd.DataFrame:
+        if len(made) == 2:
+            made.append(case)
+            raise KeyboardInterrupt
+        made.append(case)
+        assert head.options == ((f"--slow={case.place}={case.percent / 100}",) if case.percent else ())
+        assert base.options == () and base.package != head.package
+        gate.require_own_files([], base, head)
+        return comparisons(case, 1.3 if case.percent else 1.0).drop(columns=["commit", *case._fields])
+
+    monkeypatch.setattr(self_check, "compare", compare)
+    monkeypatch.setattr("sys.argv", ["gate_check"])
+    self_check.main()
+    assert "goes on from here" in capsys.readouterr().err
+    self_check.main()
+    assert sorted(made[:2] + made[3:]) == sorted(self_check.cases()), "each once, but for the interrupted one"
+    assert "commit" in (checkout / self_check.OUT / "README.md").read_text()
+    (checkout / "optimizers" / "step.py").write_text("")
+    with pytest.raises(SystemExit, match="remove it"):
+        self_check.main()
+
+
+def test_a_slow_down_that_the_check_asks_for_is_found(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Base and head are the same code; a step that pairs nothing is slowed like any other."""
+    monkeypatch.setattr(sessions, "CONTENDED", math.inf)  # whatever else this machine does
+    base, head = (builds.build(None, tmp_path / name) for name in ("base", "head"))
+    options = gate.Options(optimizers=("relative", "relative_fused"), dims=("8",))
+    slow = self_check.slowed(head, self_check.Case(False, 200, "update", 0))
+    measured = gate.measure(base, slow, options, lambda done, of: None)
+    assert not measured.failed and len(set(measured.code.values())) == 1
+    judged = verdicts.compare(measured.rounds).set_index("optimizer")["verdict"]
+    assert judged.to_dict() == {"relative": "regressed", "relative_fused": "regressed"}
+
+
+def test_the_checks_cases_are_enough() -> None:
+    cases = self_check.cases()
+    assert len(set(cases)) == len(cases)
+    sixteen = pd.DataFrame(cases).groupby(["neighbour", "percent", "place"]).size() * 16
+    assert (sixteen >= 40).all()
+    assert sixteen[False, 0, ""] >= 100 and sixteen[True, 0, ""] >= 100

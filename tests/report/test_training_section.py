@@ -1,0 +1,147 @@
+"""Targets, times to them and profiles from made-up curves whose truth is known; and the section they become."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import asdict
+
+from stepscale.bench.analysis import learning_curves
+from stepscale.bench.records import store, tables
+from stepscale.bench.records.schema import Curve, DataFacts, Final, Record, Status, Trained
+from stepscale.bench.report import write
+from tests.support.synthetic import bare, cell, record
+
+# a run gains 100 (1 - exp(-t / τ)) nats in t seconds; τ, and seconds a step
+RUNS = {"layerwise": (10.0, 0.1), "relative": (1.0, 0.01), "slow": (1e3, 0.1)}
+START, END_S = -50.0, 20.0
+
+
+def train_record(optimizer: str, seed: int, dim: int = 64, trial: bool = False) -> Record:
+    tau, step_s = RUNS[optimizer]
+    seconds = np.concatenate([[0.0], np.geomspace(0.01, END_S, 400)])
+    nats = list(map(float, START + 100 * (1 - np.exp(-seconds / tau))))
+    none: list[None] = [None] * len(seconds)
+    curve = Curve(
+        step=[round(t / step_s) for t in seconds], seconds=list(map(float, seconds)), validation_nats=nats,
+        held_out_nats=list(none) if trial else list(nats), drift_nats=list(none), halved=list(none),
+    )  # fmt: skip
+    config = {"training": {"trial": trial}, "optimizer": {"update": {"lr": 0.1}}, "data": {"centre": True}}
+    made = bare(cell(optimizer, dim, seed), {"task": "train", **config})
+    made.data = DataFacts(train=1, validation=1, held_out=1, bits_offset=6.0)
+    made.training = Trained(
+        curve=curve, steps=round(END_S / step_s), seconds=END_S, stopped_by="time_limit_s", other_cores=0.0,
+        final=Final(validation_nats=nats[-1], held_out_nats=None if trial else nats[-1]),
+    )  # fmt: skip
+    made.status = Status.OK
+    return made
+
+
+def diverged(optimizer: str, seed: int) -> Record:
+    made = train_record(optimizer, seed)
+    made.status, made.reason = Status.DIVERGED, "made to"
+    assert made.training
+    made.training.final = None
+    return made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for name in RUNS:
+        for seed in (1, 2, 3):
+            store.save(train_record(name, seed), tmp_path)
+        store.save(train_record(name, 0, trial=True), tmp_path)
+    return tmp_path
+
+
+def test_time_to_target_is_the_curves_own(run: Path) -> None:
+    runs, points = tables.load(run, "train"), tables.curves(run)
+    table = learning_curves.to_target(runs, learning_curves.reached(runs, points)).set_index(["target", "optimizer"])
+    gain = 1 - math.exp(-END_S / 10)  # of layerwise at its end
+    row = table.loc[(learning_curves.BASELINE, "relative")]
+    assert row["seconds"] == pytest.approx(-math.log(1 - gain), rel=1e-2)
+    assert row["steps"] == pytest.approx(row["seconds"] / 0.01, abs=0.5), "steps are whole numbers"
+    assert row["of_baseline"] == pytest.approx(row["seconds"] / END_S, rel=1e-2)
+    assert row["step_ms"] == pytest.approx(10)
+    assert table.loc[(learning_curves.BASELINE, "slow"), "missed"] == 3
+    assert math.isinf(table.loc[(learning_curves.BASELINE, "slow"), "seconds"])
+    assert table.loc[(learning_curves.BEST, "relative"), "seconds"] == pytest.approx(-math.log(0.01), rel=2e-2)
+    assert math.isnan(table.loc[(learning_curves.BEST, "relative"), "of_baseline"])  # layerwise missed it
+
+
+def test_profiles_count_misses_as_never(run: Path) -> None:
+    runs, points = tables.load(run, "train"), tables.curves(run)
+    found = learning_curves.profiles(learning_curves.to_target(runs, learning_curves.reached(runs, points)))
+    assert found[found["optimizer"] == "relative"]["share"].max() == 1
+    assert found[found["optimizer"] == "layerwise"]["share"].max() == 0.5
+    assert found[found["optimizer"] == "slow"]["share"].max() == 0
+
+
+def test_trials_are_in_no_result(run: Path) -> None:
+    results = learning_curves.results(tables.load(run, "train"))
+    assert set(results["seeds"]) == {3}
+
+
+def test_a_diverged_run_counts_as_the_worst(run: Path) -> None:
+    """Left out, the one run that did not diverge would be best of all, and move the target."""
+    before = learning_curves.targets(tables.load(run, "train"), tables.curves(run))
+    for seed in (1, 2):
+        store.save(diverged("relative", seed), run)
+    found = learning_curves.results(tables.load(run, "train")).set_index("optimizer")
+    assert math.isnan(found.loc["relative", "held_out_nats"]) and math.isnan(found.loc["relative", "held_out_bits"])
+    assert found.loc["relative", "ok"] == 1
+    after = learning_curves.targets(tables.load(run, "train"), tables.curves(run)).set_index("target")["nats"]
+    assert after[learning_curves.BASELINE] == before.set_index("target")["nats"][learning_curves.BASELINE]
+    assert after[learning_curves.BEST] < before.set_index("target")["nats"][learning_curves.BEST], (
+        "of the best that mostly ended"
+    )
+
+
+def test_seeds_that_end_differently_are_judged_by_their_median(tmp_path: Path) -> None:
+    for seed, lost in enumerate((0, 5, 9)):
+        made = train_record("layerwise", seed)
+        curve = made.training.curve
+        curve.held_out_nats = [nats - lost for nats in curve.held_out_nats]
+        made.training.final.held_out_nats -= lost
+        store.save(made, tmp_path)
+    runs, points = tables.load(tmp_path, "train"), tables.curves(tmp_path)
+    end = train_record("layerwise", 0).training.final.held_out_nats
+    assert learning_curves.targets(runs, points).set_index("target")["nats"][learning_curves.BASELINE] == pytest.approx(
+        end - 5
+    )
+    best, worst = (learning_curves.results(runs)[name].item() for name in ("high", "low"))
+    assert (best, worst) == pytest.approx((end, end - 9))
+
+
+def test_what_was_not_tuned_is_named(run: Path) -> None:
+    assert "Not tuned" not in learning_curves.budget(tables.load(run, "train"))
+    store.save(train_record("relative", 1, dim=128), run)
+    assert "Not tuned, having nothing of the kind: `relative`." in learning_curves.budget(tables.load(run, "train"))
+
+
+def test_bits_per_dim(run: Path) -> None:
+    results = learning_curves.results(tables.load(run, "train")).set_index("optimizer")
+    nats = results.loc["relative", "held_out_nats"]
+    assert results.loc["relative", "held_out_bits"] == pytest.approx(6 - nats / 64 / math.log(2))
+
+
+def test_the_report_says_it_and_shows_no_nan(run: Path) -> None:
+    short = diverged("slow", 4)
+    short.training.curve = Curve(**{name: values[:3] for name, values in asdict(short.training.curve).items()})
+    store.save(short, run)
+    said = write.write(run)
+    assert "`relative` is where `layerwise` ends" in said
+    assert "`slow` does not reach the end of `layerwise`" in said
+    assert "1 of 10 final runs: diverged." in said
+    assert "Tuned alike: 1 trials of 20 s" in said
+    for name in ("training.png", "training.svg", "curves.csv", "targets.csv", "training.csv", "report.html"):
+        assert (run / name).stat().st_size > 0
+    assert "nan" not in (run / "training.svg").read_text().lower().split("<metadata")[0]
+    assert (run / "report.html").read_text().count("<svg") == 2
+
+
+def test_timing_and_training_share_a_page(run: Path) -> None:
+    store.save(record("relative", 64, 0, 1e-3), run)
+    page = (write.write(run), (run / "report.html").read_text())[1]
+    assert page.index("Scaling of one step") < page.index("What a step buys")

@@ -1,0 +1,222 @@
+"""Reports of synthetic runs: words, files, and figures that hold only what the records hold."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from stepscale.bench.analysis import step_times
+from stepscale.bench.cli import report
+from stepscale.bench.errors import UsageError
+from stepscale.bench.records import store, tables
+from stepscale.bench.records.schema import GROUP, Machine, OnGpu
+from stepscale.bench.report import scaling_figures, scaling_section, style, write
+from tests.support.synthetic import DIMS, failed, polynomial, record, run_of
+
+COSTS = {
+    "layerwise": polynomial(60, 0, 2e-2, 6e-5),
+    "relative": polynomial(200, 0, 2e-2),
+    "naive": lambda d: 1e-3 * d**2,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = run_of(tmp_path_factory.mktemp("run"), COSTS, DIMS)
+    run_of(folder, {name: COSTS[name] for name in ("layerwise", "relative")}, [128, 256, 512], batch=10)
+    for dim, status in ((2048, "out_of_memory"), (4096, "too_slow")):
+        store.save(failed("naive", dim, 0, status), folder)
+    write.write(folder)
+    return folder
+
+
+def test_every_file_is_there(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"times.csv", "scaling.csv", "summary.md", "scaling.png", "scaling.svg", "report.html"} <= names
+
+
+def test_the_findings_come_first_and_are_the_truth(run: Path) -> None:
+    summary = (run / "summary.md").read_text()
+    found = summary[: summary.index("##")]
+    overtaken = re.search(r"`relative` overtakes `layerwise` at dim (\d+)–(\d+), batch 100", found)
+    assert overtaken, found
+    truth = (140 / 6e-5) ** (1 / 3)
+    assert int(overtaken[1]) < truth < int(overtaken[2])
+    share = 6e-5 * 1024**3 / (60 + 2e-2 * 1024**2 + 6e-5 * 1024**3)
+    cubic = re.search(r"`layerwise`, batch 100: \*\*cubic\*\*; (\d+)–(\d+) % of a step at dim 1024", found)
+    assert cubic and int(cubic[1]) <= 100 * share <= int(cubic[2]), found
+    assert "`relative`, batch 100: **no cubic term**" in found
+    assert "`relative`, batch 10: too few sizes for a verdict (3 sizes, dims 128–512)" in found
+    assert "1 of 68 cells: out_of_memory." in found
+    assert "`layerwise` (one log-determinant a layer) is the honest baseline" in found
+
+
+def test_the_page_needs_no_other_file(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!#)", page.replace("xlink:href", "href").replace('href="#', 'href-id="#'))
+    assert "<script" not in page and "@import" not in page and "url(http" not in page
+    assert page.count("<svg") == 2, "one figure a group"
+    assert page.index("overtakes") < page.index("<svg") < page.index("<table")
+
+
+def test_tables_hold_factors_to_both_baselines(run: Path) -> None:
+    times = step_times.times(tables.load(run))
+    table = scaling_section.factors(times).set_index(["batch", "dim"]).drop(columns=list(set(GROUP) - {"batch"}))
+    truth = COSTS["layerwise"](1024) / COSTS["relative"](1024)
+    assert table.loc[(100, 1024), "relative over layerwise"] == pytest.approx(truth, rel=0.03)
+    assert table.loc[(100, 1024), "relative over naive"] > 10
+    assert "relative over naive" not in table.loc[10].dropna(axis=1).columns
+
+
+def test_configurations_are_never_mixed_in_a_table(tmp_path: Path) -> None:
+    for depth, seconds in ((2, 1e-3), (8, 9e-3)):
+        run_of(tmp_path, {"mine": lambda d, s=seconds: s}, [64], depth=depth)
+    table = scaling_section.phases(tables.load(tmp_path)).set_index("depth")
+    assert table["gradient"].to_dict() == pytest.approx({2: 0.9, 8: 8.1}, rel=0.02)
+
+
+def test_the_printed_table_has_a_row_a_dim_and_says_what_failed(run: Path) -> None:
+    lines = write.write(run).splitlines()
+    assert "layerwise" in lines[0] and "naive" in lines[0]
+    (oom,) = [line for line in lines if line.split()[:2] == ["100", "2048"]]
+    assert "out of memory" in oom
+
+
+def test_baselines_are_found_under_changed_names(tmp_path: Path) -> None:
+    costs = {f"{name}[update.lr=1e-3]": cost for name, cost in COSTS.items()}
+    words = write.write(run_of(tmp_path, costs, DIMS))
+    assert re.search(r"`relative\[update.lr=1e-3\]` overtakes `layerwise\[update.lr=1e-3\]`", words)
+
+
+def panels(run: Path) -> Figure:
+    cells = tables.load(run)
+    cells = cells[cells["batch"] == 100]
+    times, slopes = step_times.times(cells), step_times.local_slopes(cells)
+    return scaling_figures.scaling_figure(times, slopes, style.styles(times["optimizer"]), "title")
+
+
+def test_no_curve_holds_a_number_that_was_not_measured(run: Path) -> None:
+    """A failed cell is a cross on the edge, never a point of a curve."""
+    axes = panels(run).axes[0]
+    curves = {line.get_label(): line for line in axes.get_lines() if not str(line.get_label()).startswith("_")}
+    assert set(curves) == set(COSTS)
+    for name, line in curves.items():
+        dims, values = line.get_xdata(), line.get_ydata()
+        assert list(dims) == DIMS
+        np.testing.assert_allclose(values, [1e3 * COSTS[name](d) for d in DIMS], rtol=0.03)
+    crosses = [line for line in axes.get_lines() if line.get_marker() == "X"]
+    assert [list(line.get_xdata()) for line in crosses] == [[2048, 4096]]
+    assert any("out of memory" in text.get_text() for text in axes.texts)
+
+
+def test_cells_that_wait_for_the_host_are_hollow(tmp_path: Path) -> None:
+    run_of(tmp_path, {"relative": COSTS["relative"]}, DIMS)
+    late = record("relative", 32, 0, 1e-3)
+    late.timing.gpu = OnGpu(busy_s=1e-4)
+    store.save(late, tmp_path)
+    hollow = [line for line in panels(tmp_path).axes[0].get_lines() if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[32]]
+
+
+def test_looks_are_distinct_and_follow_the_name() -> None:
+    names = [f"optimizer{k:02d}" for k in range(24)]
+    looks = style.styles(names)
+    assert len({(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}) == 24
+    assert style.styles(reversed(names)) == looks
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_single_cell_makes_a_report(tmp_path: Path, seeds: int) -> None:
+    run_of(tmp_path, {"mine": COSTS["relative"]}, [64], seeds=seeds)
+    words = write.write(tmp_path)
+    assert words.count("one dim only says nothing of growth") == 1 and "undecided" not in words
+    assert ("One process a cell" in words) == (seeds == 1)
+
+
+def test_a_run_of_failures_makes_a_report(tmp_path: Path) -> None:
+    store.save(failed("naive", 64, 0, "out_of_memory"), tmp_path)
+    assert "1 of 1 cells: out_of_memory" in write.write(tmp_path)
+
+
+def test_without_two_dims_the_plots_keep_their_axis_and_say_why(tmp_path: Path) -> None:
+    run_of(tmp_path, {"relative": COSTS["relative"]}, [16])
+    write.write(tmp_path)
+    svg = (tmp_path / "scaling.svg").read_text()
+    assert "no two dims to tell a slope from" in svg
+    assert svg.count(">16<") == 4, "a tick in each panel"
+    assert ">d³<" not in svg, "guides of no length"
+
+
+def test_a_run_of_two_machines_names_both(tmp_path: Path) -> None:
+    """As of one resumed on a machine lent anew."""
+    for seed, gpu in enumerate(("H100", "H200", "H200")):
+        made = record("relative", 64, seed, 1e-3)
+        made.machine = Machine(cpu="simulated", cores=2, gpu=gpu, gpus=1)
+        store.save(made, tmp_path)
+    where = write.provenance(store.read_all(tmp_path)[0])
+    assert where.count("H100, simulated, 2 cores, 2 threads, torch 0") == 1
+    assert where.count("H200, simulated") == 1
+
+
+def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
+    run_of(tmp_path, {"<b>x</b>": COSTS["relative"]}, DIMS)
+    write.write(tmp_path)
+    assert "<b>x</b>" not in (tmp_path / "report.html").read_text()
+
+
+def test_figures_are_drawn_without_torch() -> None:
+    code = "import sys, stepscale.bench.cli.report, stepscale.bench.cli.publish; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_was_only_measured_disturbed_stays_in_the_tables(tmp_path: Path) -> None:
+    run_of(tmp_path, {"relative": COSTS["relative"]}, DIMS)
+    for dim in DIMS:
+        made = record("layerwise", dim, 0, COSTS["layerwise"](dim))
+        made.timing.blocks.other_cores = [1.0] * 6
+        store.save(made, tmp_path)
+    said = write.write(tmp_path)
+    assert " contended" in said
+    growth = pd.read_csv(tmp_path / "scaling.csv").set_index("optimizer")
+    assert growth.loc["layerwise", "verdict"] == "nothing to judge"
+    assert growth.loc["layerwise", "largest_dim"] == DIMS[-1]
+    cells = tables.load(tmp_path)
+    assert "relative over layerwise" not in scaling_section.factors(step_times.times(cells)).columns
+
+
+def test_without_the_baseline_all_pairs_are_told(tmp_path: Path) -> None:
+    said = write.write(run_of(tmp_path, {"mine": COSTS["layerwise"], "relative": COSTS["relative"]}, DIMS))
+    assert "`relative` overtakes `mine` at dim" in said
+    assert "The baseline `layerwise` is not in this run" in said
+
+
+def test_factors_are_of_decided_dims(tmp_path: Path) -> None:
+    """At dims 64 and 96 the two are the same: no factor to speak of."""
+    costs = {"layerwise": lambda d: 1e-6 * d * (1 + (d > 100)), "relative": lambda d: 1e-6 * d}
+    said = write.write(run_of(tmp_path, costs, DIMS, seeds=3))
+    assert re.search(r"at 7 of the 9 dims in dim 64–1024: (1\.99|2|2\.01)× at 128, (1\.99|2|2\.01)× at 1024", said), (
+        said
+    )
+
+
+def test_a_damaged_record_is_named_in_the_report(tmp_path: Path) -> None:
+    run_of(tmp_path, {"relative": COSTS["relative"]}, [64])
+    (tmp_path / "records" / "broken.json").write_text("{")
+    assert "broken.json is damaged" in write.write(tmp_path)
+    assert "broken.json is damaged" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_that_cannot_be_written_says_that_the_records_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device", "times.csv")
+
+    monkeypatch.setattr(write, "write_of", full)
+    with pytest.raises(UsageError, match=r"No space left .*; the records are whole: once there is room, `st"):
+        report.main([str(tmp_path)])

@@ -1,0 +1,76 @@
+"""The shape of the code, counted in its syntax trees: ``make lint`` fails where a count exceeds its limit."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("bench", "models", "optimizers")
+LONGEST, MOST_MODULES = 40, 10  # lines of a function, and modules of a folder but for __init__ and __main__
+ANY, DICT_OF_ANY, DISCOVERED = 40, 10, 5  # in bench: names Any, dict[str, Any], getattr and hasattr
+
+
+def modules(part: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Yield the modules of a part of the package with their trees."""
+    for path in sorted((ROOT / part).rglob("*.py")):
+        yield path.relative_to(ROOT), ast.parse(path.read_text())
+
+
+def any_names(tree: ast.Module) -> int:
+    """Count the uses of ``Any``."""
+    return sum(isinstance(node, ast.Name) and node.id == "Any" for node in ast.walk(tree))
+
+
+def dicts_of_any(tree: ast.Module) -> int:
+    """Count ``dict[str, Any]``."""
+    return sum(isinstance(node, ast.Subscript) and ast.unparse(node) == "dict[str, Any]" for node in ast.walk(tree))
+
+
+def discoveries(tree: ast.Module) -> int:
+    """Count calls of ``getattr`` and ``hasattr``."""
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return sum(isinstance(call, ast.Name) and call.id in ("getattr", "hasattr") for call in calls)
+
+
+def long_functions(path: Path, tree: ast.Module) -> list[str]:
+    """Name the functions of too many lines, their docstrings not counted."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            documented = ast.get_docstring(node) is not None
+            lines = (node.end_lineno or 0) - (node.body[0].end_lineno or 0 if documented else node.lineno - 1)
+            if lines > LONGEST:
+                found.append(f"{path}:{node.lineno} {node.name} has {lines} lines, {LONGEST} are the most")
+    return found
+
+
+def full_folders(part: str) -> list[str]:
+    """Name the folders of too many modules."""
+    found = []
+    for folder in [ROOT / part, *(path for path in (ROOT / part).rglob("*") if path.is_dir())]:
+        count = sum(path.name not in ("__init__.py", "__main__.py") for path in folder.glob("*.py"))
+        if count > MOST_MODULES:
+            found.append(f"{folder.relative_to(ROOT)} has {count} modules, {MOST_MODULES} are the most")
+    return found
+
+
+def complaints() -> list[str]:
+    """Say what exceeds its limit."""
+    bench = [tree for _, tree in modules("bench")]
+    counted = {"Any": (any_names, ANY), "dict[str, Any]": (dicts_of_any, DICT_OF_ANY)}
+    counted["getattr or hasattr"] = (discoveries, DISCOVERED)
+    found = []
+    for what, (count, most) in counted.items():
+        if (total := sum(map(count, bench))) > most:
+            found.append(f"bench uses {what} {total} times, {most} are the most")
+    for part in PARTS:
+        found += full_folders(part)
+        found += [complaint for path, tree in modules(part) for complaint in long_functions(path, tree)]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit("\n".join(complaints()) or 0)
