@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +25,6 @@ from stepscale.bench.training.loop import Training
 from stepscale.models import objective_of, rows_of
 
 WARM_UP_S = 1.0  # of training: one step is enough of a slow optimizer
-SPLITS = ("train", "validation", "held_out")
 
 
 def train_cell(job: Job, device: torch.device, record: Record) -> None:
@@ -39,7 +37,7 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     notes = record.notes = Notes()
     data = load_data(job, settings.rows)
     record.data_note = data.note
-    train, validation, held_out = (moved(getattr(data, name), device, dtype) for name in SPLITS)
+    train, validation, held_out = (moved(split, device, dtype) for split in data.splits)
     data = data._replace(train=train, validation=validation, held_out=held_out)
     stream = Stream(data.train, job.cell.batch, job.cell.seed)
     _warm_up(job, stream, device, dtype)
@@ -101,7 +99,7 @@ def _look(run: Training, job: Job, final: Final, notes: Notes) -> None:
 
 
 @contextmanager
-def _progress(run: Training, label: str) -> Iterator[Any]:
+def _progress(run: Training, label: str) -> Iterator[Callable[[], None]]:
     """Show a bar, where there is a terminal: how far, the likelihood, and the time left."""
     shape = "{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"
     with tqdm(total=100, initial=run.done(), desc=label, leave=False, disable=None, bar_format=shape) as bar:
@@ -116,5 +114,5 @@ def _progress(run: Training, label: str) -> Iterator[Any]:
 def _facts(data: Dataset, model: nn.Module) -> DataFacts:
     """What the records say of the data; bits per dim only where the likelihood is of the rows themselves."""
     bits = None if objective_of(model).of_targets else data.bits_offset
-    train, validation, held_out = (rows_of(getattr(data, name)) for name in SPLITS)
+    train, validation, held_out = map(rows_of, data.splits)
     return DataFacts(train=train, validation=validation, held_out=held_out, shape=data.shape, bits_offset=bits)
