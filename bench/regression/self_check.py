@@ -1,9 +1,9 @@
 """The regression gate's own quality: how often it cries wolf, and how small a slow-down it finds.
 
-``python -m stepscale.bench.gate_check`` compares the checkout with itself, as it is (A/A) and with its benchmarks told
-to slow every step down (``--slow``), on a quiet machine and beside a neighbour that loads one core now and then. Every
-comparison goes through the code of ``stepscale regress``. It takes about 70 minutes on 2 cores, goes on where it was
-stopped, and exits with 1 where the gate misses what is asked of it.
+``python -m stepscale.bench.regression.self_check`` compares the checkout with itself, as it is (A/A) and with its
+benchmarks told to slow every step down (``--slow``), on a quiet machine and beside a neighbour that loads one core now
+and then. Every comparison goes through the code of ``stepscale regress``. It takes about 70 minutes on 2 cores, goes on
+where it was stopped, and exits with 1 where the gate misses what is asked of it.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -24,14 +24,30 @@ EXPLAINED = (
 )
 
 
-def report(table: pd.DataFrame, facts: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class Facts:
+    """What a comparison is of, and how it went; written as it stands."""
+
+    base: str  # labels of the two versions
+    head: str
+    status: int
+    seconds: int  # that it took
+    threads: int
+    waited_s: float  # for other processes to leave the machine
+    failed: dict[str, dict[str, str]]  # session -> test -> reason
+    code: dict[str, str]  # session -> hash of the package it imported
+    optimizers: list[str]  # that either version knows
+    interrupted: bool
+
+
+def report(table: pd.DataFrame, facts: Facts) -> str:
     """Return the verdict in words and the table, as Markdown."""
-    lines = [f"### Steps of {facts['head']} against {facts['base']}", "", headline(table, facts), ""]
+    lines = [f"### Steps of {facts.head} against {facts.base}", "", headline(table, facts), ""]
     if len(table):
         lines += [pretty(table).to_markdown(index=False, disable_numparse=True), "", EXPLAINED]
     if table["ratio"].notna().any():
         lines[-1] += f" The same code, started twice, came out up to {100 * table['floor'].iloc[0]:.1f} % apart."
-    for session, tests in facts["failed"].items():
+    for session, tests in facts.failed.items():
         lines += ["", *(f"- {session}: {test} failed: {reason}" for test, reason in tests.items())]
     return "\n".join(lines)
 
@@ -43,23 +59,23 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**shown)[SHOWN]
 
 
-def headline(table: pd.DataFrame, facts: dict[str, Any]) -> str:
+def headline(table: pd.DataFrame, facts: Facts) -> str:
     """Say the whole verdict in a few sentences."""
     if not len(table):
-        return f"Nothing was measured. Optimizers there are: {', '.join(facts['optimizers'])}."
+        return f"Nothing was measured. Optimizers there are: {', '.join(facts.optimizers)}."
     names = {v: [f"{o}-{d}" for o, d in part[["optimizer", "dim"]].to_numpy()] for v, part in table.groupby("verdict")}
     said = [] if table["ratio"].notna().any() else ["Nothing could be compared."]
     said += [f"{len(names[v])} {v}: {', '.join(names[v])}." for v in NAMED if v in names]
     said += [f"{len(names['unchanged'])} unchanged."] if "unchanged" in names else []
-    if len(set(facts["code"].values())) == 1:
+    if len(set(facts.code.values())) == 1:
         said.append("Both versions hold the same code.")
     set_aside = int(table["contended"].sum())
-    if set_aside or facts["waited_s"]:
+    if set_aside or facts.waited_s:
         said.append(
-            f"Other processes used the machine: {facts['waited_s']:.0f} s were spent waiting for them, "
+            f"Other processes used the machine: {facts.waited_s:.0f} s were spent waiting for them, "
             f"{set_aside} rounds were set aside."
         )
-    if facts["interrupted"]:
+    if facts.interrupted:
         said.append("Interrupted: benchmarks not listed were not run.")
     return " ".join(said)
 
@@ -70,12 +86,12 @@ def clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def save(out: Path, table: pd.DataFrame, facts: dict[str, Any], summary: str, rounds: pd.DataFrame) -> None:
+def save(out: Path, table: pd.DataFrame, facts: Facts, summary: str, rounds: pd.DataFrame) -> None:
     """Write the comparison as JSON, Markdown, and its rounds as CSV."""
     out.mkdir(parents=True, exist_ok=True)
     where = description.both(choose_device("auto"))
     rows = json.loads(table.to_json(orient="records"))
-    (out / "regress.json").write_text(json.dumps(facts | {"rows": rows, "environment": where}, indent=1) + "\n")
+    (out / "regress.json").write_text(json.dumps(asdict(facts) | {"rows": rows, "environment": where}, indent=1) + "\n")
     (out / "regress.md").write_text(summary + "\n")
     rounds.to_csv(out / "rounds.csv", index=False)
 
