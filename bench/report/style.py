@@ -52,5 +52,5 @@ def written(drawn: Drawn, folder: Path) -> str:
     save(figure, buffer, "svg")
     if drawn.stem is not None:
         save(figure, folder / f"{drawn.stem}.png", "png")
-        (folder / f"{drawn.stem}.svg").write_text(buffer.getvalue())
+        (folder / f"{drawn.stem}.svg").write_text(buffer.getvalue(), encoding="utf-8")
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]

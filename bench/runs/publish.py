@@ -29,13 +29,16 @@ def publish(run: Path, name: str) -> Path:
     except (OSError, ValueError) as error:
         raise UsageError(f"{run} holds no sweep's run ({error})") from error
     there, complaints = store.read_all(run)
-    if complaints or len(there) < plan["cells"] or not plan["finished"]:
+    if complaints or len(there) < plan["cells"]:
         missing = f"{len(there)} of its {plan['cells']} cells are whole"
         raise UsageError(
             f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
         )
-    shutil.copytree(run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints"))
+    shutil.copytree(
+        run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints", "locks")
+    )
     here = f"{Path.cwd()}/"
     for path in target.rglob("*.json"):  # commands name the folder they were given in: nobody's business
-        path.write_text(path.read_text().replace(here, ""))
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(here, ""), encoding="utf-8")
     return target
