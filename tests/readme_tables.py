@@ -12,6 +12,9 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from stepscale.bench.records.columns import COLUMNS, key_of
+from tests.support.every_table import columns_of_every_table
+
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "bench" / "conf"
 SHOWN_DIMS, SHOWN = (64, 256, 1024, 2048), ("relative", "relative_adam", "kfac", "adam", "layerwise")
@@ -87,10 +90,29 @@ def settings() -> str:
     return "\n\n".join(parts)
 
 
+def columns() -> str:
+    """One row a column of the tables: its unit, the tables that have it, its meaning."""
+    tables: dict[str, list[str]] = {key: [] for key in COLUMNS}
+    for table, names in columns_of_every_table().items():
+        for name in names:
+            tables[key_of(table, name)].append(table)
+    rows = [
+        {
+            "column": f"`{key.split('.')[-1]}`",
+            "unit": column.unit,
+            "in": ", ".join(tables[key]),
+            "meaning": column.meaning,
+        }
+        for key, column in COLUMNS.items()
+    ]
+    return pd.DataFrame(rows).to_markdown(index=False, tablefmt="github")
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "optimizers": ("optimizers/README.md", optimizers),
     "excerpt": ("README.md", excerpt),
     "settings": ("bench/README.md", settings),
+    "columns": ("bench/README.md", columns),
 }
 
 
