@@ -17,12 +17,12 @@ from stepscale.optimizers.kronecker.base import Kronecker, State, averaged
 
 
 class FOOF(Kronecker):
-    """∇ (A + λ I)⁻¹, A the mean of x̄ x̄ᵀ over data. A step O(L B d²), log-determinants kept exact O(L (B d² + d³)).
+    """∇ (A + λ I)⁻¹: O(L (B d² + d³)), and O(L d³) an inversion. Without log-determinants or with stale ones O(L B d²).
 
-    In the relative frame and undamped it is the relative gradient where E[u uᵀ] = I, u = a Wᵀ: that takes the input
-    covariance from the model instead of measuring it. The paper omits biases; here they are in x̄. It sums over a batch
-    where this takes means: its λ and learning rate are ours times B, and ours have no momentum before the inverse,
-    which would be of full rank: put it into the update.
+    A is the mean of x̄ x̄ᵀ over data. In the relative frame and undamped it is the relative gradient where E[u uᵀ] = I,
+    u = a Wᵀ: that takes the input covariance from the model instead of measuring it. The paper omits biases; here they
+    are in x̄. It sums over a batch where this takes means: its λ and learning rate are ours times B, and ours have no
+    momentum before the inverse, which would be of full rank: put it into the update.
 
     Args:
         model: offers ``capture``.

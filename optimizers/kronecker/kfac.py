@@ -23,10 +23,10 @@ from stepscale.optimizers.kronecker.base import Kronecker, State
 
 
 class KFAC(Kronecker):
-    """G⁻¹ ∇ A⁻¹ with factored Tikhonov damping. A step O(L B d²), with log-determinants kept exact O(L (B d² + d³)).
+    """G⁻¹ ∇ A⁻¹: O(L (B d² + d³)), and O(L d³) an inversion. Without log-determinants or with stale ones O(L B d²).
 
-    Statistics from model samples cost another backward pass, on the flow an LU a layer, O(L (B d² + d³)); inverses
-    O(L d³), with ``rank`` O(L k d²). Memory O(L d²).
+    Damping is factored Tikhonov's. Statistics from model samples cost another backward pass, on the flow an LU a
+    layer, O(L (B d² + d³)). An inversion with ``rank`` costs O(L k d²). Memory O(L d²).
 
     Args:
         model: offers ``capture``, and ``capture_samples`` where statistics come from the model.

@@ -19,9 +19,9 @@ from stepscale.optimizers.quadratic_model.kfac_step import kronecker_of
 
 
 class KLClipped(Paired):
-    """A direction and a torch update, the direction shortened so that η² Dᵀ∇ ≤ κ.
+    """A direction shortened so that η² Dᵀ∇ ≤ κ, and an update; O(B P) beside them, O(L d³) where log-determinants are.
 
-    O(B P) beside them, and O(L d³) where there are log-determinants. Dᵀ∇ is about Dᵀ F D for a natural direction D, so
+    Dᵀ∇ is about Dᵀ F D for a natural direction D, so
     that a step of plain descent, ηD, changes the model's distribution by about κ/2 nats at most.
 
     Args:

@@ -1,0 +1,87 @@
+"""One step timed in this process, from a script or a notebook: no configuration, no record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from stepscale.bench.machine.clock import clock_of
+from stepscale.bench.machine.memory import start_peak_memory
+from stepscale.bench.notes import Notes
+from stepscale.bench.records.headline import estimate
+from stepscale.bench.timing.limit import limit_of
+from stepscale.bench.timing.time_step import Measured, Settings, measure
+from stepscale.bench.timing.workload import Workload
+from stepscale.models import Batch
+from stepscale.optimizers import Step
+
+DEFAULT = Settings(precision=0.01, time_limit_s=0.6, warmup_s=0.3, block_s=0.02, max_step_s=2)  # timing/default.yaml's
+
+
+class StepTime(NamedTuple):
+    """What a step takes: medians over blocks of whole periods, each followed by a block of the limit."""
+
+    step_ms: float
+    limit_ms: float
+    ratio: float  # step / limit
+    ratio_low: float  # ends of its 95 % interval, in this process
+    ratio_high: float
+    flops: float  # a step
+    operations: float  # a step
+    peak_mib: float | None  # above what was there before the first step; None where the system does not tell
+    contended: bool  # whether other processes used the machine meanwhile
+
+
+def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: Settings = DEFAULT) -> StepTime:
+    """Time a step of a model on a few batches in turn; model and step are left as they were. About a second.
+
+    Other processes of the same code differ by more than this one's interval: ``stepscale -m … seed=0,1,2`` measures
+    each cell in a process of its own.
+
+    Example:
+        >>> import torch
+        >>> from stepscale.models import Flow
+        >>> from stepscale.optimizers import Relative, pair
+        >>> flow = Flow(dim=16)
+        >>> step = pair(flow, Relative, lambda parameters: torch.optim.SGD(parameters, lr=1e-3))
+        >>> time_step(flow, step, [torch.randn(100, 16) for _ in range(3)]).flops
+        358400.0
+
+    Args:
+        model: a module with ``loss(batch)``.
+        step: a step of that model, as ``pair`` makes one.
+        batches: at least one, on the model's device; a few, so that no step finds its batch in the cache.
+        settings: how long and how closely to measure.
+
+    Raises:
+        ValueError: there is no batch.
+        TypeError: the step has no ``facts``, or the model's loss no matrix product.
+        TooSlowError, DivergedError: as ``measure``.
+    """
+    if not batches:
+        raise ValueError("batches must hold at least one batch, got none")
+    workload = Workload(model, step, list(batches), settings.compile)
+    before, device = workload.snapshot(), workload.device
+    rows = batches[0] if isinstance(batches[0], Tensor) else batches[0][0]
+    limit = lambda: limit_of(model, batches[0], rows.shape[-1])  # noqa: E731
+    try:
+        return _figures(measure(workload, limit, clock_of(device), settings, start_peak_memory(device), Notes()))
+    finally:
+        workload.restore(before)
+
+
+def _figures(found: Measured) -> StepTime:
+    headline = estimate(found.timing.blocks)
+    return StepTime(
+        step_ms=1e3 * headline.step_s,
+        limit_ms=1e3 * headline.limit_s,
+        ratio=headline.ratio,
+        ratio_low=headline.ratio_low,
+        ratio_high=headline.ratio_high,
+        flops=found.counts.flops,
+        operations=found.counts.operations,
+        peak_mib=found.memory.peak_mib,
+        contended=headline.contended,
+    )

@@ -1,0 +1,34 @@
+"""Every script here runs as a user would run it, from the folder that its paths are of."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SCRIPTS = sorted(path for path in HERE.glob("*.py") if path.stem not in ("__init__", "test_examples"))
+SAID = {
+    "library": " nats",
+    "own_data": "torch.Size([400, 16]) torch.Size([100, 16]) torch.Size([200, 16])",
+    "own_model": "x limit",
+    "own_optimizer": "after: ",
+    "reading_records": "processes differ most at",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_it_runs(script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(HERE.parent.parent)
+    runpy.run_path(str(script), run_name="__main__")
+    assert SAID[script.stem] in capsys.readouterr().out
+
+
+def test_your_own_optimizer_learns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(HERE / "own_optimizer.py"), run_name="__main__")
+    before, after = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines())
+    assert after < before - 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_it_is_short(script: Path) -> None:
+    assert len(script.read_text().splitlines()) <= 35

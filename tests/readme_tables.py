@@ -1,0 +1,150 @@
+"""The tables of the READMEs that follow from the code: ``python -m tests.readme_tables --update`` writes them anew."""
+
+from __future__ import annotations
+
+import argparse
+import pkgutil
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from stepscale.bench.records.columns import COLUMNS, key_of
+from tests.support.every_table import columns_of_every_table
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "bench" / "conf"
+SHOWN_DIMS, SHOWN = (64, 256, 1024, 2048), ("relative", "relative_adam", "kfac", "adam", "layerwise")
+
+
+def optimizers() -> str:
+    """One row a method: the files that use it, what it does and what a step of it costs, the papers it is from."""
+    names: dict[type, list[str]] = {}
+    for path in sorted((CONF / "optimizer").glob("*.yaml")):
+        names.setdefault(method(path), []).append(f"`{path.stem}` ({update(path)})")
+    rows = [
+        {
+            "file (update)": ", ".join(files),
+            "class": f"`{found.__name__}`",
+            "what it does, and what a step costs": in_a_cell(first_line(found)),
+            "paper": papers(found),
+        }
+        for found, files in sorted(names.items(), key=lambda item: (item[0].__module__, item[0].__name__))
+    ]
+    return pd.DataFrame(rows).to_markdown(index=False, tablefmt="github")
+
+
+def method(path: Path) -> type:
+    """Return the class that an optimizer's file is about: its step's, or that of the direction it pairs."""
+    config = yaml.safe_load(path.read_text())
+    paired = config["_target_"] == "stepscale.optimizers.pair"
+    found = pkgutil.resolve_name((config["direction"] if paired else config)["_target_"])
+    assert isinstance(found, type)
+    return found
+
+
+def update(path: Path) -> str:
+    """Name the update of an optimizer's file."""
+    config = yaml.safe_load(path.read_text())
+    if "update" not in config:
+        return "its own"
+    name = config["update"]["_target_"].split(".")[-1]
+    return f"{name} with momentum" if config["update"].get("momentum") else str(name)
+
+
+def first_line(found: type) -> str:
+    """Return a class's first line, in which its cost stands."""
+    return (found.__doc__ or "").strip().splitlines()[0]
+
+
+def papers(found: type) -> str:
+    """Link the papers of arXiv that a class and its module name."""
+    text = " ".join(f"{sys.modules[found.__module__].__doc__} {found.__doc__}".split())
+    numbers = dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", text))
+    return ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in numbers)
+
+
+def in_a_cell(text: str) -> str:
+    """Return text as Markdown's tables take it."""
+    return text.replace("``", "`").replace("|", r"\|")
+
+
+def excerpt() -> str:
+    """Some rows of the first table that a published run printed: milliseconds a step and, in brackets, × the limit."""
+    times = pd.read_csv(ROOT / "results" / "cpu-2-cores" / "times.csv")
+    chosen = times[(times["batch"] == 100) & times["dim"].isin(SHOWN_DIMS) & times["optimizer"].isin(SHOWN)]
+    cells = [f"{ms:.3g} ({ratio:.3g}x)" for ms, ratio in zip(chosen["step_ms"], chosen["ratio"], strict=True)]
+    table = chosen.assign(cell=cells).pivot(index="dim", columns="optimizer", values="cell")[list(SHOWN)]
+    return f"```\n{table.reset_index().to_markdown(index=False, tablefmt='simple', stralign='right')}\n```"
+
+
+def settings() -> str:
+    """The files that hold every setting's default and what it means; Hydra's own part left out."""
+    parts = []
+    for name in ("config", "timing/default", "training/default"):
+        text = (CONF / f"{name}.yaml").read_text().split("\nhydra:\n")[0].strip()
+        parts.append(f"`conf/{name}.yaml`:\n\n```yaml\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+def columns() -> str:
+    """One row a column of the tables: its unit, the tables that have it, its meaning."""
+    tables: dict[str, list[str]] = {key: [] for key in COLUMNS}
+    for table, names in columns_of_every_table().items():
+        for name in names:
+            tables[key_of(table, name)].append(table)
+    rows = [
+        {
+            "column": f"`{key.split('.')[-1]}`",
+            "unit": column.unit,
+            "in": ", ".join(tables[key]),
+            "meaning": column.meaning,
+        }
+        for key, column in COLUMNS.items()
+    ]
+    return pd.DataFrame(rows).to_markdown(index=False, tablefmt="github")
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "optimizers": ("optimizers/README.md", optimizers),
+    "excerpt": ("README.md", excerpt),
+    "settings": ("bench/README.md", settings),
+    "columns": ("bench/README.md", columns),
+}
+
+
+def filled(text: str, name: str, table: str) -> str:
+    """Put a table between its marks.
+
+    Raises:
+        ValueError: the text has no such marks.
+    """
+    start, end = f"<!-- table: {name} -->\n", "<!-- end of table -->"
+    if start not in text:
+        raise ValueError(f"no mark {start.strip()!r}")
+    before, rest = text.split(start, 1)
+    return f"{before}{start}{table}\n{end}{rest.split(end, 1)[1]}"
+
+
+def main() -> None:
+    """Say which tables are not what the code says; with ``--update`` write them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--update", action="store_true", help="write the tables into the READMEs")
+    updating, stale = parser.parse_args().update, []
+    for name, (file, table) in TABLES.items():
+        path = ROOT / file
+        old = path.read_text()
+        new = filled(old, name, table())
+        if new != old:
+            stale.append(f"{file}: {name}")
+            if updating:
+                path.write_text(new)
+    print("\n".join(stale) or "every table is as the code says")
+    sys.exit(bool(stale) and not updating)
+
+
+if __name__ == "__main__":
+    main()

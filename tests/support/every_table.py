@@ -1,0 +1,51 @@
+"""The columns of every table there is, drawn from synthetic runs of both tasks."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+from stepscale.bench.records import store, tables
+from stepscale.bench.records.schema import Curve, DataFacts, Final, Operation, Record, Status, Trained
+from stepscale.bench.report import scaling_section, training_section
+from tests.support.synthetic import COSTS, DIMS, bare, cell, record, run_of
+
+
+@functools.cache
+def columns_of_every_table() -> dict[str, list[str]]:
+    """Draw a run of each task; return the columns of what ``load`` returns and the CSV files hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        timed = run_of(Path(folder) / "time", COSTS, DIMS[::4])
+        store.save(profiled(), timed)
+        trained = Path(folder) / "train"
+        for optimizer in ("layerwise", "relative"):
+            for seed in (1, 2):
+                store.save(training(optimizer, seed), trained)
+        cells, runs = tables.load(timed), tables.load(trained, "train")
+        sections = [
+            scaling_section.section(cells, "made"),
+            training_section.section(runs, tables.curves(trained), trained, "made"),
+        ]
+    found = {"cells": list(cells), "runs": list(runs)}
+    return found | {Path(name).stem: list(table) for part in sections for name, table in part.files.items()}
+
+
+def profiled() -> Record:
+    made = record("profiled", 64, 0, 1e-3)
+    assert made.timing
+    made.timing.profile = [Operation("mm", 2.0, 0.5, 0.4)]
+    return made
+
+
+def training(optimizer: str, seed: int) -> Record:
+    nothing: list[None] = [None, None]
+    curve = Curve(
+        step=[0, 10], seconds=[0.0, 1.0], validation_nats=[-9.0, -5.0], held_out_nats=[-9.0, -5.0],
+        drift_nats=list(nothing), halved=list(nothing),
+    )  # fmt: skip
+    config = {"training": {"trial": False}, "optimizer": {"update": {"lr": 0.1}}, "data": {"centre": True}}
+    made = bare(cell(optimizer, 64, seed), {"task": "train", **config})
+    made.data = DataFacts(train=1, validation=1, held_out=1, bits_offset=6.0)
+    final = Final(validation_nats=-5.0, held_out_nats=-5.0)
+    made.training = Trained(curve=curve, steps=10, seconds=1.0, stopped_by="max_steps", other_cores=0.0, final=final)
+    made.status = Status.OK
+    return made
