@@ -8,9 +8,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from stepscale.bench.cells import fork_server
 from stepscale.bench.errors import UsageError
-from stepscale.bench.machine import cores
 
 COMMANDS = {
     "sweep": "stepscale.bench.cli.sweep",
@@ -18,6 +16,7 @@ COMMANDS = {
     "publish": "stepscale.bench.cli.publish",
     "regress": "stepscale.bench.cli.regress",
     "doctor": "stepscale.bench.cli.doctor",
+    "gate-check": "stepscale.bench.cli.gate_check",
 }
 CELL = "stepscale.bench.cli.cell"
 QUESTIONS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # answered without a cell
@@ -37,12 +36,26 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
     try:
+        require_system(sys.platform)
         to = route(sys.argv[1:])
         if to.starts_server:
+            from stepscale.bench.cells import fork_server
+            from stepscale.bench.machine import cores
+
             fork_server.start(cores.default_threads())
         importlib.import_module(to.module).main(to.words)
     except (UsageError, OSError) as error:
         sys.exit(str(error))
+
+
+def require_system(system: str) -> None:
+    """See that this is a system on which a cell can have a process forked for it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if system == "win32":
+        raise UsageError("stepscale forks a process for each cell, which Windows cannot: run it in WSL, or on Linux")
 
 
 def route(words: list[str]) -> Route:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from stepscale.bench.cells.build import build, load_data, moved, number_type
 from stepscale.bench.cells.job import Job
@@ -17,6 +14,7 @@ from stepscale.bench.data.dataset import Dataset
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
+from stepscale.bench.progress import bar
 from stepscale.bench.records.schema import DataFacts, Final, Number, Record, Trained
 from stepscale.bench.training import loop, samples, source_separation
 from stepscale.bench.training.batches import Stream
@@ -76,10 +74,10 @@ def _warm_up(job: Job, stream: Stream, device: torch.device, dtype: torch.dtype)
 def _trained(run: Training, checkpoint: Checkpoint, job: Job, device: torch.device) -> str:
     """Train to the end, saving and showing how far it is; return what ended it."""
     label = f"{job.cell.optimizer}, {job.cell.data}, dim {job.cell.dim}, seed {job.cell.seed}"
-    with _progress(run, label) as show:
+    with bar(label) as show:
 
         def look() -> None:
-            show()
+            show(run.done(), f"step {run.position}, {run.curve.validation_nats[-1]:.2f} nats")
             checkpoint.look()
 
         return run.run(clock_of(device), look)
@@ -96,19 +94,6 @@ def _look(run: Training, job: Job, final: Final, notes: Notes) -> None:
         arrays = samples.look(run.model, run.data, run.settings.pictures, notes)
         if arrays:
             samples.save(arrays, job.folder / "pictures" / f"{job.identity}.npz")
-
-
-@contextmanager
-def _progress(run: Training, label: str) -> Iterator[Callable[[], None]]:
-    """Show a bar, where there is a terminal: how far, the likelihood, and the time left."""
-    shape = "{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"
-    with tqdm(total=100, initial=run.done(), desc=label, leave=False, disable=None, bar_format=shape) as bar:
-
-        def show() -> None:
-            bar.set_postfix_str(f"step {run.position}, {run.curve.validation_nats[-1]:.2f} nats", refresh=False)
-            bar.update(run.done() - bar.n)
-
-        yield show
 
 
 def _facts(data: Dataset, model: nn.Module) -> DataFacts:

@@ -21,6 +21,7 @@ import pandas as pd
 from stepscale.bench import interrupt
 from stepscale.bench.errors import SessionError
 from stepscale.bench.machine.cores import ALLOCATOR
+from stepscale.bench.progress import bar
 from stepscale.bench.regression import builds, summary, verdicts
 from stepscale.bench.regression.builds import Arm
 from stepscale.bench.regression.sessions import Session, Watch, conduct
@@ -50,7 +51,7 @@ class Measured(NamedTuple):
     interrupted: bool
 
 
-def run(options: Options) -> tuple[str, int]:
+def run(options: Options, say: Callable[[str], None]) -> tuple[str, int]:
     """Build both versions, measure, judge, write; return the summary and the exit status.
 
     Raises:
@@ -61,14 +62,16 @@ def run(options: Options) -> tuple[str, int]:
     began = time.perf_counter()
     require_pytest()
     with tempfile.TemporaryDirectory(prefix="stepscale-regress-") as folder:
-        print("building both versions", flush=True)
+        say("building both versions")
         base = builds.build(options.base or builds.merge_base(), Path(folder, "base"))
         head = builds.build(None, Path(folder, "head"))
         known = base.optimizers() | head.optimizers()
         unknown = sorted({*options.optimizers} - known)
         if unknown and {*options.optimizers} & known:
             raise ValueError(f"no optimizer {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-        measured = NOTHING if unknown else measure(base, head, options, summary.progress())
+        with bar("benchmarks") as show:
+            tell = lambda done, of: show(done / of, f"{done}/{of}")  # noqa: E731
+            measured = NOTHING if unknown else measure(base, head, options, tell)
     table = verdicts.compare(measured.rounds)
     for test in {test for tests in measured.failed.values() for test in tests}:
         table.loc[table["optimizer"] + "-" + table["dim"].astype(str) == test, "verdict"] = "failed"

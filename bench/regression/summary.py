@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,29 +89,17 @@ def save(out: Path, table: pd.DataFrame, facts: Facts, summary: str, rounds: pd.
     where = description.both(choose_device("auto"))
     rows = json.loads(table.to_json(orient="records"))
     (out / "regress.json").write_text(json.dumps(asdict(facts) | {"rows": rows, "environment": where}, indent=1) + "\n")
-    (out / "regress.md").write_text(summary + "\n")
+    (out / "regress.md").write_text(summary + "\n", encoding="utf-8")
     rounds.to_csv(out / "rounds.csv", index=False)
 
 
 def save_error(out: Path, reason: str, status: int) -> None:
-    """Write why there is no verdict, if that can be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "regress.json").write_text(json.dumps({"status": status, "reason": reason}, indent=1) + "\n")
-        (out / "regress.md").write_text(f"### Steps could not be compared\n\n```\n{reason}\n```\n")
-    except OSError as error:
-        print(error, file=sys.stderr)
+    """Write why there is no verdict.
 
-
-def progress() -> Callable[[int, int], None]:
-    """Return what shows how far a comparison is, with the time left, where somebody watches."""
-    began, shown = time.perf_counter(), [-1]
-
-    def tell(done: int, of: int) -> None:
-        if done != shown[0] and sys.stderr.isatty():
-            left = f", {(time.perf_counter() - began) / done * (of - done):.0f} s left" if done else ""
-            sys.stderr.write(f"\r\033[K{done}/{of} benchmarks{left}" if done < of else "\r\033[K")
-            sys.stderr.flush()
-        shown[0] = done
-
-    return tell
+    Raises:
+        OSError: it cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "regress.json").write_text(json.dumps({"status": status, "reason": reason}, indent=1) + "\n")
+    text = f"### Steps could not be compared\n\n```\n{reason}\n```\n"
+    (out / "regress.md").write_text(text, encoding="utf-8")

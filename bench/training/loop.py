@@ -80,10 +80,10 @@ class Training:
         return Final(validation_nats=validation, held_out_nats=held_out)
 
     def done(self) -> float:
-        """Return how much of the budget is spent, in per cent."""
+        """Return how much of the budget is spent, from 0 to 1."""
         steps, limit_s = self.settings.max_steps, self.settings.time_limit_s
         shares = [self.position / steps if steps else 0.0, self.seconds / limit_s if limit_s else 0.0]
-        return 100 * min(1.0, max(shares))
+        return min(1.0, max(shares))
 
     def state_dict(self) -> StateDict:
         device = next(self.model.parameters()).device

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepscale.bench.__main__ import COMMANDS, route
+from stepscale.bench.__main__ import COMMANDS, require_system, route
 from stepscale.bench.cli import cell
 from stepscale.bench.errors import UsageError
 
@@ -350,3 +350,10 @@ def test_a_refused_cell_makes_no_folder(tmp_path: Path) -> None:
     for words in (["dim=none"], ["-m", "dim=none"], ["sweep", "quick", "dtype=half"]):
         assert stepscale(tmp_path, *words).returncode == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_system_that_cannot_fork_is_refused_in_a_sentence() -> None:
+    require_system("linux")
+    require_system("darwin")
+    with pytest.raises(UsageError, match="which Windows cannot: run it in WSL"):
+        require_system("win32")

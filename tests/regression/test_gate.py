@@ -11,7 +11,9 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
+from stepscale.bench.cli import gate_check
 from stepscale.bench.cli.regress import main
+from stepscale.bench.errors import UsageError
 from stepscale.bench.regression import builds, gate, self_check, sessions, verdicts
 from stepscale.bench.regression.benchmarks.messages import Timings
 from stepscale.bench.regression.builds import Arm, BuildError
@@ -227,15 +229,14 @@ def test_the_check_goes_on_where_it_was_stopped(
         return comparisons(case, 1.3 if case.percent else 1.0).drop(columns=["commit", *case._fields])
 
     monkeypatch.setattr(self_check, "compare", compare)
-    monkeypatch.setattr("sys.argv", ["gate_check"])
-    self_check.main()
+    gate_check.main([])
     assert "goes on from here" in capsys.readouterr().err
-    self_check.main()
+    gate_check.main([])
     assert sorted(made[:2] + made[3:]) == sorted(self_check.cases()), "each once, but for the interrupted one"
     assert "commit" in (checkout / self_check.OUT / "README.md").read_text()
     (checkout / "optimizers" / "core" / "step.py").write_text("")
-    with pytest.raises(SystemExit, match="remove it"):
-        self_check.main()
+    with pytest.raises(UsageError, match="remove it"):
+        gate_check.main([])
 
 
 def test_a_slow_down_that_the_check_asks_for_is_found(
