@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from stepscale.bench.regression import self_check
+from tests.support.compose import built, composed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,9 +28,8 @@ def test_the_example_trains_a_flow(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_five_lines_build_an_optimizer() -> None:
     (lines,) = blocks("yaml")
-    with initialize_config_dir(str(ROOT / "bench" / "conf"), version_base="1.3"):
-        model = instantiate(compose("config", ["dim=4"]).model)
-    assert instantiate(OmegaConf.create(lines))(model).direction.bias == "affine"
+    model = built(composed("dim=4")["model"])
+    assert built(OmegaConf.create(lines))(model).direction.bias == "affine"
 
 
 def test_make_targets_it_names_exist() -> None:
