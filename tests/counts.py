@@ -15,14 +15,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
-from stepscale.bench.config import CONF
 from stepscale.bench.timing.operation_counts import Allocated, Counter
 from stepscale.bench.timing.workload import Workload
+from tests.support.compose import built, composed, named
 
-OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+OPTIMIZERS = named("optimizer")
 EXPECTED = Path(__file__).parent / "counts.json"
 BATCH = 100
 USUAL_DIMS, DIMS = (512, 1024), {"naive": (128, 256)}  # a doubling each
@@ -34,11 +32,10 @@ Row = dict[str, Any]
 
 def count(optimizer: str, dim: int) -> Row:
     """Count one step, the mean over a period after the first; ``peak_bytes`` is the greatest of the period."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [f"optimizer={optimizer}", f"dim={dim}", f"batch={BATCH}"])
+    config = composed(f"optimizer={optimizer}", f"dim={dim}", f"batch={BATCH}")
     torch.manual_seed(0)
-    model = instantiate(cfg.model)
-    workload = Workload(model, instantiate(cfg.optimizer)(model), [torch.randn(BATCH, dim)])
+    model = built(config["model"])
+    workload = Workload(model, built(config["optimizer"])(model), [torch.randn(BATCH, dim)])
     workload.run(workload.period)  # what a first step allocates for good is no later step's
     gc.collect()
     gc.disable()  # or a cycle's end would move the peak

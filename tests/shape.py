@@ -11,12 +11,16 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("bench", "models", "optimizers")
 LONGEST, MOST_MODULES = 40, 10  # lines of a function, and modules of a folder but for __init__ and __main__
 ANY, DICT_OF_ANY, DISCOVERED = 40, 10, 5  # in bench: names Any, dict[str, Any], getattr and hasattr
+HYDRAS, OWN = (
+    3,
+    ("hydra", "omegaconf"),
+)  # modules of bench that import either, but for the benchmarks, which pytest runs
 
 
-def modules(part: str) -> Iterator[tuple[Path, ast.Module]]:
+def modules(root: Path, part: str) -> Iterator[tuple[Path, ast.Module]]:
     """Yield the modules of a part of the package with their trees."""
-    for path in sorted((ROOT / part).rglob("*.py")):
-        yield path.relative_to(ROOT), ast.parse(path.read_text())
+    for path in sorted((root / part).rglob("*.py")):
+        yield path.relative_to(root), ast.parse(path.read_text())
 
 
 def any_names(tree: ast.Module) -> int:
@@ -35,6 +39,13 @@ def discoveries(tree: ast.Module) -> int:
     return sum(isinstance(call, ast.Name) and call.id in ("getattr", "hasattr") for call in calls)
 
 
+def imports_hydra(tree: ast.Module) -> bool:
+    """Whether a module imports Hydra or OmegaConf, anywhere in it."""
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return any(name.split(".")[0] in OWN for name in names)
+
+
 def long_functions(path: Path, tree: ast.Module) -> list[str]:
     """Name the functions of too many lines, their docstrings not counted."""
     found = []
@@ -47,28 +58,38 @@ def long_functions(path: Path, tree: ast.Module) -> list[str]:
     return found
 
 
-def full_folders(part: str) -> list[str]:
+def full_folders(root: Path, part: str) -> list[str]:
     """Name the folders of too many modules."""
     found = []
-    for folder in [ROOT / part, *(path for path in (ROOT / part).rglob("*") if path.is_dir())]:
+    for folder in [root / part, *(path for path in (root / part).rglob("*") if path.is_dir())]:
         count = sum(path.name not in ("__init__.py", "__main__.py") for path in folder.glob("*.py"))
         if count > MOST_MODULES:
-            found.append(f"{folder.relative_to(ROOT)} has {count} modules, {MOST_MODULES} are the most")
+            found.append(f"{folder.relative_to(root)} has {count} modules, {MOST_MODULES} are the most")
     return found
 
 
-def complaints() -> list[str]:
-    """Say what exceeds its limit."""
-    bench = [tree for _, tree in modules("bench")]
+def counts(root: Path) -> list[str]:
+    """Say of what bench has too much."""
+    bench = [tree for _, tree in modules(root, "bench")]
     counted = {"Any": (any_names, ANY), "dict[str, Any]": (dicts_of_any, DICT_OF_ANY)}
     counted["getattr or hasattr"] = (discoveries, DISCOVERED)
     found = []
     for what, (count, most) in counted.items():
         if (total := sum(map(count, bench))) > most:
             found.append(f"bench uses {what} {total} times, {most} are the most")
+    importing = [path for path, tree in modules(root, "bench") if imports_hydra(tree)]
+    importing = [path for path in importing if "benchmarks" not in path.parts]
+    if len(importing) > HYDRAS:
+        found.append(f"{', '.join(map(str, importing))} import hydra or omegaconf, {HYDRAS} modules are the most")
+    return found
+
+
+def complaints(root: Path = ROOT) -> list[str]:
+    """Say what exceeds its limit."""
+    found = counts(root)
     for part in PARTS:
-        found += full_folders(part)
-        found += [complaint for path, tree in modules(part) for complaint in long_functions(path, tree)]
+        found += full_folders(root, part)
+        found += [complaint for path, tree in modules(root, part) for complaint in long_functions(path, tree)]
     return found
 
 

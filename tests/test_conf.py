@@ -5,40 +5,28 @@ import math
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from stepscale.bench.config import CONF, label_of
 from stepscale.bench.data.photographs import photos
 from stepscale.bench.records import tables
 from stepscale.bench.timing.time_step import Settings
 from stepscale.bench.training.loop import Settings as TrainingSettings
+from tests.support.compose import built, composed, named
 
 pytestmark = pytest.mark.numerical
 
 PEERS = Path(__file__).parent / "peers"
 
 
-def named(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def composed(*overrides: str) -> Any:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides))
-
-
 @pytest.mark.parametrize("name", named("optimizer"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_optimizer_builds_steps_and_moves_every_parameter(name: str, dtype: torch.dtype) -> None:
-    cfg = composed(f"optimizer={name}", "dim=8")
-    model = instantiate(cfg.model).to(dtype)
-    step = instantiate(cfg.optimizer)(model)
+    config = composed(f"optimizer={name}", "dim=8")
+    model = built(config["model"]).to(dtype)
+    step = built(config["optimizer"])(model)
     before = [parameter.clone() for parameter in model.parameters()]
     for _ in range(3):
         step(torch.randn(16, 8, dtype=dtype))
@@ -56,13 +44,13 @@ ON_FLOWS_ALONE = {
 @pytest.mark.parametrize("name", named("optimizer"))
 @pytest.mark.parametrize("kind", ["autoencoder", "classifier"])
 def test_optimizer_moves_a_network_or_says_why_it_cannot(name: str, kind: str) -> None:
-    cfg = composed(f"optimizer={name}", f"model={kind}", "dim=16")
-    data = instantiate(cfg.data)(dim=16, rows=20, seed=0)
-    model = instantiate(cfg.model)
+    config = composed(f"optimizer={name}", f"model={kind}", "dim=16")
+    data = built(config["data"])(dim=16, rows=20, seed=0)
+    model = built(config["model"])
     before = [parameter.clone() for parameter in model.parameters()]
 
     def train() -> None:
-        step = instantiate(cfg.optimizer)(model)
+        step = built(config["optimizer"])(model)
         for _ in range(3):
             step(data.train)
 
@@ -78,9 +66,9 @@ def test_optimizer_moves_a_network_or_says_why_it_cannot(name: str, kind: str) -
 @pytest.mark.parametrize("name", named("optimizer"))
 def test_no_hydra_object_runs_inside_a_step(name: str) -> None:
     """A ``_partial_`` object of Hydra costs 77 µs a call: as much as a small step."""
-    cfg = composed(f"optimizer={name}", "dim=8")
-    model = instantiate(cfg.model)
-    step, entered, x = instantiate(cfg.optimizer)(model), set(), torch.randn(16, 8)
+    config = composed(f"optimizer={name}", "dim=8")
+    model = built(config["model"])
+    step, entered, x = built(config["optimizer"])(model), set(), torch.randn(16, 8)
     step(x)
 
     def watch(frame: FrameType, event: str, argument: object) -> None:
@@ -101,14 +89,14 @@ def test_no_hydra_object_runs_inside_a_step(name: str) -> None:
 )
 def test_data_loads(name: str) -> None:
     dim = 2 if name == "toy" else 12
-    data = instantiate(composed(f"data={name}").data)(dim=dim, rows=20, seed=0)
+    data = built(composed(f"data={name}")["data"])(dim=dim, rows=20, seed=0)
     rows = data.train[0] if name == "labelled_digits" else data.train
     assert rows.shape == (20, dim)
 
 
 @pytest.mark.parametrize("name", named("training"))
 def test_training_is_whole(name: str) -> None:
-    TrainingSettings(**composed(f"training={name}").training)
+    TrainingSettings(**composed(f"training={name}")["training"])
 
 
 @pytest.mark.parametrize("name", named("optimizer"))
@@ -117,11 +105,11 @@ def test_default_learning_rates_hold_at_every_dim(name: str, dim: int, steps: in
     """On photographs, whose first principal component has nine tenths of the variance: early steps are the hardest."""
     if name == "naive" and dim > 64:
         pytest.skip("takes too long, and is the same update as layerwise")
-    cfg = composed(f"optimizer={name}", f"dim={dim}")
-    assert float(tables.tuned(OmegaConf.to_container(cfg.optimizer, resolve=True)).popitem()[1]) > 0
+    config = composed(f"optimizer={name}", f"dim={dim}")
+    assert float(tables.tuned(config["optimizer"]).popitem()[1]) > 0
     rows = photos(dim, 100 * min(steps, 20), seed=0)
-    model = instantiate(cfg.model)
-    step, start = instantiate(cfg.optimizer)(model), model.loss(rows.held_out[:200]).item()
+    model = built(config["model"])
+    step, start = built(config["optimizer"])(model), model.loss(rows.held_out[:200]).item()
     for k in range(steps):
         step(rows.train[100 * k % len(rows.train) :][:100])
     end = model.loss(rows.held_out[:200]).item()
@@ -130,7 +118,7 @@ def test_default_learning_rates_hold_at_every_dim(name: str, dim: int, steps: in
 
 @pytest.mark.parametrize("name", named("timing"))
 def test_timing_is_whole(name: str) -> None:
-    Settings(**composed(f"timing={name}").timing)
+    Settings(**composed(f"timing={name}")["timing"])
 
 
 def test_other_cells_are_no_other_seeds() -> None:
@@ -142,5 +130,5 @@ def test_other_cells_are_no_other_seeds() -> None:
 
 
 def test_an_update_can_be_replaced_without_a_file() -> None:
-    cfg = composed("optimizer=relative", "dim=8", "optimizer.update._target_=torch.optim.AdamW")
-    assert type(instantiate(cfg.optimizer)(instantiate(cfg.model)).update) is torch.optim.AdamW
+    config = composed("optimizer=relative", "dim=8", "optimizer.update._target_=torch.optim.AdamW")
+    assert type(built(config["optimizer"])(built(config["model"])).update) is torch.optim.AdamW

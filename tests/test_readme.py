@@ -4,14 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from stepscale.bench.__main__ import COMMANDS
 from stepscale.bench.regression import self_check
 from stepscale.models import contract
 from tests import readme_tables
+from tests.support.compose import built, composed
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "tests" / "examples"
@@ -45,9 +44,8 @@ def test_the_model_it_shows_is_that_of_the_example() -> None:
 def test_the_five_lines_build_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     (lines,) = blocks("yaml")
-    with initialize_config_dir(str(ROOT / "bench" / "conf"), version_base="1.3"):
-        model = instantiate(compose("config", ["dim=4"]).model)
-    step = instantiate(OmegaConf.create(lines))(model)
+    model = built(composed("dim=4")["model"])
+    step = built(OmegaConf.create(lines))(model)
     assert step.direction.bias == "plain" and type(step.update).__name__ == "SignDescent"
 
 

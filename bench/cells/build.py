@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
@@ -16,8 +19,7 @@ from stepscale.optimizers import Step
 
 def load_data(job: Job, rows: int | None) -> Dataset:
     """Load a cell's data, that many train rows."""
-    load = instantiate(job.config["data"], _convert_="all")
-    data: Dataset = load(dim=job.cell.dim, rows=rows, seed=job.cell.seed)
+    data: Dataset = _built(job.config["data"])(dim=job.cell.dim, rows=rows, seed=job.cell.seed)
     return data
 
 
@@ -34,7 +36,7 @@ def number_type(dtype: str) -> torch.dtype:
 def build(job: Job, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Step]:
     """Build a cell's model and step, on its device from the start: a CPU takes minutes to initialise a wide model."""
     with device:
-        model: nn.Module = instantiate(job.config["model"], _convert_="all").to(device=device, dtype=dtype)
+        model: nn.Module = _built(job.config["model"]).to(device=device, dtype=dtype)
     return model, build_step(job.config["optimizer"], model)
 
 
@@ -51,8 +53,19 @@ def build_step(config: Config, model: nn.Module) -> Step:
                 f"{name} lacks `_partial_: true`; in an optimizer's file _target_, direction and update each want"
                 " `_partial_: true`"
             )
-    step: Step = instantiate(config, _convert_="all")(model)
+    step: Step = _built(config)(model)
     return step
+
+
+def _built(part: Config) -> Any:
+    """Build what a part of a configuration names; raise what that raises, of which Hydra names the target alone."""
+    try:
+        return instantiate(part, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    raise cause
 
 
 def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from hydra.errors import InstantiationException
 
 from stepscale.bench.errors import DivergedError, TooSlowError, UsageError
 from stepscale.bench.notes import one_line
@@ -20,8 +19,6 @@ OUT_OF_MEMORY = (
 
 def classify(error: BaseException) -> tuple[Status, str]:
     """Return the status and the reason that an exception gives a cell."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:  # Hydra's names the target alone
-        error = error.__cause__
     reason = one_line(error)
     own_words = reason.removeprefix(f"{type(error).__name__}: ")
     if isinstance(error, DivergedError | FloatingPointError):  # the latter from a direction that met a NaN

@@ -60,7 +60,7 @@ class Session:
         self.cpu_s = 0.0
         self.connection, theirs = Pipe()
         self.output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - a pipe might fill up
-        command = [sys.executable, "-m", "pytest", str(benchmarks), "-q", "-p", "no:cacheprovider", *arguments]
+        command = [sys.executable, "-m", "pytest", str(benchmarks), "-q", *arguments]
         self.process = subprocess.Popen(
             command,
             cwd=package,

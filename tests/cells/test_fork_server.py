@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stepscale.bench.cells import fork_server
-from tests.cli.test_commands import group_lives, stepscale
+from tests.support.commands import group_lives, stepscale
 
 HEAVY = ("scipy.stats", "sklearn", "pandas", "matplotlib")
 

@@ -1,63 +1,18 @@
 """Cells measured for real, in a process of their own, on tiny problems; times are looked at by nobody."""
 
-import os
-import signal
-import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from stepscale.bench.cells import process
 from stepscale.bench.cells.build import number_type
 from stepscale.bench.cells.failures import classify
-from stepscale.bench.cells.identity import identity
-from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.measure import measure_cell
-from stepscale.bench.config import CONF
 from stepscale.bench.errors import DivergedError, TooSlowError
-from stepscale.bench.machine import description
 from stepscale.bench.records import store, tables
-from tests.support.synthetic import cell
-
-BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
-THREADS = torch.get_num_threads()
-
-
-def job(path: Path, *overrides: str, optimizer: str = "relative", dim: int = 8, **axes: Any) -> Job:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [f"optimizer={optimizer}", f"dim={dim}", *BRIEF, *overrides])
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    facts = cell(optimizer, dim, config["seed"], threads=THREADS, batch=config["batch"], **axes)
-    machine = description.machine("cpu")
-    return Job(identity(facts, config, machine, "code", "torch"), facts, config, machine, "test", path)
-
-
-class Misbehaving(torch.optim.SGD):
-    """An optimizer whose step does what its ``deed`` says."""
-
-    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, deed: str) -> None:
-        super().__init__(params, lr=lr)
-        self.deed = deed
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        if self.deed == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.deed == "hang":
-            time.sleep(60)
-        if self.deed == "exit":
-            os._exit(3)
-        if self.deed == "hoard":
-            torch.ones(2**28)
-        raise RuntimeError("the deed was done")
-
-
-def misbehave(deed: str) -> list[str]:
-    return ["optimizer.update._target_=tests.cells.test_measure.Misbehaving", f"+optimizer.update.deed={deed}"]
+from tests.support.jobs import THREADS, job
+from tests.support.theirs import misbehave
 
 
 @pytest.mark.parametrize("optimizer", ["relative", "kfac", "naive"])
@@ -112,22 +67,14 @@ def test_a_diverging_cell_says_so(tmp_path: Path) -> None:
 
 
 def test_a_pair_that_does_not_apply_fails_with_its_reason(tmp_path: Path) -> None:
-    found = measure_cell(job(tmp_path, "model._target_=tests.cells.test_measure.OnlyLoss", "~model.depth"))
+    found = measure_cell(job(tmp_path, "model._target_=tests.support.theirs.OnlyLoss", "~model.depth"))
     assert found.status == "failed"
     assert "OnlyLoss.capture()" in found.reason
     assert "Traceback" in found.traceback
 
 
-class OnlyLoss(torch.nn.Linear):
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, dim)
-
-    def loss(self, batch: torch.Tensor) -> torch.Tensor:
-        return self(batch).square().mean()
-
-
 def test_a_model_with_only_a_loss_is_measured(tmp_path: Path) -> None:
-    only = ["model._target_=tests.cells.test_measure.OnlyLoss", "~model.depth"]
+    only = ["model._target_=tests.support.theirs.OnlyLoss", "~model.depth"]
     found = measure_cell(job(tmp_path, *only, optimizer="layerwise"))
     assert found.status == "ok", found.reason
     assert found.counts.limit_flops == pytest.approx(found.counts.flops, rel=0.1)
@@ -154,14 +101,9 @@ def test_errors_have_their_status(error: Exception, status: str) -> None:
     assert classify(error)[0] == status
 
 
-class Broken(torch.nn.Linear):
-    def __init__(self, dim: int, depth: int) -> None:
-        raise ValueError("hidden must be even; set hidden=64")
-
-
 def test_what_a_users_constructor_raises_is_the_reason(tmp_path: Path) -> None:
     """Hydra's own message names the target and nothing else."""
-    only = ["model._target_=tests.cells.test_measure.Broken"]
+    only = ["model._target_=tests.support.theirs.Broken"]
     found = measure_cell(job(tmp_path, *only))
     assert (found.status, found.reason) == ("failed", "ValueError: hidden must be even; set hidden=64")
 

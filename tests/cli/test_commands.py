@@ -16,17 +16,8 @@ import torch
 from stepscale.bench.__main__ import COMMANDS, require_system, route
 from stepscale.bench.cli import cell
 from stepscale.bench.errors import UsageError
-
-BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
-
-
-def stepscale(
-    cwd: Path, *arguments: str, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stepscale.bench", *arguments]
-    whole = os.environ | (environment or {})
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=whole)
-
+from tests.support.commands import group_lives, stepscale
+from tests.support.jobs import BRIEF
 
 FORKING = """
 import json, os, sys
@@ -168,18 +159,6 @@ def started(cwd: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "stepscale.bench", "sweep", "quick", *BRIEF]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=cwd, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
-
-
-def group_lives(group: int) -> bool:
-    """Whether a process of the group still runs; one that has ended and waits to be reaped does not."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _parent, its_group = stat.read_text().rsplit(")", 1)[1].split()[:3]
-        except OSError:
-            continue
-        if int(its_group) == group and state != "Z":
-            return True
-    return False
 
 
 def recorded(cwd: Path) -> dict[str, int]:

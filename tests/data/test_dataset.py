@@ -4,21 +4,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
-from torch import Tensor
 
 from stepscale.bench.data import dataset, mixtures, photographs, toy_densities
 
 pytestmark = pytest.mark.numerical
 
 
-def splits(found: dataset.Dataset) -> tuple[Tensor, Tensor, Tensor]:
-    return found.train, found.validation, found.held_out
-
-
 @pytest.mark.parametrize("dim", [1, 7, 16, 60, 64, 96, 127, 768, 1022, 4096])
 def test_photos_have_the_dim_asked_for(dim: int) -> None:
     found = photographs.photos(dim=dim, rows=30, seed=0)
-    for part in splits(found):
+    for part in found.splits:
         assert part.shape == (30, dim)
         assert part.dtype == torch.float32
         assert torch.isfinite(part).all()
@@ -26,8 +21,8 @@ def test_photos_have_the_dim_asked_for(dim: int) -> None:
 
 @pytest.mark.parametrize("loader", [photographs.photos, mixtures.mixture, toy_densities.toy])
 def test_evaluation_rows_are_as_many_as_train_rows_up_to_a_limit(loader: Any) -> None:
-    assert [len(part) for part in splits(loader(dim=2, rows=2_500, seed=0))] == [2_500, 2_000, 2_000]
-    assert [len(part) for part in splits(loader(dim=2, rows=7, seed=0))] == [7, 7, 7]
+    assert [len(part) for part in loader(dim=2, rows=2_500, seed=0).splits] == [2_500, 2_000, 2_000]
+    assert [len(part) for part in loader(dim=2, rows=7, seed=0).splits] == [7, 7, 7]
 
 
 @pytest.mark.parametrize(("dim", "rows"), [(2, 50_000), (671, 50_000), (672, 49_932), (2**25, 1), (2**26, 1)])
@@ -70,7 +65,7 @@ def test_no_pixel_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs, "_grey", lambda name: columns)
     monkeypatch.setattr(dataset, "standardised", lambda parts, *others: dataset.Dataset(*parts, note=""))
     found = photographs.photos(dim=64, rows=6_000, seed=0)
-    seen = [np.unique(np.floor(256 * np.asarray(part))) for part in splits(found)]
+    seen = [np.unique(np.floor(256 * np.asarray(part))) for part in found.splits]
     assert [(part[0], part[-1]) for part in seen] == [(0, 383), (384, 511), (512, 639)]
 
 
@@ -78,7 +73,7 @@ def test_no_pixel_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_mean_can_be_left_in(loader: Any) -> None:
     centred, whole = (loader(dim=2, rows=500, seed=0, centre=centre) for centre in (True, False))
     mean = whole.train.double().mean(dim=0)
-    for one, other in zip(splits(centred), splits(whole), strict=True):
+    for one, other in zip(centred.splits, whole.splits, strict=True):
         torch.testing.assert_close(one.double(), other.double() - mean, atol=1e-5, rtol=0)
     if loader is photographs.photos:
         assert mean.min() > 1  # photographs have no black mean
@@ -116,7 +111,7 @@ def test_unmixed_sources_are_laplace_and_mixed_ones_are_not_independent() -> Non
 def test_the_mixing_undone_gives_independent_laplace_sources(depth: int, rows: int) -> None:
     found = mixtures.mixture(dim=6, rows=rows, seed=0, depth=depth, centre=False)
     assert found.mixing is not None and found.mixing.dtype == torch.float64
-    for part in splits(found):
+    for part in found.splits:
         sources = torch.linalg.solve(found.mixing, part.double().T)
         assert (torch.corrcoef(sources) - torch.eye(6)).abs().max() < 0.1
         moments = [(sources**k).mean().item() for k in (2, 4)]  # of Laplace's density of scale 1: 2 and 24
@@ -140,7 +135,7 @@ def test_no_matrix_is_the_mixing_of_a_deeper_mixture() -> None:
 def test_toy_densities_are_in_the_plane_and_drawn_by_the_seed(name: str) -> None:
     found, same, other = (toy_densities.toy(dim=2, rows=300, seed=seed, name=name) for seed in (0, 0, 1))
     assert torch.equal(found.train, same.train) and not torch.equal(found.train, other.train)
-    assert len(torch.cat(splits(found)).unique(dim=0)) == 900
+    assert len(torch.cat(found.splits).unique(dim=0)) == 900
     assert found.train.double().std(correction=0).item() == pytest.approx(1)
     assert name in found.note
 

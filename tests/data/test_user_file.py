@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from stepscale.bench.data import user_file
-from tests.data.test_dataset import splits
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "csv", "headed.csv"])
@@ -33,8 +32,8 @@ def test_the_users_file(tmp_path: Path, suffix: str) -> None:
 def test_all_train_rows_of_a_file_or_some(tmp_path: Path) -> None:
     path = saved(tmp_path / "mine.npy", np.random.default_rng(0).normal(5, 3, size=(40, 6)))
     everything, some = (user_file.load(path, dim=6, rows=rows, seed=0, centre=False) for rows in (None, 4))
-    assert [len(part) for part in splits(everything)] == [25, 5, 10]
-    assert [len(part) for part in splits(some)] == [4, 5, 10]
+    assert [len(part) for part in everything.splits] == [25, 5, 10]
+    assert [len(part) for part in some.splits] == [4, 5, 10]
     drawn = some.train * (everything.train[0, 0] / some.train[0, 0])  # each scaled by its own train rows
     torch.testing.assert_close(drawn, everything.train[:4])
     assert everything.train.mean() > 1

@@ -30,9 +30,9 @@ from stepscale.models import (
 from stepscale.optimizers import KFAC, Direction, Facts, Mark, Relative, Schedule, StateDict, no_mark, pair
 from stepscale.optimizers.core.frames import Frame
 from stepscale.optimizers.relative.relative import Bias
-from tests.cells.test_measure import job
 from tests.conftest import batch_of, generic_flow
-from tests.optimizers.test_step import WithScale
+from tests.support.jobs import job
+from tests.support.theirs import WithScale
 
 MOMENTUM = partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
 EVERY_SIX = partial(KFAC, log_det="stale", schedule=Schedule(statistics=2, inverse=3))

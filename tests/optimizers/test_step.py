@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from stepscale.models import Flow
 from stepscale.optimizers import KFAC, KLClipped, Layerwise, QuadraticStep, Relative, RelativeSGD, Stateless, Step, pair
 from tests.conftest import batch_of, generic_flow
-from tests.timing.test_workload import OPTIMIZERS, workload_of
+from tests.support.theirs import WithScale
+from tests.support.workloads import OPTIMIZERS, workload_of
 
 pytestmark = pytest.mark.numerical
 
@@ -56,14 +56,6 @@ def test_phases_are_marked_in_order() -> None:
 def test_an_update_that_needs_a_closure_is_refused() -> None:
     with pytest.raises(TypeError, match=r"LBFGS\.step needs a closure"):
         pair(generic_flow(), Layerwise, partial(torch.optim.LBFGS, lr=1.0))
-
-
-class WithScale(Flow):
-    """Its capture knows nothing of one of its parameters."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.scale = nn.Parameter(torch.ones(3))
 
 
 @pytest.mark.parametrize(

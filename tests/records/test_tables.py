@@ -7,8 +7,8 @@ import pytest
 
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import AXES, UNMARKED, Record, StepClass
-from tests.report.test_training_section import train_record as training_record
 from tests.support.synthetic import failed, record, run_of
+from tests.support.training import train_record as training_record
 
 
 def test_table_is_tidy_with_failures_as_rows(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from stepscale.bench.regression.benchmarks import slow
 from stepscale.bench.regression.benchmarks.slow import Slowed, slow_down
 from stepscale.models import Batch
 from stepscale.optimizers import Facts, Mark, no_mark
-from tests.timing.test_workload import workload_of
+from tests.support.workloads import workload_of
 
 TICK_S = 1e-6  # what a look at the clock takes
 

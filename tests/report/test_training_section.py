@@ -3,39 +3,15 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 from msgspec.structs import asdict
 
 from stepscale.bench.analysis import learning_curves
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import Curve, DataFacts, Final, Record, Status, Trained
+from stepscale.bench.records.schema import Curve, Record, Status
 from stepscale.bench.report import write
-from tests.support.synthetic import bare, cell, record
-
-# a run gains 100 (1 - exp(-t / τ)) nats in t seconds; τ, and seconds a step
-RUNS = {"layerwise": (10.0, 0.1), "relative": (1.0, 0.01), "slow": (1e3, 0.1)}
-START, END_S = -50.0, 20.0
-
-
-def train_record(optimizer: str, seed: int, dim: int = 64, trial: bool = False) -> Record:
-    tau, step_s = RUNS[optimizer]
-    seconds = np.concatenate([[0.0], np.geomspace(0.01, END_S, 400)])
-    nats = list(map(float, START + 100 * (1 - np.exp(-seconds / tau))))
-    none: list[None] = [None] * len(seconds)
-    curve = Curve(
-        step=[round(t / step_s) for t in seconds], seconds=list(map(float, seconds)), validation_nats=nats,
-        held_out_nats=list(none) if trial else list(nats), drift_nats=list(none), halved=list(none),
-    )  # fmt: skip
-    config = {"training": {"trial": trial}, "optimizer": {"update": {"lr": 0.1}}, "data": {"centre": True}}
-    made = bare(cell(optimizer, dim, seed), {"task": "train", **config})
-    made.data = DataFacts(train=1, validation=1, held_out=1, bits_offset=6.0)
-    made.training = Trained(
-        curve=curve, steps=round(END_S / step_s), seconds=END_S, stopped_by="time_limit_s", other_cores=0.0,
-        final=Final(validation_nats=nats[-1], held_out_nats=None if trial else nats[-1]),
-    )  # fmt: skip
-    made.status = Status.OK
-    return made
+from tests.support.synthetic import record
+from tests.support.training import END_S, RUNS, train_record
 
 
 def diverged(optimizer: str, seed: int) -> Record:

@@ -16,7 +16,7 @@ from stepscale.bench.runs.conduct import conduct
 from stepscale.bench.runs.plan import Plan, plan_multirun
 from stepscale.bench.runs.prediction import predict_too_slow
 from stepscale.bench.runs.run import Run
-from tests.cells.test_measure import job
+from tests.support.jobs import job
 from tests.support.synthetic import MACHINE, cell, failed, polynomial, record
 
 

@@ -10,7 +10,7 @@ from stepscale.bench.errors import UsageError
 from stepscale.bench.records.schema import Record, Status
 from stepscale.bench.runs import tuning
 from stepscale.bench.runs.plan import Plan, Point
-from tests.report.test_training_section import train_record
+from tests.support.training import train_record
 
 FACTORS = [{"lr": [0.1, 1.0, 10.0, 100.0]}, {"lr": [0.5, 2.0], "damping": [0.1, 10.0]}]
 

@@ -15,7 +15,7 @@ from stepscale.bench.records import tables
 from stepscale.bench.records.schema import Memory, OnGpu
 from stepscale.bench.timing import energy, operation_counts, profiler, time_step
 from tests.support.synthetic import SETTINGS, record
-from tests.timing.test_workload import workload_of
+from tests.support.workloads import workload_of
 
 CUDA = torch.device("cuda")
 

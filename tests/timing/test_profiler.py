@@ -16,8 +16,8 @@ from stepscale.bench.report import write
 from stepscale.bench.runs import progress
 from stepscale.bench.timing import profiler
 from stepscale.bench.timing.profiler import BETWEEN, UNLINKED, operations
-from tests.cells.test_measure import job
-from tests.timing.test_workload import workload_of
+from tests.support.jobs import job
+from tests.support.workloads import workload_of
 
 
 def test_a_steps_operations_are_counted() -> None:

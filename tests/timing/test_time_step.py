@@ -17,7 +17,7 @@ from stepscale.bench.timing.limit import Limit
 from stepscale.bench.timing.time_step import Settings
 from stepscale.bench.timing.workload import Workload
 from tests.support.synthetic import SETTINGS, SimulatedClock, SimulatedLimit, SimulatedStep, measured
-from tests.timing.test_workload import workload_of
+from tests.support.workloads import workload_of
 
 
 @pytest.fixture(autouse=True)

@@ -4,25 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
-import stepscale.bench.config  # noqa: F401 - registers what the configuration computes with
-from stepscale.bench.config import CONF
 from stepscale.bench.timing.workload import Workload
 from stepscale.models import Batch
 from stepscale.optimizers import Mark, Stateless, no_mark
+from tests.support.workloads import OPTIMIZERS, workload_of
 
 pytestmark = pytest.mark.numerical
-
-OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
-
-
-def workload_of(name: str, *overrides: str) -> Workload:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [f"optimizer={name}", "dim=12", *overrides])
-    model = instantiate(cfg.model)
-    return Workload(model, instantiate(cfg.optimizer)(model), [torch.randn(6, 12) for _ in range(3)])
 
 
 def parameters(workload: Workload) -> list[torch.Tensor]:

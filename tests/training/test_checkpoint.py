@@ -19,7 +19,7 @@ from stepscale.bench.notes import Notes
 from stepscale.bench.training.checkpoint import Checkpoint
 from stepscale.bench.training.loop import Training
 from stepscale.optimizers import EKFAC, KFAC, QuadraticStep, Relative, RelativeSGD, SelfNormalizing, pair
-from tests.training.test_loop import ADAM, job, training_of
+from tests.support.training import ADAM, job, training_of
 
 pytestmark = pytest.mark.numerical
 

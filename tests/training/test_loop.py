@@ -4,14 +4,12 @@ import itertools
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.data import photographs
 from stepscale.bench.machine.clock import WallClock
@@ -20,32 +18,12 @@ from stepscale.bench.records.schema import Number
 from stepscale.bench.report import write
 from stepscale.bench.training import evaluation, loop
 from stepscale.bench.training.batches import Stream
-from stepscale.bench.training.loop import Settings, Training, next_evaluation
+from stepscale.bench.training.loop import next_evaluation
 from stepscale.models import Flow
-from stepscale.optimizers import Layerwise, Step, pair
-from tests.cells.test_measure import job as job_for
+from stepscale.optimizers import Layerwise, pair
+from tests.support.training import ADAM, job, training_of
 
 pytestmark = pytest.mark.numerical
-
-BRIEF = ["task=train", "training=quick", "training.time_limit_s=null", "training.max_steps=40", "training.rows=1000"]
-SETTINGS = Settings(
-    max_steps=60, time_limit_s=None, rows=None, evaluation_rows=100, patience=None, checkpoint_s=1e9, pictures=0,
-    trial=False,
-)  # fmt: skip
-ADAM = partial(pair, direction=Layerwise, update=partial(torch.optim.Adam, lr=0.02))
-
-
-def job(path: Path, *overrides: str, **axes: Any) -> Job:
-    return job_for(path, *BRIEF, *overrides, **axes)
-
-
-def training_of(make: Any, dim: int = 6, **changes: Any) -> Training:
-    torch.manual_seed(1)
-    rows = photographs.photos(dim, 300, seed=0)
-    model = Flow(dim)
-    step: Step = make(model)
-    settings = Settings(**{**vars(SETTINGS), **changes})
-    return Training(model, step, rows, Stream(rows.train, 50, seed=3), settings)
 
 
 @pytest.mark.parametrize(

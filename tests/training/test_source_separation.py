@@ -15,7 +15,7 @@ from stepscale.bench.training import source_separation
 from stepscale.models import Flow
 from stepscale.optimizers import RelativeSGD
 from tests.conftest import well_conditioned
-from tests.training.test_loop import ADAM
+from tests.support.training import ADAM
 
 pytestmark = pytest.mark.numerical
 

@@ -16,11 +16,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from stepscale.bench.config import CONF
+from stepscale.bench.config import compose_cell
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.clock import Clock, clock_of, timed
 from stepscale.bench.timing.limit import Limit, products_of
@@ -38,12 +37,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def workload_of(optimizer: str, dim: int, slow: Callable[[Step], Step]) -> Workload:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [f"optimizer={optimizer}", f"dim={dim}"])
+    config = compose_cell([f"optimizer={optimizer}", f"dim={dim}"]).config
     torch.manual_seed(0)
-    rows = instantiate(cfg.data)(dim=dim, rows=300, seed=0).train.to(DEVICE)
-    model = instantiate(cfg.model).to(DEVICE)
-    return Workload(model, slow(instantiate(cfg.optimizer)(model)), list(rows.split(100)))
+    rows = instantiate(config["data"])(dim=dim, rows=300, seed=0).train.to(DEVICE)
+    model = instantiate(config["model"]).to(DEVICE)
+    return Workload(model, slow(instantiate(config["optimizer"])(model)), list(rows.split(100)))
 
 
 def calibrate(workload: Workload, limit: Limit, clock: Clock) -> Plan:
