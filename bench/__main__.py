@@ -16,6 +16,7 @@ COMMANDS = {
     "publish": "stepscale.bench.cli.publish",
     "regress": "stepscale.bench.cli.regress",
     "doctor": "stepscale.bench.cli.doctor",
+    "list": "stepscale.bench.cli.listing",
 }
 QUESTIONS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # answered without a cell
 
