@@ -24,29 +24,29 @@ READY        = $(if $(filter .venv/bin/python,$(PY)),.venv/ready)  # another Pyt
 setup: .venv/ready  ## Build .venv: torch only where none is importable, this package, the tools
 
 bench: $(READY)  ## Time every optimizer across dims, write the report; goes on where it was interrupted (SWEEP=full)
-	$(PY) -m stepscale.bench sweep $(SWEEP) $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) $(SWEEP) $(OVERRIDES)
 
 bench-quick: $(READY)  ## The same in a minute, with too few sizes for a verdict
-	$(PY) -m stepscale.bench sweep quick $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) quick $(OVERRIDES)
 
 train: SWEEP = train
 train: $(READY)  ## Tune and train each optimizer alike: likelihood by step and second; 10 minutes on 2 cores (SWEEP=paper)
-	$(PY) -m stepscale.bench sweep $(SWEEP) $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) $(SWEEP) $(OVERRIDES)
 
 bench-speed: $(READY)  ## How far from the limit each step is that should come near it
-	$(PY) -m stepscale.bench sweep speed $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) speed $(OVERRIDES)
 
 bench-gpu: $(READY)  ## As far as each optimizer goes on a large GPU: memory, energy, TF32, bfloat16, compiled steps
 	$(PY) -c "import pynvml" 2>/dev/null || $(PY) -m pip install -q -e ".[gpu]"
-	$(PY) -m stepscale.bench sweep gpu $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) gpu $(OVERRIDES)
 
 peers: $(READY)  ## Time K-FAC beside other projects' in one run, one thread, the model and batch of their users
 	$(PY) -m pip install -q -e ".[peers]"
-	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench sweep tests/peers/curvature.yaml --config-dir tests/peers $(OVERRIDES)
+	OMP_NUM_THREADS=1 $(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) tests/peers/curvature.yaml --config-dir tests/peers $(OVERRIDES)
 
 peers-relative: $(READY)  ## Time the relative gradient beside its authors' notebook and JAX code, in one run
 	$(PY) -m pip install -q -e ".[peers]"
-	$(PY) -m stepscale.bench sweep tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
 
 report: $(READY)  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench report $(RUN)
@@ -67,7 +67,7 @@ counts-update: $(READY)  ## Commit to these counts: what make test then expects
 	$(PY) -m tests.counts --update
 
 gate-check: $(READY)  ## The regression gate's own quality, into results/gate; 70 minutes on 2 cores, goes on where it was
-	$(PY) -m stepscale.bench.regression.self_check
+	$(PY) -m stepscale.bench gate-check
 
 test: lint  ## Lint, types, unit tests, the deterministic cost gate
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" $(WORKERS)

@@ -1,14 +1,14 @@
-"""The command line, ``stepscale`` or ``python -m stepscale.bench``: words for Hydra, or one of the ``COMMANDS``."""
+"""The command line, ``stepscale`` or ``python -m stepscale.bench``: one of the ``COMMANDS``, or words for Hydra."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
+from typing import NamedTuple
 
-from stepscale.bench.cells import fork_server
 from stepscale.bench.errors import UsageError
-from stepscale.bench.machine import cores
 
 COMMANDS = {
     "sweep": "stepscale.bench.cli.sweep",
@@ -17,32 +17,68 @@ COMMANDS = {
     "regress": "stepscale.bench.cli.regress",
     "doctor": "stepscale.bench.cli.doctor",
     "list": "stepscale.bench.cli.listing",
+    "gate-check": "stepscale.bench.cli.gate_check",
 }
+CELL = "stepscale.bench.cli.cell"
 QUESTIONS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # answered without a cell
+
+
+class Route(NamedTuple):
+    """Where a command's words lead."""
+
+    module: str  # its ``main`` takes the words
+    words: list[str]
+    starts_server: bool  # of the cells' processes, while the command still loads torch itself
 
 
 def main() -> None:
     """Run the command line; what cannot be done is one sentence, and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):  # an ASCII terminal shows escapes, and loses nothing
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
     try:
-        run(sys.argv[1:])
-    except UsageError as error:
+        require_system(sys.platform)
+        to = route(sys.argv[1:])
+        if to.starts_server:
+            from stepscale.bench.cells import fork_server
+            from stepscale.bench.machine import cores
+
+            fork_server.start(cores.default_threads())
+        importlib.import_module(to.module).main(to.words)
+    except (UsageError, OSError) as error:
         sys.exit(str(error))
 
 
-def run(words: list[str]) -> None:
-    """Run a command; what is to measure cells loads torch here and in their server at the same time.
+def require_system(system: str) -> None:
+    """See that this is a system on which a cell can have a process forked for it.
 
-    Where the words set ``threads``, the server waits for Hydra to say of how many it is.
+    Raises:
+        UsageError: it is not.
     """
-    sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
-    name = words[0] if words else ""
-    measures = name == "sweep" or name not in COMMANDS  # others do so when all is quiet, elsewhere, or not at all
-    if measures and not any(word in QUESTIONS or word.startswith("threads=") for word in words):
-        fork_server.start(cores.default_threads())
-    if name in COMMANDS:
-        importlib.import_module(COMMANDS[name]).main(words[1:])
-    else:
-        importlib.import_module("stepscale.bench.cli.cell").main()
+    if system == "win32":
+        raise UsageError("stepscale forks a process for each cell, which Windows cannot: run it in WSL, or on Linux")
+
+
+def route(words: list[str]) -> Route:
+    """Say where words lead; what is to measure cells loads torch here and in their server at the same time.
+
+    Where the words set ``threads``, the server waits for the configuration to say of how many it is.
+
+    Raises:
+        UsageError: the first word is neither a command nor an override.
+    """
+    first = words[0] if words else ""
+    if first in COMMANDS:
+        return Route(COMMANDS[first], words[1:], first == "sweep" and _serves(words))
+    if first and "=" not in first and first[0] not in "-+~":
+        near = difflib.get_close_matches(first, COMMANDS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}, or words as dim=64"
+        raise UsageError(f"no command {first!r}; {meant}")
+    return Route(CELL, words, _serves(words))
+
+
+def _serves(words: list[str]) -> bool:
+    return not any(word in QUESTIONS or word.startswith("threads=") for word in words)
 
 
 if __name__ == "__main__":

@@ -2,34 +2,112 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
-import math
+import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, cast
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from stepscale.bench.records.schema import AXES
+from stepscale.bench.errors import UsageError
+from stepscale.bench.records.schema import AXES, Config, Task
 
 # learning rates follow the dim: lr: ${divide:0.3,${dim}}
 OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)
 
 CONF = Path(__file__).parent / "conf"
+GROUPS = ("optimizer", "model", "data", "timing", "training")
+NAMED = ("optimizer", "model", "data")  # groups whose choice is an axis of the tables
 SETTINGS = ("task", "memory_gib", "timeout_s", "label", "timing", "training", "hydra")
 NOT_THE_OPTIMIZERS = rf"({'|'.join([*AXES, *SETTINGS])})[.=/@]|[^=]*$"
+WHOLE = {"dim": 1, "batch": 1, "depth": 1, "seed": 0}  # and the least that each may be
+PLAIN = re.compile(r"([a-z_][a-z0-9_.]*)=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|true|false|null)", re.ASCII)
 Words = list[str]
 
 
+class CellConfig(NamedTuple):
+    """A composed cell."""
+
+    config: Config  # resolved
+    names: dict[str, str]  # of optimizer, model and data, as tables show them
+    variables: dict[str, str]  # hydra.job.env_set: the environment of the cell's process
+
+
+class _Composed(NamedTuple):
+    """What Hydra makes of some words."""
+
+    config: DictConfig  # with its interpolations, and without Hydra's own part
+    choices: dict[str, str]
+    variables: dict[str, str]
+
+
+def compose_cell(words: Words) -> CellConfig:
+    """Compose one cell, as Hydra would; what is the same for other cells is composed once.
+
+    Hydra's own composition takes tens of milliseconds. Words that set a number are applied to a copy, as Hydra applies
+    them itself, after everything else has been composed.
+
+    Raises:
+        UsageError: Hydra cannot compose these words, or a value is out of its range.
+    """
+    plain = [match for word in words if (match := PLAIN.fullmatch(word)) and match[1].split(".")[0] != "hydra"]
+    rest = tuple(word for word in words if word not in {match[0] for match in plain})
+    composed = _composed(rest)
+    config = deepcopy(composed.config)
+    try:
+        for match in plain:
+            OmegaConf.update(config, match[1], _value(match[2]), force_add=False)
+    except (OmegaConfBaseException, AttributeError):  # Hydra's own words for it are better known
+        composed = _composed(tuple(words))
+        config = deepcopy(composed.config)
+    return cell_of(config, composed.choices, words, composed.variables)
+
+
+def cell_of(config: DictConfig, choices: dict[str, str], words: Words, variables: dict[str, str]) -> CellConfig:
+    """Check and resolve a composed configuration, and name what it chose.
+
+    Raises:
+        UsageError: a value is missing or out of its range; the message names it and what was expected.
+    """
+    check_numbers(config)  # first: learning rates are computed from the dim
+    try:
+        resolved = cast(Config, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    return CellConfig(resolved, _names(resolved, choices, words), variables)
+
+
+def composed_by_hydra(config: DictConfig) -> CellConfig:
+    """Return the cell of a job that Hydra itself has composed and started, as its launchers do."""
+    chosen = HydraConfig.get()
+    return cell_of(config, dict(chosen.runtime.choices), list(chosen.overrides.task), {})
+
+
 def expand(words: Words) -> list[Words]:
-    """Return each point of a grid of Hydra's overrides, ``dim=64,256 data=photos``."""
-    parsed = OverridesParser.create().parse_overrides(words)
-    choices = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [word]
-        for word, o in zip(words, parsed, strict=True)
-    ]
+    """Return each point of a grid of Hydra's overrides, ``dim=64,256 data=photos``; ``shuffle`` in the same order."""
+    with _hydra() as initialized:
+        loader = initialized.config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
+        with _seeded(repr(words)):
+            choices = [
+                [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+                if o.is_sweep_override()
+                else [word]
+                for word, o in zip(words, parsed, strict=True)
+            ]
     return [list(point) for point in itertools.product(*choices)]
 
 
@@ -45,34 +123,115 @@ def label_of(group: str, choice: str, words: Words) -> str:
     return choice + (f"[{','.join(sorted(found))}]" if found else "")
 
 
-def _label(point: Words, group: str = "optimizer") -> str:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        choice = compose("config", point, return_hydra_config=True).hydra.runtime.choices[group]
-    return label_of(group, choice, point)
-
-
-def _composed(point: Words) -> Any:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", point), resolve=True)
-
-
-def merged(words: list[str], others: list[str]) -> list[str]:
+def merged(words: Words, others: Words) -> Words:
     """Join two lists of overrides; where both set the same key, the second does."""
     keys = {word.split("=")[0] for word in others}
     return [*(word for word in words if word.split("=")[0] not in keys), *others]
 
 
-def searchable(overrides: list[str]) -> list[str]:
-    """Turn ``--config-dir mine`` into the override that says the same, which a plan can be composed with."""
-    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
+def searchable(words: Words) -> Words:
+    """Turn ``--config-dir mine`` into the override that says the same."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for flag in {"--config-dir", "-cd"} & set(words[:-1]):
         place = words.index(flag)
-        folder = Path(words[place + 1]).resolve()
+        folder = str(Path(words[place + 1]).resolve()).replace("\\", "\\\\").replace("'", "\\'")
         words[place : place + 2] = [f"hydra.searchpath=['file://{folder}']"]
     return words
 
 
-def count_cells(overrides: list[str]) -> int:
-    """How many jobs a multirun of these overrides has."""
-    parsed = OverridesParser.create().parse_overrides([o for o in overrides if "=" in o and not o.startswith("-")])
-    return math.prod(len(list(o.sweep_iterator())) for o in parsed if o.is_sweep_override())
+def value_of(words: Words, key: str) -> str | None:
+    """Return what the words set a key to, None where they do not."""
+    chosen = [word for word in words if word.startswith(f"{key}=")]
+    return str(OverridesParser.create().parse_overrides(chosen[-1:])[0].value()) if chosen else None
+
+
+def read_yaml(path: Path) -> object:
+    """Return the content of a YAML file.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except YAMLError as error:
+        raise UsageError(f"{path} is no YAML: {error}") from error
+
+
+def check_numbers(config: DictConfig) -> None:
+    """See that whole numbers are whole and limits positive.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for name, least in WHOLE.items():
+        if not _whole(config[name], least):
+            raise UsageError(f"{name} must be a whole number of at least {least}, got {config[name]!r}")
+    if config.threads is not None and not _whole(config.threads, 1):
+        raise UsageError(f"threads must be null or a whole number of at least 1, got {config.threads!r}")
+    for name in ("memory_gib", "timeout_s"):
+        value = config[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            raise UsageError(f"{name} must be null or a positive number, got {value!r}")
+
+
+@cache
+def _composed(words: tuple[str, ...]) -> _Composed:
+    """Compose words by Hydra; of one configuration that is never changed, only copied."""
+    try:
+        with _hydra():
+            config = compose("config", list(words), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_sentence(error)) from error
+    choices, variables = dict(config.hydra.runtime.choices), dict(config.hydra.job.env_set)
+    with open_dict(config):
+        del config["hydra"]
+    return _Composed(config, choices, {key: str(value) for key, value in variables.items()})
+
+
+@contextmanager
+def _hydra() -> Iterator[GlobalHydra]:
+    """Have Hydra know our configuration while the block runs, whatever it knew before."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield GlobalHydra.instance()
+
+
+@contextmanager
+def _seeded(seed: str) -> Iterator[None]:
+    """Draw from Python's generator by a seed, and leave it as it was: a plan is the same each time it is made."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+def _names(config: Config, choices: dict[str, str], words: Words) -> dict[str, str]:
+    """Name optimizer, model and data as tables show them: by their files, with what the command line changed."""
+    names = {group: label_of(group, choices[group], words) for group in NAMED}
+    names["optimizer"] = str(config["label"] or names["optimizer"])
+    if config["task"] == Task.TIME and (mode := config["timing"].get("compile")):
+        names["optimizer"] += f"[compile={mode}]"
+    return names
+
+
+def _value(word: str) -> object:
+    """Return the number, truth or null that a word says."""
+    if word in ("true", "false", "null"):
+        return {"true": True, "false": False, "null": None}[word]
+    return int(word) if re.fullmatch(r"-?\d+", word) else float(word)
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _sentence(error: Exception) -> str:
+    """Say in a sentence what Hydra could not do with a user's words, and what may have been meant."""
+    first = " ".join(str(error).split("\n\n")[0].split("\nSee https")[0].split())
+    if isinstance(error, MissingConfigException) and error.options:
+        wanted = str(error.missing_cfg_file).split("/")[-1]
+        near = difflib.get_close_matches(wanted, error.options, n=1)
+        choices = f"did you mean {near[0]}?" if near else f"there are {', '.join(error.options)}"
+        return f"{first}; {choices}"
+    return first

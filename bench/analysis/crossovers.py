@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +35,7 @@ def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*GROUP, "faster", "slower", "kind", "at", "low", "high", *SPAN])
 
 
-def _pair_rows(one: str, other: str, gap: pd.Series, half: np.ndarray) -> list[dict[str, Any]]:
+def _pair_rows(one: str, other: str, gap: pd.Series, half: np.ndarray) -> list[dict[str, object]]:
     """Judge a pair from ``gap`` = log time of ``one`` less ``other``'s by dim, and the half-width of each."""
     dims, gaps = gap.index.to_numpy(dtype=float), gap.to_numpy(dtype=float)
     decided = [k for k in range(len(dims)) if abs(gaps[k]) > half[k]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ def growth(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=None if rows else [*GROUP, "optimizer"])
 
 
-def _row(part: pd.DataFrame, spread: Spreads) -> dict[str, Any]:
+def _row(part: pd.DataFrame, spread: Spreads) -> dict[str, object]:
     by_dim = part.groupby("dim")
     dims = by_dim.size().index.to_numpy(dtype=float)
     flops = by_dim["flops"].mean().to_numpy(dtype=float)

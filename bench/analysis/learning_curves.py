@@ -7,7 +7,6 @@ Pure functions of two tables: the runs (``tables.load(folder, "train")``) and th
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +29,7 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in _final(runs).groupby([*WORKLOAD, "optimizer"], sort=False):
         ok = part[part["status"] == "ok"]
-        row: dict[str, Any] = dict(zip([*WORKLOAD, "optimizer"], key, strict=True))
+        row: dict[str, object] = dict(zip([*WORKLOAD, "optimizer"], key, strict=True))
         row |= {"seeds": len(part), "ok": len(ok), "tuned": _words(part["tuned"].iloc[0])}
         for name in ("held_out_nats", "held_out_bits", "steps", "seconds", "step_ms", "drift_nats", "halved", "amari"):
             row[name] = ok[name].median()

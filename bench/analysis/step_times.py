@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,11 +29,11 @@ def times(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _row(part: pd.DataFrame, spread: dict[str, Spreads]) -> dict[str, Any]:
+def _row(part: pd.DataFrame, spread: dict[str, Spreads]) -> dict[str, object]:
     measured, quiet = part[part["status"] == "ok"], undisturbed(part)
     contended = len(measured) - len(quiet)
     ok = quiet if len(quiet) else measured
-    row: dict[str, Any] = {"seeds": len(part), "ok": len(ok), "status": ", ".join(sorted(set(part["status"])))}
+    row: dict[str, object] = {"seeds": len(part), "ok": len(ok), "status": ", ".join(sorted(set(part["status"])))}
     for column in ("step_ms", "ratio"):
         mean = geometric_mean(ok[column])
         half = half_width([(spread[column].at(part["dim"].iloc[0]), len(ok))]) if len(ok) else math.nan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,7 @@ class Job:
     machine: Machine
     command: str
     folder: Path
+    variables: dict[str, str] = field(default_factory=dict)  # of its process's environment, beside the command's own
 
     @property
     def task(self) -> Task:

@@ -37,7 +37,9 @@ def run(job: Job) -> Record:
     fork_server.start(job.cell.threads)
     timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("forkserver").Process(target=_child, args=(job, dict(os.environ), theirs))
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_child, args=(job, dict(os.environ) | job.variables, theirs)
+    )
     with _no_main_module():
         process.start()
     theirs.close()

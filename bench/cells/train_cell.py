@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from stepscale.bench.cells.build import build, load_data, moved, number_type
 from stepscale.bench.cells.job import Job
@@ -18,6 +14,7 @@ from stepscale.bench.data.dataset import Dataset
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
+from stepscale.bench.progress import bar
 from stepscale.bench.records.schema import DataFacts, Final, Number, Record, Trained
 from stepscale.bench.training import loop, samples, source_separation
 from stepscale.bench.training.batches import Stream
@@ -26,7 +23,6 @@ from stepscale.bench.training.loop import Training
 from stepscale.models import objective_of, rows_of
 
 WARM_UP_S = 1.0  # of training: one step is enough of a slow optimizer
-SPLITS = ("train", "validation", "held_out")
 
 
 def train_cell(job: Job, device: torch.device, record: Record) -> None:
@@ -39,7 +35,7 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     notes = record.notes = Notes()
     data = load_data(job, settings.rows)
     record.data_note = data.note
-    train, validation, held_out = (moved(getattr(data, name), device, dtype) for name in SPLITS)
+    train, validation, held_out = (moved(split, device, dtype) for split in data.splits)
     data = data._replace(train=train, validation=validation, held_out=held_out)
     stream = Stream(data.train, job.cell.batch, job.cell.seed)
     _warm_up(job, stream, device, dtype)
@@ -78,10 +74,10 @@ def _warm_up(job: Job, stream: Stream, device: torch.device, dtype: torch.dtype)
 def _trained(run: Training, checkpoint: Checkpoint, job: Job, device: torch.device) -> str:
     """Train to the end, saving and showing how far it is; return what ended it."""
     label = f"{job.cell.optimizer}, {job.cell.data}, dim {job.cell.dim}, seed {job.cell.seed}"
-    with _progress(run, label) as show:
+    with bar(label) as show:
 
         def look() -> None:
-            show()
+            show(run.done(), f"step {run.position}, {run.curve.validation_nats[-1]:.2f} nats")
             checkpoint.look()
 
         return run.run(clock_of(device), look)
@@ -100,21 +96,8 @@ def _look(run: Training, job: Job, final: Final, notes: Notes) -> None:
             samples.save(arrays, job.folder / "pictures" / f"{job.identity}.npz")
 
 
-@contextmanager
-def _progress(run: Training, label: str) -> Iterator[Any]:
-    """Show a bar, where there is a terminal: how far, the likelihood, and the time left."""
-    shape = "{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"
-    with tqdm(total=100, initial=run.done(), desc=label, leave=False, disable=None, bar_format=shape) as bar:
-
-        def show() -> None:
-            bar.set_postfix_str(f"step {run.position}, {run.curve.validation_nats[-1]:.2f} nats", refresh=False)
-            bar.update(run.done() - bar.n)
-
-        yield show
-
-
 def _facts(data: Dataset, model: nn.Module) -> DataFacts:
     """What the records say of the data; bits per dim only where the likelihood is of the rows themselves."""
     bits = None if objective_of(model).of_targets else data.bits_offset
-    train, validation, held_out = (rows_of(getattr(data, name)) for name in SPLITS)
+    train, validation, held_out = map(rows_of, data.splits)
     return DataFacts(train=train, validation=validation, held_out=held_out, shape=data.shape, bits_offset=bits)

@@ -1,123 +1,88 @@
-"""The Hydra entry: one job is one cell is one record."""
+"""``stepscale key=value ...``: measure one cell; with ``-m`` every cell of a grid. What Hydra answers is left to it."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from stepscale.bench import interrupt
-from stepscale.bench.cells.identity import identity
-from stepscale.bench.cells.job import DTYPES, TF32, Job
-from stepscale.bench.config import CONF, label_of
+from stepscale.bench.cli.running import ANEW, finish, run_plan, say, typed
+from stepscale.bench.config import CONF, Words, compose_cell, composed_by_hydra, searchable, value_of
 from stepscale.bench.errors import UsageError
-from stepscale.bench.machine import code_version, cores, description
-from stepscale.bench.machine.device import choose_device, require_present
-from stepscale.bench.records.schema import Cell, Config, Status, Task
+from stepscale.bench.records.schema import Status
 from stepscale.bench.runs import progress
-from stepscale.bench.runs.run import open_run, opened
+from stepscale.bench.runs.conduct import describe
+from stepscale.bench.runs.folders import LOCAL
+from stepscale.bench.runs.plan import plan_multirun
+from stepscale.bench.runs.run import Run
 
-WHOLE = {"dim": 1, "batch": 1, "depth": 1, "seed": 0}  # and the least that each may be
+SINGLE = LOCAL / "single"  # where cells lie that belong to no plan
+MULTIRUN = {"-m", "--multirun"}
+OURS = {*MULTIRUN, ANEW, "--config-dir", "-cd"}  # flags that are not Hydra's to answer
+ENGINE = re.compile(r"[+~]*hydra[/.](launcher|sweeper)\b")  # another way to run a grid, as on Slurm
+
+
+def main(words: list[str]) -> None:
+    """Measure one cell, or a grid of them."""
+    if hydras(words):
+        interrupt.remember()
+        hydra_job()
+        return
+    anew, asked = ANEW in words, [word for word in words if word != ANEW]
+    if MULTIRUN & set(asked):
+        asked = [word for word in asked if word not in MULTIRUN]
+        sys.exit(run_plan(plan_multirun(asked), asked, anew=anew))
+    sys.exit(measure_one(searchable(asked), anew=anew))
+
+
+def hydras(words: Words) -> bool:
+    """Whether Hydra answers itself: ``--cfg``, ``--info``, completion, or a grid by another launcher or sweeper."""
+    flags = [word.split("=")[0] for word in words if word.startswith("-")]
+    return any(flag not in OURS for flag in flags) or any(ENGINE.match(word) for word in words)
+
+
+def measure_one(words: Words, *, anew: bool) -> int:
+    """Measure the cell of these words, unless it is there; return the exit status."""
+    path = Path(value_of(words, "hydra.run.dir") or SINGLE)
+    job = describe(compose_cell(words), typed(), path)
+    interrupt.remember()
+    run = Run(path, None, say)
+    there = job.identity in run.records and not anew
+    try:
+        record = run.measure(job, anew=anew)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; there is no record\n")
+        return interrupt.STATUS
+    if there and not run.measured:
+        say(f"it is there, of {record.finished}; {ANEW} measures it again")
+    say(f"{progress.details(record)}\nrecord in {path}")
+    return int(record.status is not Status.OK)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def job(cfg: DictConfig) -> None:
-    """Measure the cell of a configuration, unless its folder already holds it."""
+def hydra_job(config: DictConfig) -> None:
+    """Measure the cell of a job that Hydra has started, wherever its launcher runs it."""
     chosen = HydraConfig.get()
-    run = open_run(Path(chosen.runtime.output_dir).resolve())
+    command = shlex.join(["stepscale", *chosen.overrides.task])
+    path = Path(chosen.runtime.output_dir)
     try:
-        record = run.measure(describe(cfg, run.path))
+        Run(path, None, say).measure(describe(composed_by_hydra(config), command, path))
     except (OSError, UsageError) as error:
-        sys.exit(f"{error}")
-    run.multirun = chosen.mode == RunMode.MULTIRUN
-    if not run.multirun:
-        print(progress.details(record), f"record in {run.path}", sep="\n")
-        if record.status is not Status.OK:
-            sys.exit(1)
+        sys.exit(str(error))
 
 
-def describe(cfg: DictConfig, path: Path) -> Job:
-    """Turn a configuration into a job, checking what Hydra does not.
+class ReportAtEnd(Callback):
+    """Writes the report when Hydra has run a grid by itself."""
 
-    Raises:
-        UsageError: a value is out of range; the message names it and what was expected.
-    """
-    check_numbers(cfg)  # first: learning rates are computed from the dim
-    try:
-        config: Config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    for name, allowed in (("dtype", DTYPES), ("task", tuple(Task))):
-        if config[name] not in allowed:
-            raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {config[name]!r}")
-    device = choose_device(str(config["device"]))
-    require_present(device)
-    if config["dtype"] == TF32 and device != "cuda":
-        raise UsageError(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {device}; use dtype=float32")
-    names = _names(config)
-    whole: Config = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
-    cell = Cell(**whole | names, device=device, threads=config["threads"] or cores.default_threads())
-    machine = description.machine(device)
-    name = identity(cell, config, machine, code_version.code_hash(), str(torch.__version__))
-    return Job(name, cell, config, machine, shlex.join(["stepscale", *sys.argv[1:]]), path)
-
-
-def check_numbers(cfg: DictConfig) -> None:
-    """See that whole numbers are whole and limits positive.
-
-    Raises:
-        UsageError: one is not.
-    """
-    for name, least in WHOLE.items():
-        if not _whole(cfg[name], least):
-            raise UsageError(f"{name} must be a whole number of at least {least}, got {cfg[name]!r}")
-    if cfg.threads is not None and not _whole(cfg.threads, 1):
-        raise UsageError(f"threads must be null or a whole number of at least 1, got {cfg.threads!r}")
-    for name in ("memory_gib", "timeout_s"):
-        value = cfg[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            raise UsageError(f"{name} must be null or a positive number, got {value!r}")
-
-
-def _names(config: Config) -> dict[str, str]:
-    """Name optimizer, model and data as tables show them: by their files, with what the command line changed."""
-    chosen = HydraConfig.get()
-    choices, words = chosen.runtime.choices, list(chosen.overrides.task)
-    names = {group: label_of(group, choices[group], words) for group in ("optimizer", "model", "data")}
-    names["optimizer"] = str(config["label"] or names["optimizer"])
-    if config["task"] == Task.TIME and (mode := config["timing"].get("compile")):
-        names["optimizer"] += f"[compile={mode}]"
-    return names
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def main() -> None:
-    """Run Hydra; after a sweep, write the report of what was measured, also of one cut short."""
-    interrupt.remember()
-    try:
-        try:
-            job()
-        finally:
-            interrupt.check()
-    except KeyboardInterrupt:
-        more = "".join(f"; with hydra.sweep.dir={run.path} it goes on" for run in opened() if run.multirun)
-        sys.stderr.write(f"\ninterrupted; every finished cell is recorded{more}\n")
-        sys.exit(interrupt.STATUS)
-    finally:
-        for run in opened():
-            if run.multirun and run.records:
-                from stepscale.bench.cli.report import show  # matplotlib and scipy.stats: not before the first cell
-
-                show(run.path, run.records.values(), run.complaints)
-    if not all(any(record.status is Status.OK for record in run.records.values()) for run in opened()):
-        sys.exit(1)
+    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
+        """Write it from the records that are there, whoever has measured them."""
+        run = Run(Path(config.hydra.sweep.dir), None, say)
+        if status := finish(run, []):
+            sys.exit(status)

@@ -13,18 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from scipy.stats import t
 
 from stepscale.bench.cells import process
-from stepscale.bench.cells.identity import identity
 from stepscale.bench.cells.job import Job
-from stepscale.bench.config import CONF
-from stepscale.bench.machine import code_version, cores, description, disturbances
+from stepscale.bench.config import compose_cell
+from stepscale.bench.machine import description, disturbances
 from stepscale.bench.machine.device import choose_device
 from stepscale.bench.records.headline import estimate
-from stepscale.bench.records.schema import Cell, Config, Status
+from stepscale.bench.records.schema import Status
+from stepscale.bench.runs.conduct import describe
 
 DIMS = {"cpu": (96, 512), "cuda": (512, 4096)}  # one where the host's calls show, one where the products do
 CELLS = 12  # of each
@@ -82,12 +80,5 @@ def resolution(sd: float, measured: int, seeds: int) -> float:
 
 def job(dim: int, seed: int, device: str, folder: Path) -> Job:
     """Describe a cell of the relative step, as ``timing=quick`` measures it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", ["optimizer=relative", f"dim={dim}", f"seed={seed}", "timing=quick"])
-    config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    whole: Config = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
-    names = {"optimizer": "relative", "model": "flow", "data": "photos"}
-    cell = Cell(**whole | names, device=device, threads=cores.default_threads())
-    machine = description.machine(device)
-    name = identity(cell, config, machine, code_version.code_hash(), str(torch.__version__))
-    return Job(name, cell, config, machine, "stepscale doctor", folder)
+    words = ["optimizer=relative", f"dim={dim}", f"seed={seed}", "timing=quick", f"device={device}"]
+    return describe(compose_cell(words), "stepscale doctor", folder)

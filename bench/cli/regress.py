@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from stepscale.bench import interrupt
+from stepscale.bench.cli.running import say
 from stepscale.bench.errors import BuildError, SessionError
 from stepscale.bench.regression import summary
 from stepscale.bench.regression.gate import ERROR, Options, run
@@ -20,11 +22,12 @@ def main(words: list[str]) -> None:
     options = parse(words)
     try:
         summary.clear(options.out)
-        text, status = run(options)
+        text, status = run(options, say)
         print(f"{text}\nwritten to {options.out}")
     except (BuildError, SessionError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
-        summary.save_error(options.out, str(error), ERROR)
+        with suppress(OSError):  # the reason has been said
+            summary.save_error(options.out, str(error), ERROR)
         status = ERROR
     except KeyboardInterrupt:
         print("\ninterrupted before anything was measured", file=sys.stderr)

@@ -37,6 +37,10 @@ class Dataset(NamedTuple):
     mixing: Tensor | None = None  # float64 M, [dim, dim], where x = s Mᵀ for independent sources s, less the mean
     bits_offset: float = 0.0  # bits a dimension from the rows' own unit to the one they are quoted in: 8-bit pixels
 
+    @property
+    def splits(self) -> tuple[Batch, Batch, Batch]:
+        return self.train, self.validation, self.held_out
+
 
 def standardised(
     parts: Sequence[np.ndarray], note: str, centre: bool = True, *, mixing: np.ndarray | None = None

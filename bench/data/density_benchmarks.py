@@ -184,7 +184,7 @@ def _dataset(name: str, parts: Sequence[np.ndarray], rows: int | None, seed: int
 class _Unpickler(pickle.Unpickler):
     """Knows where the classes of an old pandas are now."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if module.startswith("pandas.") and name in {"Int64Index", "Float64Index"}:
             return pd.Index
         return super().find_class(module.replace("pandas.indexes.", "pandas.core.indexes."), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -63,3 +64,12 @@ class CudaClock:
 def clock_of(device: torch.device) -> Clock:
     """Return the clock of a device."""
     return CudaClock(device) if device.type == "cuda" else WallClock()
+
+
+def timed(clock: Clock, run: Callable[[int], None], times: int) -> float:
+    """Return the seconds of the device that ``run(times)`` takes, and wait for them."""
+    start = clock.stamp()
+    run(times)
+    stop = clock.stamp()
+    clock.synchronize()
+    return clock.seconds(start, stop)

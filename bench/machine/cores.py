@@ -6,6 +6,7 @@ Needs the standard library alone.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from stepscale.bench.errors import UsageError
@@ -34,7 +35,7 @@ def available_cores() -> int:
 
     Of a core's hyper-threads one counts: MKL starts no more threads than there are cores.
     """
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cpus = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
     cores = len({_core(cpu) for cpu in cpus})
     quota = control_group.cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))

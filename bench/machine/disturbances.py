@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -63,7 +64,7 @@ def cpu_of_processes() -> dict[int, tuple[str, float]]:
 
 def steadiness(seconds: float = 3.0) -> Finding:
     """Time the same loop on one core after another: neighbours on the same host change a core's speed unseen."""
-    if not hasattr(os, "sched_setaffinity"):
+    if sys.platform != "linux":
         return Finding("cores", "unknown: the system does not let a process choose its core")
     allowed = os.sched_getaffinity(0)
     times: dict[int, list[float]] = {core: [] for core in sorted(allowed)[:8]}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from stepscale.bench.errors import BuildError
 
-MEASURED = ("bench", "models", "optimizers", "tests", "pyproject.toml")  # what a comparison depends on
+MEASURED = ("bench", "models", "optimizers", "pyproject.toml")  # what a comparison depends on
 
 
 class Arm(NamedTuple):

@@ -1,6 +1,6 @@
 """The regression gate: is a step slower than at a base? ``stepscale regress [BASE]``, or ``make regress BASE=…``.
 
-Runs head's ``tests/benchmarks`` against both versions of the package, in turns. Exit status: 0 fine or undecided, 1
+Runs its own ``benchmarks`` against both versions of the package, in turns. Exit status: 0 fine or undecided, 1
 regressed, 2 error, 3 nothing was measured.
 """
 
@@ -12,17 +12,20 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from stepscale.bench import interrupt
 from stepscale.bench.errors import SessionError
 from stepscale.bench.machine.cores import ALLOCATOR
+from stepscale.bench.progress import bar
 from stepscale.bench.regression import builds, summary, verdicts
 from stepscale.bench.regression.builds import Arm
 from stepscale.bench.regression.sessions import Session, Watch, conduct
+from stepscale.bench.regression.summary import Facts
 
 ERROR = 2
 
@@ -48,7 +51,7 @@ class Measured(NamedTuple):
     interrupted: bool
 
 
-def run(options: Options) -> tuple[str, int]:
+def run(options: Options, say: Callable[[str], None]) -> tuple[str, int]:
     """Build both versions, measure, judge, write; return the summary and the exit status.
 
     Raises:
@@ -57,27 +60,39 @@ def run(options: Options) -> tuple[str, int]:
         ValueError: one of several optimizers is known to neither version.
     """
     began = time.perf_counter()
+    require_pytest()
     with tempfile.TemporaryDirectory(prefix="stepscale-regress-") as folder:
-        print("building both versions", flush=True)
+        say("building both versions")
         base = builds.build(options.base or builds.merge_base(), Path(folder, "base"))
         head = builds.build(None, Path(folder, "head"))
         known = base.optimizers() | head.optimizers()
         unknown = sorted({*options.optimizers} - known)
         if unknown and {*options.optimizers} & known:
             raise ValueError(f"no optimizer {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-        measured = NOTHING if unknown else measure(base, head, options, summary.progress())
+        with bar("benchmarks") as show:
+            tell = lambda done, of: show(done / of, f"{done}/{of}")  # noqa: E731
+            measured = NOTHING if unknown else measure(base, head, options, tell)
     table = verdicts.compare(measured.rounds)
     for test in {test for tests in measured.failed.values() for test in tests}:
         table.loc[table["optimizer"] + "-" + table["dim"].astype(str) == test, "verdict"] = "failed"
-    facts = {
-        "base": base.label, "head": head.label, "status": exit_status(table, measured),
-        "seconds": round(time.perf_counter() - began), "threads": options.threads, "waited_s": measured.waited_s,
-        "failed": measured.failed, "code": measured.code, "optimizers": sorted(known),
-        "interrupted": measured.interrupted,
-    }  # fmt: skip
+    facts = Facts(
+        base=base.label, head=head.label, status=exit_status(table, measured),
+        seconds=round(time.perf_counter() - began), threads=options.threads, waited_s=measured.waited_s,
+        failed=measured.failed, code=measured.code, optimizers=sorted(known), interrupted=measured.interrupted,
+    )  # fmt: skip
     text = summary.report(table, facts)
     summary.save(options.out, table, facts, text, measured.rounds)
-    return text, exit_status(table, measured)
+    return text, facts.status
+
+
+def require_pytest() -> None:
+    """See that what the benchmarks run under is installed.
+
+    Raises:
+        SessionError: it is not.
+    """
+    if missing := [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]:
+        raise SessionError(f'{", ".join(missing)} is not installed: pip install "stepscale[test]"')
 
 
 def exit_status(table: pd.DataFrame, measured: Measured) -> int:
@@ -90,7 +105,7 @@ def exit_status(table: pd.DataFrame, measured: Measured) -> int:
 
 
 def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], None]) -> Measured:
-    """Run head's benchmarks twice against each version, in turns.
+    """Run the benchmarks twice against each version, in turns.
 
     Raises:
         SessionError: a session died or hangs, or both versions are the same files.
@@ -103,7 +118,7 @@ def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], N
         for arm, names in ((base, verdicts.BASE), (head, verdicts.HEAD)):
             for name in names:
                 variables = threads | waiting | ALLOCATOR
-                session = Session(name, arm.package, head.source, [*words, *arm.options], variables)
+                session = Session(name, arm.package, [*words, *arm.options], variables)
                 stack.callback(session.end)
                 sessions.append(session)
         idle = max(0, (os.cpu_count() or 1) // 2 - options.threads)  # two of them may share a real core
@@ -137,17 +152,16 @@ def require_own_files(sessions: list[Session], base: Arm, head: Arm) -> None:
                 raise SessionError(f"session {session.name} imported {file}, not the files of {own[session.name]}")
 
 
-def rows_of(sessions: list[Session], watch: Watch, *, whole_only: bool) -> list[dict[str, Any]]:
+def rows_of(sessions: list[Session], watch: Watch, *, whole_only: bool) -> list[dict[str, object]]:
     """Return one row for each round of each session; ``whole_only``: of the tests that every session has finished."""
-    rows = []
+    rows: list[dict[str, object]] = []
     whole = set.intersection(*(set(session.found) for session in sessions))
     for session in sessions:
-        for test, info in session.found.items():
+        for test, found in session.found.items():
             if whole_only and test not in whole:
                 continue
-            common = {name: info[name] for name in ("optimizer", "dim", "limit_s")} | {"session": session.name}
-            for round_, step_s in enumerate(info["step_s"], info["first_round"]):
-                rows.append(
-                    common | {"round": round_, "step_s": step_s, "contended": (test, round_) in watch.contended}
-                )
+            common = {"optimizer": found.optimizer, "dim": found.dim, "limit_s": found.limit_s, "session": session.name}
+            for round_, step_s in enumerate(found.step_s, found.first_round):
+                contended = (test, round_) in watch.contended
+                rows.append({**common, "round": round_, "step_s": step_s, "contended": contended})
     return rows

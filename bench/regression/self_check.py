@@ -1,26 +1,25 @@
 """The regression gate's own quality: how often it cries wolf, and how small a slow-down it finds.
 
-``python -m stepscale.bench.gate_check`` compares the checkout with itself, as it is (A/A) and with its benchmarks told
-to slow every step down (``--slow``), on a quiet machine and beside a neighbour that loads one core now and then. Every
-comparison goes through the code of ``stepscale regress``. It takes about 70 minutes on 2 cores, goes on where it was
-stopped, and exits with 1 where the gate misses what is asked of it.
+``stepscale gate-check`` compares the checkout with itself, as it is (A/A) and with its
+benchmarks told to slow every step down (``--slow``), on a quiet machine and beside a neighbour that loads one core now
+and then. Every comparison goes through the code of ``stepscale regress``. It takes about 70 minutes on 2 cores, goes on
+where it was stopped, and exits with 1 where the gate misses what is asked of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import pandas as pd
 
-from stepscale.bench.errors import BuildError, SessionError
+from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import description
 from stepscale.bench.regression import builds, gate, verdicts
 from stepscale.bench.regression.builds import Arm
@@ -58,29 +57,6 @@ def cases() -> list[Case]:
     return [Case(neighbour, percent, place, run) for neighbour in (False, True) for run, percent, place in sorted(runs)]
 
 
-def main() -> None:
-    """Run what is left of the comparisons, and write the table."""
-    parser = argparse.ArgumentParser(prog="stepscale.bench.regression.self_check", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the results (default {OUT})")
-    parser.add_argument("--report", action="store_true", help="write the table of what is there, and measure nothing")
-    arguments = parser.parse_args()
-    try:
-        if not arguments.report:
-            check(arguments.out)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-    except (BuildError, SessionError) as error:
-        print(f"{error}\nthe same command goes on from here", file=sys.stderr)
-    try:
-        text = page(arguments.out)
-    except FileNotFoundError as error:
-        sys.exit(f"no comparison has been made yet: {error}")
-    (arguments.out / "README.md").write_text(text)
-    print(text)
-    if MISSED in text:
-        sys.exit(1)
-
-
 def page(out: Path) -> str:
     """Return the gate's quality as a page of Markdown, from the comparisons in a folder."""
     comparisons = pd.read_csv(out / "comparisons.csv", keep_default_na=False)
@@ -102,17 +78,20 @@ def page(out: Path) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def check(out: Path) -> None:
-    """Make the comparisons that are not there yet; each is written when it is done."""
+def check(out: Path, say: Callable[[str], None]) -> None:
+    """Make the comparisons that are not there yet; each is written when it is done.
+
+    Raises:
+        UsageError: those in the folder are of another commit.
+    """
     out.mkdir(parents=True, exist_ok=True)
     path, commit = out / "comparisons.csv", builds.describe(None)
     done = set()
     if path.exists():
         there = pd.read_csv(path, keep_default_na=False)
         if set(there["commit"]) != {commit}:
-            sys.exit(
-                f"{path} is of {', '.join(sorted(set(there['commit'])))}, this is {commit}; remove it, or give --out"
-            )
+            commits = ", ".join(sorted(set(there["commit"])))
+            raise UsageError(f"{path} is of {commits}, this is {commit}; remove it, or give --out")
         done = {Case(*row) for row in there[["neighbour", "percent", "place", "run"]].itertuples(index=False)}
     where = description.both("cpu") | {"threads": 1, "command": "make gate-check"}
     (out / "environment.json").write_text(json.dumps(where, indent=1) + "\n")
@@ -125,7 +104,7 @@ def check(out: Path) -> None:
             table = compare(base, slowed(head, case), case)
             table.assign(commit=commit, **case._asdict()).to_csv(path, mode="a", header=not path.exists(), index=False)
             verdicts = ", ".join(f"{n} {v}" for v, n in table["verdict"].value_counts().items())
-            print(f"[{number}/{len(cases())}] {case}: {verdicts}", flush=True)
+            say(f"[{number}/{len(cases())}] {case}: {verdicts}")
 
 
 def compare(base: Arm, head: Arm, case: Case) -> pd.DataFrame:
@@ -177,7 +156,3 @@ def summary(comparisons: pd.DataFrame) -> str:
             }
         )
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-
-
-if __name__ == "__main__":
-    main()

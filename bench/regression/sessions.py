@@ -16,15 +16,26 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
 
 from stepscale.bench.errors import SessionError
 from stepscale.bench.machine.other_processes import OtherCpu
 from stepscale.bench.records.schema import CONTENDED
+from stepscale.bench.regression.benchmarks.messages import (
+    Collected,
+    Failed,
+    Found,
+    Message,
+    Plan,
+    Ready,
+    Timings,
+    receive_message,
+    send,
+)
 
 SILENCE_S = 300.0  # a session that says nothing for so long hangs
 PATIENCE_S = 60.0  # to wait for other processes, in all
 WATCH_S = 0.25  # the kernel counts CPU in ticks of 10 ms
+BENCHMARKS = Path(__file__).parent / "benchmarks"  # of this version, for either
 FINE = (0, 1, 5)  # pytest's exit status: passed, some failed (which they told), nothing collected
 
 
@@ -32,23 +43,27 @@ class Session:
     """One pytest process and what it has told so far."""
 
     def __init__(
-        self, name: str, package: Path, benchmarks: Path, arguments: Sequence[str], variables: dict[str, str]
+        self,
+        name: str,
+        package: Path,
+        arguments: Sequence[str],
+        variables: dict[str, str],
+        benchmarks: Path = BENCHMARKS,
     ) -> None:
         self.name = name
         self.tests: list[str] = []
-        self.found: dict[str, dict[str, Any]] = {}
+        self.found: dict[str, Timings] = {}
         self.failed: dict[str, str] = {}
         self.files: list[str] = []  # of the package it imported
         self.code = ""
-        self.wants: tuple[str, int] | None = None
-        self.proposal: Any = None
+        self.ready: Ready | None = None
         self.cpu_s = 0.0
         self.connection, theirs = Pipe()
         self.output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - a pipe might fill up
-        command = [sys.executable, "-m", "pytest", "tests/benchmarks", "-q", "-p", "no:cacheprovider", *arguments]
+        command = [sys.executable, "-m", "pytest", str(benchmarks), "-q", "-p", "no:cacheprovider", *arguments]
         self.process = subprocess.Popen(
             command,
-            cwd=benchmarks,
+            cwd=package,
             env=os.environ | variables | {"PYTHONPATH": str(package), "STEPSCALE_TURNS": str(theirs.fileno())},
             pass_fds=[theirs.fileno()],
             stdout=self.output,
@@ -62,24 +77,29 @@ class Session:
         Raises:
             SessionError: it died, or is silent for too long.
         """
-        self.wants = None
-        while True:
+        self.ready = None
+        while self.ready is None:
             if not self.connection.poll(SILENCE_S):
                 raise SessionError(f"session {self.name} has said nothing for {SILENCE_S:g} s")
             try:
-                words = self.connection.recv()
+                words = receive_message(self.connection)
             except (EOFError, OSError):
-                break
-            if "wants" in words:
-                self.wants, self.proposal = (words["wants"], words["round"]), words["proposal"]
-                self.cpu_s = words["cpu_s"]
+                self._require_fine_end()
                 return
-            if "tests" in words:
-                self.tests, self.files, self.code = words["tests"], words["files"], words["code"]
-            elif "found" in words:
-                self.found[words["found"]] = words["info"]
-            else:
-                self.failed.setdefault(words["failed"], words["reason"])
+            self._note(words)
+
+    def _note(self, words: Message) -> None:
+        match words:
+            case Collected():
+                self.tests, self.files, self.code = words.tests, words.files, words.code
+            case Ready():
+                self.ready, self.cpu_s = words, words.cpu_s
+            case Found():
+                self.found[words.test] = words.timings
+            case Failed():
+                self.failed.setdefault(words.test, words.reason)
+
+    def _require_fine_end(self) -> None:
         try:
             status = self.process.wait(SILENCE_S)
         except subprocess.TimeoutExpired as error:
@@ -89,14 +109,14 @@ class Session:
             tail = "\n".join(self.output.read().strip().splitlines()[-15:])
             raise SessionError(f"session {self.name} ended with status {status}:\n{tail}")
 
-    def grant(self, agreed: Any) -> None:
+    def grant(self, agreed: Plan | None) -> None:
         """Give it its turn; should it be gone, ``listen`` finds out why."""
         with suppress(OSError):
-            self.connection.send(agreed)
+            send(self.connection, agreed)
 
     def pin(self, threads: int) -> None:
         """Keep it on the last cores: two cores of a shared machine can differ by a factor of two, for seconds."""
-        if hasattr(os, "sched_setaffinity") and self.process.poll() is None:
+        if sys.platform == "linux" and self.process.poll() is None:
             os.sched_setaffinity(self.process.pid, sorted(os.sched_getaffinity(0))[-threads:])
 
     def end(self) -> None:
@@ -152,13 +172,12 @@ def conduct(sessions: Sequence[Session], threads: int, watch: Watch, tell: Calla
         session.listen()
         session.pin(threads)
     order = {test: place for place, test in enumerate(sorted({test for s in sessions for test in s.tests}))}
-    agreed: dict[str, Any] = {}
-    while waiting := [session for session in sessions if session.wants]:
-        session = min(waiting, key=lambda s: (order[s.wants[0]], s.wants[1], random.random()))  # type: ignore[index]
-        test, round_ = session.wants  # type: ignore[misc]
-        if session.proposal is not None:
-            agreed.setdefault(test, session.proposal)
-        tell(order[test], len(order))
-        session.grant(agreed.get(test))
+    agreed: dict[str, Plan] = {}
+    while waiting := [(session, session.ready) for session in sessions if session.ready]:
+        session, turn = min(waiting, key=lambda pair: (order[pair[1].test], pair[1].round, random.random()))
+        if turn.proposal is not None:
+            agreed.setdefault(turn.test, turn.proposal)
+        tell(order[turn.test], len(order))
+        session.grant(agreed.get(turn.test))
         session.listen()
-        watch.judge((test, round_), ended=session.wants is None)
+        watch.judge((turn.test, turn.round), ended=session.ready is None)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -24,14 +21,30 @@ EXPLAINED = (
 )
 
 
-def report(table: pd.DataFrame, facts: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class Facts:
+    """What a comparison is of, and how it went; written as it stands."""
+
+    base: str  # labels of the two versions
+    head: str
+    status: int
+    seconds: int  # that it took
+    threads: int
+    waited_s: float  # for other processes to leave the machine
+    failed: dict[str, dict[str, str]]  # session -> test -> reason
+    code: dict[str, str]  # session -> hash of the package it imported
+    optimizers: list[str]  # that either version knows
+    interrupted: bool
+
+
+def report(table: pd.DataFrame, facts: Facts) -> str:
     """Return the verdict in words and the table, as Markdown."""
-    lines = [f"### Steps of {facts['head']} against {facts['base']}", "", headline(table, facts), ""]
+    lines = [f"### Steps of {facts.head} against {facts.base}", "", headline(table, facts), ""]
     if len(table):
         lines += [pretty(table).to_markdown(index=False, disable_numparse=True), "", EXPLAINED]
     if table["ratio"].notna().any():
         lines[-1] += f" The same code, started twice, came out up to {100 * table['floor'].iloc[0]:.1f} % apart."
-    for session, tests in facts["failed"].items():
+    for session, tests in facts.failed.items():
         lines += ["", *(f"- {session}: {test} failed: {reason}" for test, reason in tests.items())]
     return "\n".join(lines)
 
@@ -43,23 +56,23 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**shown)[SHOWN]
 
 
-def headline(table: pd.DataFrame, facts: dict[str, Any]) -> str:
+def headline(table: pd.DataFrame, facts: Facts) -> str:
     """Say the whole verdict in a few sentences."""
     if not len(table):
-        return f"Nothing was measured. Optimizers there are: {', '.join(facts['optimizers'])}."
+        return f"Nothing was measured. Optimizers there are: {', '.join(facts.optimizers)}."
     names = {v: [f"{o}-{d}" for o, d in part[["optimizer", "dim"]].to_numpy()] for v, part in table.groupby("verdict")}
     said = [] if table["ratio"].notna().any() else ["Nothing could be compared."]
     said += [f"{len(names[v])} {v}: {', '.join(names[v])}." for v in NAMED if v in names]
     said += [f"{len(names['unchanged'])} unchanged."] if "unchanged" in names else []
-    if len(set(facts["code"].values())) == 1:
+    if len(set(facts.code.values())) == 1:
         said.append("Both versions hold the same code.")
     set_aside = int(table["contended"].sum())
-    if set_aside or facts["waited_s"]:
+    if set_aside or facts.waited_s:
         said.append(
-            f"Other processes used the machine: {facts['waited_s']:.0f} s were spent waiting for them, "
+            f"Other processes used the machine: {facts.waited_s:.0f} s were spent waiting for them, "
             f"{set_aside} rounds were set aside."
         )
-    if facts["interrupted"]:
+    if facts.interrupted:
         said.append("Interrupted: benchmarks not listed were not run.")
     return " ".join(said)
 
@@ -70,35 +83,23 @@ def clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def save(out: Path, table: pd.DataFrame, facts: dict[str, Any], summary: str, rounds: pd.DataFrame) -> None:
+def save(out: Path, table: pd.DataFrame, facts: Facts, summary: str, rounds: pd.DataFrame) -> None:
     """Write the comparison as JSON, Markdown, and its rounds as CSV."""
     out.mkdir(parents=True, exist_ok=True)
     where = description.both(choose_device("auto"))
     rows = json.loads(table.to_json(orient="records"))
-    (out / "regress.json").write_text(json.dumps(facts | {"rows": rows, "environment": where}, indent=1) + "\n")
-    (out / "regress.md").write_text(summary + "\n")
+    (out / "regress.json").write_text(json.dumps(asdict(facts) | {"rows": rows, "environment": where}, indent=1) + "\n")
+    (out / "regress.md").write_text(summary + "\n", encoding="utf-8")
     rounds.to_csv(out / "rounds.csv", index=False)
 
 
 def save_error(out: Path, reason: str, status: int) -> None:
-    """Write why there is no verdict, if that can be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "regress.json").write_text(json.dumps({"status": status, "reason": reason}, indent=1) + "\n")
-        (out / "regress.md").write_text(f"### Steps could not be compared\n\n```\n{reason}\n```\n")
-    except OSError as error:
-        print(error, file=sys.stderr)
+    """Write why there is no verdict.
 
-
-def progress() -> Callable[[int, int], None]:
-    """Return what shows how far a comparison is, with the time left, where somebody watches."""
-    began, shown = time.perf_counter(), [-1]
-
-    def tell(done: int, of: int) -> None:
-        if done != shown[0] and sys.stderr.isatty():
-            left = f", {(time.perf_counter() - began) / done * (of - done):.0f} s left" if done else ""
-            sys.stderr.write(f"\r\033[K{done}/{of} benchmarks{left}" if done < of else "\r\033[K")
-            sys.stderr.flush()
-        shown[0] = done
-
-    return tell
+    Raises:
+        OSError: it cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "regress.json").write_text(json.dumps({"status": status, "reason": reason}, indent=1) + "\n")
+    text = f"### Steps could not be compared\n\n```\n{reason}\n```\n"
+    (out / "regress.md").write_text(text, encoding="utf-8")

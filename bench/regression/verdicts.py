@@ -7,8 +7,7 @@ runs of the same code differ by in this very comparison (the noise floor), and h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -98,7 +97,7 @@ def _standard_error(pairs: np.ndarray) -> float:
     return float(np.median(pairs[chosen].reshape(RESAMPLED, -1), axis=1).std())
 
 
-def _verdict(row: Mapping[Any, float]) -> str:
+def _verdict(row: Mapping[Hashable, float]) -> str:
     if math.isnan(row["base_ms"]):
         return "new"
     if math.isnan(row["head_ms"]):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,6 +20,8 @@ INLINE = MarkdownIt("zero").enable(["backticks", "emphasis"])
 CODE = r"(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
 # a tag, a table's next cell, an entity, a bracket behind which a link's address would come, or that defines a link
 ACTIVE = r"<|\||&(?=#?\w+;)|\](?=[(\[])|^\["
+
+TableRow = dict[Hashable, Any]  # as pandas gives it, which does not say what a column holds
 
 
 class Section(NamedTuple):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from stepscale.bench.analysis.baselines import HONEST, base
 from stepscale.bench.analysis.process_variance import SAME_CELL, Spreads, spreads
 from stepscale.bench.records.schema import GROUP
+from stepscale.bench.report.page import TableRow
 
 
 def findings(cells: pd.DataFrame, growth: pd.DataFrame, crossovers: pd.DataFrame, times: pd.DataFrame) -> list[str]:
@@ -24,7 +22,7 @@ def findings(cells: pd.DataFrame, growth: pd.DataFrame, crossovers: pd.DataFrame
     return found + _caveats(cells)
 
 
-def _largest_first(table: pd.DataFrame, cells: pd.DataFrame) -> list[dict[Any, Any]]:
+def _largest_first(table: pd.DataFrame, cells: pd.DataFrame) -> list[TableRow]:
     """Rows of a table, those of the group with most cells first."""
     size = cells.groupby(list(GROUP)).size().rename("cells")
     joined = table.merge(size, left_on=list(GROUP), right_index=True)
@@ -38,11 +36,11 @@ def _notable(crossovers: pd.DataFrame) -> pd.DataFrame:
     return own[(own["kind"] != "undecided") | (own["dims"] > 1)]
 
 
-def _where(row: Mapping[Any, Any], varying: list[str]) -> str:
+def _where(row: TableRow, varying: list[str]) -> str:
     return "".join(f", {column} {row[column]}" for column in varying)
 
 
-def _overtaking(row: Mapping[Any, Any], times: pd.DataFrame, varying: list[str]) -> str:
+def _overtaking(row: TableRow, times: pd.DataFrame, varying: list[str]) -> str:
     faster, slower, where = f"`{row['faster']}`", f"`{row['slower']}`", _where(row, varying)
     if row["kind"] == "crossover":
         return f"{faster} overtakes {slower} at dim {row['low']:g}–{row['high']:g}{where}."
@@ -59,14 +57,14 @@ def _overtaking(row: Mapping[Any, Any], times: pd.DataFrame, varying: list[str])
     return f"{faster} is faster than {slower} {extent} {span}: {', '.join(factors)}."
 
 
-def _ratio(times: pd.DataFrame, row: Mapping[Any, Any], optimizer: str, dim: int) -> float:
+def _ratio(times: pd.DataFrame, row: TableRow, optimizer: str, dim: int) -> float:
     same = (times["optimizer"] == optimizer) & (times["dim"] == dim)
     for column in GROUP:
         same &= times[column] == row[column]
     return float(times.loc[same, "ratio"].iloc[0])
 
 
-def _growth(row: Mapping[Any, Any], varying: list[str]) -> str:
+def _growth(row: TableRow, varying: list[str]) -> str:
     where = _where(row, varying)
     name, span = f"`{row['optimizer']}`{where}", f"dims {row['dim_min']}–{row['dim_max']}"
     known = row["flop_exponent"] == row["flop_exponent"]  # no NaN: another library's FLOPs are not counted
@@ -77,7 +75,7 @@ def _growth(row: Mapping[Any, Any], varying: list[str]) -> str:
     return f"{name}: **{row['verdict']}**; {share} ({row['sizes']} {span}); {flops}."
 
 
-def _unjudged(rows: list[dict[Any, Any]], varying: list[str]) -> list[str]:
+def _unjudged(rows: list[TableRow], varying: list[str]) -> list[str]:
     """One line for all optimizers that lack the same thing over the same dims."""
     found: dict[str, list[str]] = {}
     for row in rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pandas as pd
 
@@ -12,7 +11,7 @@ from stepscale.bench.analysis.crossovers import crossovers as crossovers_of
 from stepscale.bench.analysis.cubic_share import growth as growth_of
 from stepscale.bench.records.schema import GROUP
 from stepscale.bench.report import scaling_figures, scaling_findings, style
-from stepscale.bench.report.page import Section, varying
+from stepscale.bench.report.page import Section, TableRow, varying
 from stepscale.bench.report.style import Drawn
 
 PER_GROUP = list(GROUP)
@@ -58,7 +57,7 @@ def overview(times: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis(columns=None).reset_index()
 
 
-def _overview_cell(row: dict[Any, Any]) -> str:
+def _overview_cell(row: TableRow) -> str:
     if row["step_ms"] != row["step_ms"]:  # NaN
         return str(row["status"]).replace("_", " ")
     flag = " contended" * row["disturbed"] or " waits for the host" * row["launch_bound"]
@@ -84,7 +83,7 @@ def factors(times: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for key, part in known.groupby([*PER_GROUP, "dim"]):
         ratios = part.set_index("optimizer")["ratio"]
-        row: dict[str, Any] = dict(zip([*PER_GROUP, "dim"], key, strict=True))
+        row: TableRow = dict(zip([*PER_GROUP, "dim"], key, strict=True))
         row["d/B"] = row["dim"] / row["batch"]
         for baseline in (name for name in ratios.index if baselines.base(name) in (baselines.HONEST, baselines.NAIVE)):
             for name, ratio in ratios.drop(baseline).items():

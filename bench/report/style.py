@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "*", "h")
 LINES = ("-", "--", ":")
-GUIDE: dict[str, Any] = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
+Style = dict[str, Any]  # words of matplotlib's
+GUIDE: Style = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
 RC: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False}
-Style = dict[str, Any]
 
 
 def styles(optimizers: Iterable[str]) -> dict[str, Style]:
@@ -52,5 +52,5 @@ def written(drawn: Drawn, folder: Path) -> str:
     save(figure, buffer, "svg")
     if drawn.stem is not None:
         save(figure, folder / f"{drawn.stem}.png", "png")
-        (folder / f"{drawn.stem}.svg").write_text(buffer.getvalue())
+        (folder / f"{drawn.stem}.svg").write_text(buffer.getvalue(), encoding="utf-8")
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stepscale.bench.analysis import learning_curves
 from stepscale.bench.report import style, training_figures
-from stepscale.bench.report.page import Section, varying
+from stepscale.bench.report.page import Section, TableRow, varying
 from stepscale.bench.report.style import Drawn
 
 
@@ -89,7 +89,7 @@ def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) ->
     return found
 
 
-def _overtaking(row: dict[Any, Any], honest: str, honest_s: float, place: str) -> str:
+def _overtaking(row: TableRow, honest: str, honest_s: float, place: str) -> str:
     name = f"`{row['optimizer']}`"
     if not np.isfinite(row["seconds"]):
         return f"{name} does not reach the end of `{honest}` ({row['nats']:.2f} nats){place}."
@@ -99,7 +99,7 @@ def _overtaking(row: dict[Any, Any], honest: str, honest_s: float, place: str) -
     )
 
 
-def _place(workload: dict[str, Any], table: pd.DataFrame) -> str:
+def _place(workload: Mapping[str, object], table: pd.DataFrame) -> str:
     """Name what varies between the workloads of a run."""
     names = [name for name in learning_curves.WORKLOAD if table[name].nunique() > 1]
     return "".join(f", {name} {workload[name]}" for name in names) if names else f" at dim {workload['dim']}"

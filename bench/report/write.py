@@ -37,8 +37,8 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
         for name, table in section.files.items():
             table.to_csv(folder / name, index=False)
     figures = [[style.written(figure, folder) for figure in section.figures] for section in sections]
-    (folder / "summary.md").write_text(page.markdown(sections, where))
-    (folder / "report.html").write_text(page.page(sections, figures, where))
+    (folder / "summary.md").write_text(page.markdown(sections, where), encoding="utf-8")
+    (folder / "report.html").write_text(page.page(sections, figures, where), encoding="utf-8")
     said = ["\n".join([part.overview, "", *(f"- {line}" for line in part.findings)]) for part in sections]
     return "\n\n".join([*said, f"report in {folder / 'report.html'}"])
 

@@ -1,27 +1,74 @@
-"""What a sweep is to do: its file, read and planned."""
+"""What is to be measured: parts, each a list of cells; planned from a sweep's file or from the words of a multirun.
+
+Of timing, each grid is a part for each seed: optimizers are shuffled anew within the dims, which ascend. Of training,
+the trials of each point of the grids are a part, and what they chose is trained on new seeds by another, which is
+planned from the folder once the trials are there.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shlex
-from datetime import datetime
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+import msgspec
 import torch
-from omegaconf import OmegaConf
-from yaml import YAMLError
 
-from stepscale.bench.config import CONF, count_cells, expand, merged, searchable
+from stepscale.bench.atomic import atomic_write
+from stepscale.bench.config import CONF, Words, expand, merged, read_yaml, searchable, value_of
 from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.device import choose_device
+from stepscale.bench.records.schema import Config, Record
 from stepscale.bench.runs import tuning
 
 SWEEPS = CONF / "sweep"
-LOCAL = Path("results/local")
 NEEDED = ("task", "settings", "seeds", "grids")
+FILE = "run.json"  # of a run's folder
+NOT_THE_PLANS = ("hydra.sweep.dir=", "hydra.run.dir=")  # words that do not change what is measured
+
+
+class Point(msgspec.Struct, frozen=True):
+    """A workload and an optimizer whose best settings are to be trained."""
+
+    words: list[str]
+    tuned: bool  # whether it has trials
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a run is to measure."""
+
+    name: str
+    parts: list[list[list[str]]]  # of cells, each the words that compose it
+    points: list[Point] = []  # of training, and how many seeds of each
+    seeds: int = 0
+    code: str
+    torch: str
+
+    @property
+    def cells(self) -> int:
+        """How many cells it has, those that are planned later too."""
+        return sum(map(len, self.parts)) + self.seeds * len(self.points)
+
+    @property
+    def folder(self) -> str:
+        """Name the plan's folder: the same plan of the same code goes on where it stopped, whatever ran since."""
+        content = json.dumps(msgspec.to_builtins(self), sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+    def finals(self, point: Point, records: Iterable[Record]) -> list[Words]:
+        """Plan the part that trains a point as its trials chose.
+
+        Raises:
+            UsageError: it has trials, and none of them came to its end.
+        """
+        best = tuning.best_trial(point.words, records)
+        if point.tuned and best is None:
+            raise UsageError(f"no trial of {' '.join(point.words)} came to its end, so that nothing chose its settings")
+        return expand(tuning.finals(point.words, best, self.seeds))
 
 
 def names() -> list[str]:
@@ -29,42 +76,39 @@ def names() -> list[str]:
     return sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 
 
-def read_sweep(name: str, overrides: list[str]) -> dict[str, Any]:
-    """Return what a sweep is to do on this machine: its multiruns, their cells, the code's hash.
+def plan_sweep(name: str, words: Words) -> Plan:
+    """Plan what a sweep is to do on this machine, with further words of the user's for every cell.
 
     Raises:
-        UsageError: there is no sweep of that name, its file holds none, or the overrides name no device.
+        UsageError: there is no sweep of that name, its file holds none, or the words name no device.
     """
-    asked = searchable(overrides)
-    if globs := [word for word in asked if "glob(" in word]:  # of which the cells could not be counted
-        raise UsageError(
-            f"a sweep takes names, as optimizer=relative,kfac, and not {globs[0]}; `stepscale -m` takes both"
-        )
+    asked = [word for word in searchable(words) if not word.startswith(NOT_THE_PLANS)]
     device = device_of(asked)
-    config = read_file(name, device)
-    words = [f"task={config['task']}", *shlex.split(config["settings"])]
-    grids = [merged(merged(words, shlex.split(grid)), asked) for grid in config["grids"][device]]
-    planned = training_plan(grids, config) if "tuning" in config else timing_plan(grids, config["seeds"])
-    return {
-        "sweep": name,
-        **planned,
-        "code": code_version.code_hash(),
-        "torch": torch.__version__,
-        "finished": False,
-    }
+    config = read_sweep(name, device)
+    settings = [f"task={config['task']}", *shlex.split(config["settings"])]
+    grids = [merged(merged(settings, shlex.split(grid)), asked) for grid in config["grids"][device]]
+    if "tuning" in config:
+        return _training_plan(Path(name).stem, grids, config)
+    seeded = [merged([f"seed={seed}"], grid) for seed in range(config["seeds"]) for grid in grids]
+    return _plan(Path(name).stem, [expand(part) for part in _distinct(seeded)])
 
 
-def device_of(overrides: list[str]) -> str:
-    """Return the device whose grids are planned: the overrides' ``device``, else what this machine has.
+def plan_multirun(words: Words) -> Plan:
+    """Plan the cells of ``stepscale -m``, as one part."""
+    asked = [word for word in searchable(words) if not word.startswith(NOT_THE_PLANS)]
+    return _plan("multirun", [expand(asked)])
+
+
+def device_of(words: Words) -> str:
+    """Return the device whose grids are planned: the words' ``device``, else what this machine has.
 
     Raises:
-        UsageError: the overrides name no device there can be.
+        UsageError: the words name no device there can be.
     """
-    chosen = dict(word.split("=", 1) for word in overrides if "=" in word)
-    return choose_device(chosen.get("device", "auto"))
+    return choose_device(value_of(words, "device") or "auto")
 
 
-def read_file(name: str, device: str) -> dict[str, Any]:
+def read_sweep(name: str, device: str) -> Config:
     """Read a sweep's file, ours by its name or a user's by its path.
 
     Raises:
@@ -73,56 +117,38 @@ def read_file(name: str, device: str) -> dict[str, Any]:
     path = Path(name) if name.endswith(".yaml") else SWEEPS / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(f"no sweep {name!r}; there are {', '.join(names())}, or name a .yaml file")
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except YAMLError as error:
-        raise UsageError(f"{path} is no YAML: {error}") from error
-    there = config if isinstance(config, dict) else {}
-    if lacking := [key for key in NEEDED if key not in there]:
+    content = read_yaml(path)
+    found = cast(Config, content if isinstance(content, dict) else {})
+    if lacking := [key for key in NEEDED if key not in found]:
         raise UsageError(f"{path} is no sweep, it lacks {', '.join(lacking)}; {SWEEPS / 'quick.yaml'} is one")
-    if device not in there["grids"]:
-        raise UsageError(f"{path} has no grids.{device}, only {', '.join(there['grids'])}; add them, or set device")
-    return there
+    if device not in found["grids"]:
+        raise UsageError(f"{path} has no grids.{device}, only {', '.join(found['grids'])}; add them, or set device")
+    if not found["grids"][device]:
+        raise UsageError(f"{path} has an empty list of grids.{device}: there is nothing to measure")
+    return found
 
 
-def timing_plan(grids: list[list[str]], seeds: int) -> dict[str, Any]:
-    """Plan a multirun for each seed and grid."""
-    found = [merged([f"seed={seed}"], grid) for seed in range(seeds) for grid in grids]
-    multiruns = [list(words) for words in dict.fromkeys(map(tuple, found))]  # overrides may make grids the same
-    return {"multiruns": multiruns, "cells": sum(count_cells(multirun) for multirun in multiruns)}
+def save(plan: Plan, path: Path) -> None:
+    """Write a plan into its folder."""
+    facts = msgspec.to_builtins(plan) | {"cells": plan.cells}
+    with atomic_write(path / FILE) as file:
+        file.write(json.dumps(facts, indent=1).encode() + b"\n")
 
 
-def training_plan(grids: list[list[str]], config: dict[str, Any]) -> dict[str, Any]:
+def _plan(name: str, parts: list[list[Words]], points: Iterable[Point] = (), seeds: int = 0) -> Plan:
+    code, version = code_version.code_hash(), str(torch.__version__)
+    return Plan(name=name, parts=parts, points=list(points), seeds=seeds, code=code, torch=version)
+
+
+def _training_plan(name: str, grids: list[Words], config: Config) -> Plan:
     """Plan the trials of each point of the grids, and name the points whose best settings are to be trained."""
-    points = [list(words) for words in dict.fromkeys(tuple(point) for grid in grids for point in expand(grid))]
+    points = _distinct(point for grid in grids for point in expand(grid))
     settings = shlex.split(config["tuning"]["settings"])
-    multiruns = [tuning.trials(merged(point, settings), config["tuning"]["factors"]) for point in points]
-    found = [multirun for multirun in multiruns if multirun]
-    cells = sum(count_cells(multirun) for multirun in found) + config["seeds"] * len(points)
-    return {"multiruns": found, "points": points, "seeds": config["seeds"], "cells": cells}
+    trials = [tuning.trials(merged(point, settings), config["tuning"]["factors"]) for point in points]
+    parts = [expand(words) for words in trials if words]
+    return _plan(name, parts, [Point(p, bool(t)) for p, t in zip(points, trials, strict=True)], config["seeds"])
 
 
-def unfinished(plan: dict[str, Any]) -> Path | None:
-    """Return the latest run's folder if it is an unfinished one of the very same plan."""
-    try:
-        found = json.loads((LOCAL / "latest" / "run.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return (LOCAL / "latest").resolve() if found == plan else None
-
-
-def new_folder() -> Path:
-    """Make a folder named by the time, and point ``results/local/latest`` at it."""
-    path = (LOCAL / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).resolve()
-    path.mkdir(parents=True)
-    link = LOCAL / "latest"
-    link.unlink(missing_ok=True)
-    link.symlink_to(path.name)
-    return path
-
-
-def save_plan(path: Path, plan: dict[str, Any]) -> None:
-    """Write ``run.json``, whole or not at all."""
-    partial = path / "run.partial"
-    partial.write_text(json.dumps(plan, indent=1) + "\n")
-    os.replace(partial, path / "run.json")
+def _distinct(lists: Iterable[Words]) -> list[Words]:
+    """Leave out what overrides have made the same as another."""
+    return [list(words) for words in dict.fromkeys(map(tuple, lists))]

@@ -9,7 +9,7 @@ from stepscale.bench.records.tables import phases_ms
 SHOWN = 7  # operations of a profile
 
 
-def _outcome(record: Record) -> str:
+def outcome(record: Record) -> str:
     """Say in a few words what became of a cell."""
     if record.status is not Status.OK:
         return f"{record.status}: {record.reason}"

@@ -7,6 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import store
 
@@ -29,13 +31,19 @@ def publish(run: Path, name: str) -> Path:
     except (OSError, ValueError) as error:
         raise UsageError(f"{run} holds no sweep's run ({error})") from error
     there, complaints = store.read_all(run)
-    if complaints or len(there) < plan["cells"] or not plan["finished"]:
+    if complaints or len(there) < plan["cells"]:
         missing = f"{len(there)} of its {plan['cells']} cells are whole"
         raise UsageError(
             f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
         )
-    shutil.copytree(run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints"))
-    here = f"{Path.cwd()}/"
-    for path in target.rglob("*.json"):  # commands name the folder they were given in: nobody's business
-        path.write_text(path.read_text().replace(here, ""))
+    shutil.copytree(
+        run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints", "locks")
+    )
+    here = f"{Path.cwd()}/"  # commands name the folder they were given in, and records their host: nobody's business
+    for path in target.rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(here, ""), encoding="utf-8")
+    for record in store.read_all(target)[0]:
+        record.machine = replace(record.machine, host="")
+        store.save(record, target)
     return target

@@ -12,14 +12,14 @@ from collections.abc import Iterable
 
 from msgspec.structs import asdict
 
-from stepscale.bench.config import Words, _composed, _label
+from stepscale.bench.config import Words, compose_cell
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import tables
 from stepscale.bench.records.schema import Record, Status, Task
 
 
 def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
-    """Return the multirun that tunes one optimizer on one workload; None where it has nothing to tune.
+    """Return the words of the trials that tune one optimizer on one workload; None where it has nothing to tune.
 
     Raises:
         UsageError: the grids differ in size, so that the budget would not be the same.
@@ -29,7 +29,8 @@ def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
         raise UsageError(
             f"tuning.factors have grids of {sorted(sizes)} points: the same number for every optimizer is fair"
         )
-    defaults = tables.tuned(_composed(point)["optimizer"])
+    cell = compose_cell(point)
+    defaults = tables.tuned(cell.config["optimizer"])
     names = {key.split(".")[-1] for key in defaults}
     grid = next((grid for grid in factors if set(grid) == names), None)
     if grid is None:
@@ -38,15 +39,24 @@ def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
         f"optimizer.{key}=" + ",".join(f"{factor * value:.6g}" for factor in grid[key.split(".")[-1]])
         for key, value in defaults.items()
     ]
-    return [*point, *swept, f"label='{_label(point)}'", "training.trial=true", "training.pictures=0"]
+    return [*point, *swept, _label(cell.names["optimizer"]), "training.trial=true", "training.pictures=0"]
 
 
-def finals(point: Words, records: Iterable[Record], seeds: int) -> Words:
-    """Return the multirun that counts: what the trials among ``records`` chose, on seeds that no trial had."""
-    best = max(_trials_of(point, records), key=_validation_nats, default=None)
+def finals(point: Words, best: Record | None, seeds: int) -> Words:
+    """Return the words of the runs that count: what the best trial chose, on seeds that no trial had."""
     chosen = tables.tuned(best.config["optimizer"]) if best else {}
     settings = [f"optimizer.{key}={value:.6g}" for key, value in chosen.items()]
-    return [*point, *settings, f"label='{_label(point)}'", f"seed={','.join(str(1 + k) for k in range(seeds))}"]
+    label = _label(compose_cell(point).names["optimizer"])
+    return [*point, *settings, label, f"seed={','.join(str(1 + k) for k in range(seeds))}"]
+
+
+def best_trial(point: Words, records: Iterable[Record]) -> Record | None:
+    """Return the trial of one optimizer on one workload that came furthest on the validation split; None of none."""
+    cell = compose_cell(point)
+    facts = {axis: cell.config[axis] for axis in ("dim", "batch", "depth", "dtype")} | cell.names
+    done = [r for r in records if r.task is Task.TRAIN and r.status is Status.OK and r.config["training"]["trial"]]
+    own = [record for record in done if facts.items() <= asdict(record.cell).items()]
+    return max(own, key=_validation_nats, default=None)
 
 
 def _validation_nats(record: Record) -> float:
@@ -54,10 +64,6 @@ def _validation_nats(record: Record) -> float:
     return record.training.final.validation_nats
 
 
-def _trials_of(point: Words, records: Iterable[Record]) -> list[Record]:
-    """Return the trials of one optimizer on one workload that came to their end."""
-    config = _composed(point)
-    facts = {axis: config[axis] for axis in ("dim", "batch", "depth", "dtype")}
-    facts |= {group: _label(point, group) for group in ("optimizer", "model", "data")}
-    done = [r for r in records if r.task is Task.TRAIN and r.config["training"]["trial"] and r.status is Status.OK]
-    return [record for record in done if facts.items() <= asdict(record.cell).items()]
+def _label(name: str) -> str:
+    """Name the optimizer as its point does: a trial's settings are no other method."""
+    return f"label='{name}'"

@@ -8,16 +8,18 @@ from __future__ import annotations
 import math
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
+Keywords = Mapping[str, Any]  # of an operation; torch names no types of them
 
 
 def _product(a: Tensor, b: Tensor) -> float:
@@ -36,7 +38,7 @@ def _solve(A: Tensor, B: Tensor, factor: float) -> float:
 
 
 # an operation's arguments -> FLOPs; leading terms, as in Golub & Van Loan, "Matrix Computations"
-RULES: dict[Any, Callable[..., float]] = {
+RULES: dict[object, Callable[..., float]] = {
     aten.mm: lambda a, b, *rest: _product(a, b),
     aten.addmm: lambda c, a, b, *rest: _product(a, b),
     aten.bmm: lambda a, b, *rest: _product(a, b),
@@ -65,14 +67,14 @@ FREE = {aten.linalg_vector_norm, aten._linalg_check_errors, aten.linalg_diagonal
 
 
 @cache
-def _out_of_place(operation: Any) -> Any:
+def _out_of_place(operation: OpOverloadPacket) -> OpOverloadPacket:
     """Return the operation of which this is the in-place form, or itself: ``addmm`` for ``addmm_``."""
     name = operation.__name__
     ours = operation is getattr(aten, name, None)  # not another library's of the same name
     return getattr(aten, name.removesuffix("_"), operation) if ours else operation
 
 
-def _brings_to_host(operation: Any, args: Any, kwargs: Any) -> bool:
+def _brings_to_host(operation: OpOverloadPacket, args: Sequence[Any], kwargs: Keywords) -> bool:
     """Whether it copies from a CUDA device to the host, which then waits, as in ``.cpu()`` and ``.tolist()``."""
     if operation is aten._to_copy:
         asked = kwargs.get("device")
@@ -93,7 +95,9 @@ class Counter(TorchDispatchMode):
         self.synchronisations = 0
         self.uncounted: set[str] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: Keywords | None = None
+    ) -> object:
         operation = _out_of_place(func.overloadpacket)
         self.operations += 1
         self.synchronisations += operation in SYNCHRONISING or _brings_to_host(operation, args, kwargs or {})
@@ -114,15 +118,17 @@ class Allocated(TorchDispatchMode):
         super().__init__()
         self.live_bytes = 0
         self.peak_bytes = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: Keywords | None = None
+    ) -> object:
         self._meet((args, kwargs), new=False)
         result = func(*args, **(kwargs or {}))
         self._meet(result, new=True)
         return result
 
-    def _meet(self, tensors: Any, new: bool) -> None:
+    def _meet(self, tensors: object, new: bool) -> None:
         for tensor in tree_leaves(tensors):
             if not isinstance(tensor, Tensor):
                 continue
@@ -133,7 +139,7 @@ class Allocated(TorchDispatchMode):
                 self.live_bytes += size
                 self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
-    def _lose(self, key: int, size: int, _: weakref.ref[Any]) -> None:
+    def _lose(self, key: int, size: int, _: weakref.ref[torch.UntypedStorage]) -> None:
         del self._known[key]
         self.live_bytes -= size
 

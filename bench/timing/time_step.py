@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stepscale.bench.errors import DivergedError, TooSlowError
-from stepscale.bench.machine.clock import Clock
+from stepscale.bench.machine.clock import Clock, timed
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.headline import MIN_BLOCKS, estimate
@@ -91,9 +91,9 @@ def measure(
     began = time.perf_counter()
     if workload.compiled is not None:  # gradients and state must be there, or it would be compiled once more with them
         workload.run(workload.period, no_mark)
-    first_step_s = _seconds(workload, 1, clock)
+    first_step_s = timed(clock, workload.run, 1)
     if first_step_s > settings.max_step_s:  # which may have been compilation, and the next a neighbour
-        _refuse_slow(min(_seconds(workload, 1, clock) for _ in range(2)), settings)
+        _refuse_slow(min(timed(clock, workload.run, 1) for _ in range(2)), settings)
     workload.run(-workload.position % workload.period)
     memory = peak_memory()
     try:
@@ -197,7 +197,7 @@ class _Cell:
         self.workload.restore(self.boundary)
         self.clock.synchronize()
         began = time.perf_counter()
-        seconds = _seconds(self.workload, steps, self.clock)
+        seconds = timed(self.clock, self.workload.run, steps)
         return Block(steps, seconds / steps, (time.perf_counter() - began) / steps)
 
     def _walk(self, traced: list[tuple[int, Phases]]) -> Block:
@@ -219,11 +219,7 @@ class _Cell:
 
     def _limit_seconds(self, runs: int) -> float:
         self.clock.synchronize()
-        start = self.clock.stamp()
-        self.limit.run(runs)
-        stop = self.clock.stamp()
-        self.clock.synchronize()
-        return self.clock.seconds(start, stop) / runs
+        return timed(self.clock, self.limit.run, runs) / runs
 
 
 def append(blocks: Blocks, block: Block, limit_s: float) -> None:
@@ -273,7 +269,7 @@ def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Set
     while True:
         workload.restore(boundary)
         clock.synchronize()
-        times.append(_seconds(workload, block, clock) / block)
+        times.append(timed(clock, workload.run, block) / block)
         steps += block
         block = workload.whole_periods(settings.block_s / 4 / max(times[-1], 1e-9))
         spent = time.perf_counter() - began
@@ -281,11 +277,3 @@ def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Set
         enough = steps >= MIN_PERIODS * workload.period and spent >= settings.warmup_s
         if enough and (steady or spent >= 3 * settings.warmup_s):
             return float(np.median(times[-3:]))
-
-
-def _seconds(workload: Workload, steps: int, clock: Clock) -> float:
-    start = clock.stamp()
-    workload.run(steps)
-    stop = clock.stamp()
-    clock.synchronize()
-    return clock.seconds(start, stop)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from stepscale.models import Batch, each, rows_of
+from stepscale.models import Batch, HasLoss, each, rows_of
 
 ROWS = 8_192  # evaluated at once
 
 
 @torch.no_grad()
-def mean_log_likelihood(exact: Any, batch: Batch) -> float:
+def mean_log_likelihood(exact: HasLoss, batch: Batch) -> float:
     """O(L (n d² + d³)): mean over rows ``[n, dim]`` in nats, by a float64 model."""
     count, parts = rows_of(batch), []
     for first in range(0, count, ROWS):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import torch
@@ -17,8 +16,8 @@ from stepscale.bench.machine.clock import Clock
 from stepscale.bench.records.schema import Curve, Final
 from stepscale.bench.training.batches import Stream
 from stepscale.bench.training.evaluation import mean_log_likelihood
-from stepscale.models import each
-from stepscale.optimizers import Step, Tracked
+from stepscale.models import HasLoss, each, offers
+from stepscale.optimizers import StateDict, Step, Tracked
 
 GROWTH, LONGEST = 1.2, 2_000  # evaluations: each this factor of steps after the last, and no more steps apart
 CHUNK, CHUNK_S = 64, 0.1  # steps run between two looks at the clock, and for how long
@@ -40,8 +39,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_steps is self.time_limit_s is self.patience is None:
             raise ValueError("training.max_steps, time_limit_s and patience are all null: training would never end")
-        for name in ("max_steps", "time_limit_s", "rows", "evaluation_rows", "patience", "checkpoint_s"):
-            value = getattr(self, name)
+        limits = {"max_steps": self.max_steps, "time_limit_s": self.time_limit_s, "rows": self.rows}
+        limits |= {"evaluation_rows": self.evaluation_rows, "patience": self.patience}
+        for name, value in (limits | {"checkpoint_s": self.checkpoint_s}).items():
             if value is not None and not value > 0:
                 raise ValueError(f"training.{name} must be positive, got {value}")
 
@@ -80,12 +80,12 @@ class Training:
         return Final(validation_nats=validation, held_out_nats=held_out)
 
     def done(self) -> float:
-        """Return how much of the budget is spent, in per cent."""
+        """Return how much of the budget is spent, from 0 to 1."""
         steps, limit_s = self.settings.max_steps, self.settings.time_limit_s
         shares = [self.position / steps if steps else 0.0, self.seconds / limit_s if limit_s else 0.0]
-        return 100 * min(1.0, max(shares))
+        return min(1.0, max(shares))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         device = next(self.model.parameters()).device
         return {
             "model": self.model.state_dict(),
@@ -96,7 +96,7 @@ class Training:
             "curve": msgspec.to_builtins(self.curve),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.model.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
         torch.set_rng_state(state["rng"])
@@ -136,6 +136,7 @@ class Training:
     def _likelihoods(self, rows: int | None) -> tuple[float, float | None]:
         """Return those of the validation and of the held-out rows, the latter None in a trial."""
         exact = deepcopy(self.model).double()
+        assert offers(exact, HasLoss)  # it has been trained by it
         validation = mean_log_likelihood(exact, each(self.data.validation, lambda part: part[:rows]))
         held_out = None
         if not self.settings.trial:

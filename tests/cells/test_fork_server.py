@@ -36,6 +36,7 @@ def test_it_loads_torch_and_nothing_that_only_tables_and_plots_need() -> None:
     ("words", "first"),
     [
         ("dim=8", "False"),
+        ("", "False"),
         ("sweep quick", "False"),
         ("report results/speed", "stepscale.bench.cli.report"),
         ("doctor", "stepscale.bench.cli.doctor"),

@@ -4,14 +4,12 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from msgspec.structs import replace
 from omegaconf import OmegaConf
 
 from stepscale.bench.cells import process
@@ -24,9 +22,7 @@ from stepscale.bench.config import CONF
 from stepscale.bench.errors import DivergedError, TooSlowError
 from stepscale.bench.machine import description
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import Record, Status
-from stepscale.bench.runs import prediction, run
-from tests.support.synthetic import MACHINE, cell, failed, polynomial, record
+from tests.support.synthetic import cell
 
 BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
 THREADS = torch.get_num_threads()
@@ -196,50 +192,6 @@ def test_whatever_becomes_of_the_process_there_is_a_row(
     assert (found.status, reason in found.reason) == (status, True), found.reason
     assert tables.load(tmp_path)["status"].tolist() == [status]
     assert process.run(job(tmp_path)).status == "ok", "the next cell is measured all the same"
-
-
-def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    made = record("relative", 8, 0, 1e-3)
-
-    def fake(asked: Job) -> Record:
-        calls.append(asked)
-        found = replace(made, identity=asked.identity)
-        store.save(found, asked.folder)
-        return found
-
-    monkeypatch.setattr(process, "run", fake)
-    asked = job(tmp_path)
-    run.Run(tmp_path).measure(asked)
-    again = run.Run(tmp_path)
-    again.measure(asked)
-    assert len(calls) == 1
-    (tmp_path / "records" / f"{asked.identity}.json").write_text("{")
-    run.Run(tmp_path).measure(asked)
-    assert len(calls) == 2, "a damaged record is measured anew"
-    made.status, made.reason = Status.FAILED, "a bug of the user's"
-    (tmp_path / "records" / f"{asked.identity}.json").unlink()
-    for _ in range(2):
-        run.Run(tmp_path).measure(asked)
-    assert len(calls) == 4, "one that failed is too: the cause may be mended"
-
-
-def test_too_slow_is_predicted_from_smaller_dims() -> None:
-    cubic = polynomial(0, 0, 0, 1e-1)
-    known = [record("naive", dim, 0, cubic(dim)) for dim in (64, 128)]
-    assert prediction.predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 1.01) is None
-    reason = prediction.predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 0.99)
-    assert reason is not None and "predicted from dim 128: 1.68 s" in reason
-    assert prediction.predict_too_slow(cell("other", 256, 1), MACHINE, known, 1e-9) is None
-    assert prediction.predict_too_slow(cell("naive", 256, 1, batch=10), MACHINE, known, 1e-9) is None
-    elsewhere = replace(MACHINE, cpu="another")
-    assert prediction.predict_too_slow(cell("naive", 256, 1), elsewhere, known, 1e-9) is None
-    disturbed = deepcopy(known)
-    for made in disturbed:
-        made.timing.blocks.other_cores = [1.0] * 6
-    assert prediction.predict_too_slow(cell("naive", 256, 1), MACHINE, disturbed, 1e-9) is None
-    slow = failed("naive", 128, 0, "too_slow")
-    assert "already at dim 128" in str(prediction.predict_too_slow(cell("naive", 256, 0), MACHINE, [slow], 1))
 
 
 def test_number_types_are_torch_s_and_tf32_a_way_of_rounding() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepscale.bench.__main__ import COMMANDS
+from stepscale.bench.__main__ import COMMANDS, require_system, route
+from stepscale.bench.cli import cell
+from stepscale.bench.errors import UsageError
 
 BRIEF = ["timing.warmup_s=0.01", "timing.time_limit_s=0.05", "timing.block_s=0.002"]
 
 
-def stepscale(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def stepscale(
+    cwd: Path, *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stepscale.bench", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    whole = os.environ | (environment or {})
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=whole)
 
 
 FORKING = """
@@ -86,7 +92,7 @@ def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
     done = stepscale(tmp_path, "-m", *own, "data=file", "data.path=data.csv", "seed=0,1", *BRIEF)
     assert done.returncode == 0, done.stderr
     assert "report in" in done.stdout
-    (run,) = (tmp_path / "results" / "local").iterdir()
+    (run,) = (tmp_path / "results" / "local").glob("multirun-*")
     found = [json.loads(path.read_text()) for path in (run / "records").glob("*.json")]
     assert sorted(record["cell"]["seed"] for record in found) == [0, 1]
     assert {record["status"] for record in found} == {"ok"}
@@ -177,7 +183,7 @@ def group_lives(group: int) -> bool:
 
 
 def recorded(cwd: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (cwd / "results/local").glob("2*/records/*.json")}
+    return {path.name: path.stat().st_mtime_ns for path in (cwd / "results/local").glob("quick-*/records/*.json")}
 
 
 def wait_for(cwd: Path, cells: int, sweep: subprocess.Popen[str]) -> None:
@@ -214,10 +220,10 @@ def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Pa
     assert f"22 cells, {len(interrupted)} of them there already" in output
     assert len(whole) == 22
     assert killed.items() <= interrupted.items() <= whole.items(), "no cell was measured twice"
-    assert len(list((tmp_path / "results/local").glob("2*"))) == 1
+    assert len(list((tmp_path / "results/local").glob("quick-*"))) == 1
     assert "report in" in output
     run = tmp_path / "results/local/latest"
-    assert json.loads((run / "run.json").read_text())["finished"]
+    assert json.loads((run / "run.json").read_text())["cells"] == 22
     assert not list(run.glob("records/*.partial"))
 
 
@@ -238,3 +244,116 @@ def test_an_interrupt_that_a_library_swallows_is_not_lost() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["swallowed", "raised"]
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "starts_server"),
+    [
+        (["sweep", "quick"], "stepscale.bench.cli.sweep", True),
+        (["sweep", "quick", "threads=1"], "stepscale.bench.cli.sweep", False),
+        (["report", "results/speed"], "stepscale.bench.cli.report", False),
+        (["dim=8"], "stepscale.bench.cli.cell", True),
+        ([], "stepscale.bench.cli.cell", True),
+        (["-m", "dim=8,16"], "stepscale.bench.cli.cell", True),
+        (["~model.depth"], "stepscale.bench.cli.cell", True),
+        (["--cfg", "job"], "stepscale.bench.cli.cell", False),
+    ],
+)
+def test_words_lead_to_their_command(words: list[str], module: str, starts_server: bool) -> None:
+    to = route(words)
+    assert (to.module, to.starts_server) == (module, starts_server)
+    assert to.words == (words[1:] if words and words[0] in COMMANDS else words)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("swep", "did you mean sweep?"), ("regres", "did you mean regress?"), ("x", "there are sweep,")]
+)
+def test_a_word_that_is_no_command_is_named(word: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"no command '{word}'; {meant}")):
+        route([word, "default"])
+
+
+@pytest.mark.parametrize(
+    ("words", "answered"),
+    [
+        (["--cfg", "job"], True),
+        (["--info", "searchpath"], True),
+        (["-sc", "install=bash"], True),
+        (["--help"], True),
+        (["-m", "dim=8,16", "hydra/launcher=joblib"], True),
+        (["-m", "dim=8,16", "hydra/sweeper=optuna"], True),
+        (["-m", "dim=8,16", "+hydra.launcher.n_jobs=1"], True),
+        (["-m", "dim=8,16", "--anew"], False),
+        (["--config-dir", "mine", "optimizer=my_own"], False),
+        (["--config-dir=mine", "optimizer=my_own"], False),
+        (["dim=8", "hydra.run.dir=out"], False),
+    ],
+)
+def test_what_hydra_answers_itself_is_left_to_it(words: list[str], answered: bool) -> None:
+    assert cell.hydras(words) is answered
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--cfg", "job", "dim=8"], "dim: 8"),
+        (["--info", "searchpath"], "Config search path"),
+        (["-sc", "install=bash"], "hydra_bash_completion"),
+    ],
+)
+def test_hydra_answers(forking: Forking, tmp_path: Path, words: list[str], answer: str) -> None:
+    status, said = forking(tmp_path, *words)
+    assert status == 0 and answer in said
+
+
+def test_a_grid_by_a_launcher_of_hydras_is_measured_and_reported(tmp_path: Path) -> None:
+    words = ["-m", "hydra/launcher=basic", "hydra/sweeper=basic", "dim=8", "seed=0,1", *BRIEF, "hydra.sweep.dir=run"]
+    done = stepscale(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert "report in run/report.html" in done.stdout
+    found = [json.loads(path.read_text()) for path in (tmp_path / "run" / "records").glob("*.json")]
+    assert sorted(record["cell"]["seed"] for record in found) == [0, 1]
+    assert {record["command"] for record in found if record["cell"]["seed"] == 1} == {
+        f"stepscale dim=8 seed=1 {' '.join(BRIEF)}"
+    }
+
+
+def test_a_command_typed_again_says_how_old_its_records_are(tmp_path: Path) -> None:
+    """In a folder whose name holds a quote, an interpolation, a blank and an umlaut, on an ASCII terminal."""
+    folder = tmp_path / "it's ${dim} ü"
+    folder.mkdir()
+    ascii_alone = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    for words in (["-m", "dim=8", "seed=0,1"], ["dim=8"]):
+        first, again, anew = (
+            stepscale(folder, *words, *BRIEF, *more, environment=ascii_alone) for more in ([], [], ["--anew"])
+        )
+        assert first.returncode == again.returncode == anew.returncode == 0, first.stderr + again.stderr + anew.stderr
+        assert "--anew measures" not in first.stdout + anew.stdout
+        assert "--anew measures" in again.stdout
+    local = folder / "results" / "local"
+    assert len(list(local.glob("multirun-*/records/*.json"))) == 4, "anew, into a folder of its own"
+    assert (local / "latest").resolve().name.endswith("-2")
+    assert (
+        "±" in (local / "latest" / "summary.md").read_text(encoding="utf-8")
+        or (local / "latest" / "report.html").exists()
+    )
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = stepscale(tmp_path, "dim=8", *BRIEF, "hydra.run.dir=file/below")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "file/below" in done.stderr
+
+
+def test_a_refused_cell_makes_no_folder(tmp_path: Path) -> None:
+    for words in (["dim=none"], ["-m", "dim=none"], ["sweep", "quick", "dtype=half"]):
+        assert stepscale(tmp_path, *words).returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_system_that_cannot_fork_is_refused_in_a_sentence() -> None:
+    require_system("linux")
+    require_system("darwin")
+    with pytest.raises(UsageError, match="which Windows cannot: run it in WSL"):
+        require_system("win32")

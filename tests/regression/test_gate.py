@@ -11,8 +11,11 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
+from stepscale.bench.cli import gate_check
 from stepscale.bench.cli.regress import main
+from stepscale.bench.errors import UsageError
 from stepscale.bench.regression import builds, gate, self_check, sessions, verdicts
+from stepscale.bench.regression.benchmarks.messages import Timings
 from stepscale.bench.regression.builds import Arm, BuildError
 from stepscale.bench.regression.sessions import SessionError
 
@@ -76,10 +79,10 @@ def test_a_ref_and_a_changed_checkout_are_built_apart(checkout: Path, tmp_path: 
     with open(checkout / "optimizers" / "__init__.py", "a") as file:
         file.write("CHANGED = True\n")
     (checkout / "optimizers" / "new.py").write_text("")
-    (checkout / "optimizers" / "step.py").unlink()
+    (checkout / "optimizers" / "core" / "step.py").unlink()
     base, head = builds.build("HEAD", tmp_path / "base"), builds.build(None, tmp_path / "head")
     assert head.label == f"{base.label}+changes"
-    files = [{path.name for path in (arm.package / "stepscale" / "optimizers").glob("*.py")} for arm in (base, head)]
+    files = [{path.name for path in (arm.package / "stepscale" / "optimizers").rglob("*.py")} for arm in (base, head)]
     assert files[1] - files[0] == {"new.py"}
     assert files[0] - files[1] == {"step.py"}
     initial = [(arm.package / "stepscale" / "optimizers" / "__init__.py").read_text() for arm in (base, head)]
@@ -115,12 +118,12 @@ def test_two_versions_are_run_in_turns_and_judged(
 ) -> None:
     """A step three times as slow, and a benchmark that base lacks."""
     monkeypatch.setattr(sessions, "CONTENDED", math.inf)  # whatever else this machine does
-    step = checkout / "optimizers" / "step.py"
+    step = checkout / "optimizers" / "core" / "step.py"
     step.write_text(step.read_text() + SLOWED)
     folder = checkout / "bench" / "conf" / "optimizer"
     (folder / "newest.yaml").write_text((folder / "relative.yaml").read_text())
     assert regress("HEAD", "--optimizers=relative,newest", "--dims=8") == 1
-    out = checkout / regress.OUT
+    out = checkout / gate.Options.out
     assert {path.name for path in out.iterdir()} == OUTPUTS
     facts = json.loads((out / "regress.json").read_text())
     assert facts["head"] == facts["base"] + "+changes"
@@ -142,7 +145,7 @@ def test_an_empty_selection_measures_nothing_and_a_misspelt_name_is_an_error(
     assert "Nothing was measured. Optimizers there are: adam, ekfac" in capsys.readouterr().out
     assert regress("HEAD", "--optimizers=relative, unheard_of") == 2
     assert "no optimizer unheard_of; there are adam, ekfac" in capsys.readouterr().err
-    assert "unheard_of" in json.loads((checkout / regress.OUT / "regress.json").read_text())["reason"]
+    assert "unheard_of" in json.loads((checkout / gate.Options.out / "regress.json").read_text())["reason"]
 
 
 def test_a_head_that_cannot_be_imported_is_an_error(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +153,7 @@ def test_a_head_that_cannot_be_imported_is_an_error(checkout: Path, capsys: pyte
     broken.write_text("from stepscale.optimizers.core.step import nothing\n")
     assert regress("HEAD", "--optimizers=relative", "--dims=8") == 2
     assert "cannot import name 'nothing'" in capsys.readouterr().err
-    assert not (checkout / regress.OUT / "rounds.csv").exists(), "no earlier comparison passes for this one"
+    assert not (checkout / gate.Options.out / "rounds.csv").exists(), "no earlier comparison passes for this one"
 
 
 def test_a_benchmark_that_fails_on_head_is_an_error(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +167,7 @@ def test_a_benchmark_that_fails_on_head_is_an_error(checkout: Path, capsys: pyte
 def test_interrupted_it_keeps_what_all_sessions_have_finished() -> None:
     class Told:
         def __init__(self, name: str, *tests: str) -> None:
-            info = {"optimizer": "o", "dim": 8, "limit_s": 1.0, "first_round": 2, "step_s": [1.0, 2.0]}
+            info = Timings("o", 8, limit_s=1.0, first_round=2, step_s=[1.0, 2.0])
             self.name, self.found = name, dict.fromkeys(tests, info)
 
     class Watched:
@@ -226,15 +229,14 @@ def test_the_check_goes_on_where_it_was_stopped(
         return comparisons(case, 1.3 if case.percent else 1.0).drop(columns=["commit", *case._fields])
 
     monkeypatch.setattr(self_check, "compare", compare)
-    monkeypatch.setattr("sys.argv", ["gate_check"])
-    self_check.main()
+    gate_check.main([])
     assert "goes on from here" in capsys.readouterr().err
-    self_check.main()
+    gate_check.main([])
     assert sorted(made[:2] + made[3:]) == sorted(self_check.cases()), "each once, but for the interrupted one"
     assert "commit" in (checkout / self_check.OUT / "README.md").read_text()
-    (checkout / "optimizers" / "step.py").write_text("")
-    with pytest.raises(SystemExit, match="remove it"):
-        self_check.main()
+    (checkout / "optimizers" / "core" / "step.py").write_text("")
+    with pytest.raises(UsageError, match="remove it"):
+        gate_check.main([])
 
 
 def test_a_slow_down_that_the_check_asks_for_is_found(

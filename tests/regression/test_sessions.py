@@ -1,32 +1,37 @@
 """Turns are granted in lockstep, contended ones noted; sessions that die or hang are errors that say why."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
 from stepscale.bench.regression import sessions
+from stepscale.bench.regression.benchmarks.messages import Plan, Ready, Timings
 from stepscale.bench.regression.sessions import Session, SessionError, Watch, conduct
+
+Log = list[tuple[str, str, int, Plan | None]]  # session, test, round, what was agreed
 
 
 class Scripted:
     """A session without a process: runs its tests, each for so many rounds."""
 
-    def __init__(self, name: str, tests: dict[str, int], log: list[tuple[str, str, int, Any]]) -> None:
+    def __init__(self, name: str, tests: dict[str, int], log: Log) -> None:
         self.name, self.log, self.cpu_s = name, log, 0.0
         self.script = [(test, round_) for test in sorted(tests) for round_ in range(tests[test])]
         self.tests = sorted(tests)
-        self.wants: tuple[str, int] | None = None
-        self.proposal: Any = None
+        self.ready: Ready | None = None
         self.threads = 0
 
     def listen(self) -> None:
-        self.wants = self.script.pop(0) if self.script else None
-        self.proposal = f"{self.name}'s" if self.wants and self.wants[1] == 1 else None
+        self.ready = None
+        if self.script:
+            test, round_ = self.script.pop(0)
+            own = Plan(steps=ord(self.name), limit_runs=1, rounds=1) if round_ == 1 else None
+            self.ready = Ready(test, round_, cpu_s=0.0, proposal=own)
 
-    def grant(self, agreed: Any) -> None:
-        assert self.wants is not None
-        self.log.append((self.name, *self.wants, agreed))
+    def grant(self, agreed: Plan | None) -> None:
+        assert self.ready is not None
+        self.log.append((self.name, self.ready.test, self.ready.round, agreed))
 
     def pin(self, threads: int) -> None:
         self.threads = threads
@@ -40,8 +45,8 @@ class Quiet:
         self.ended += ended
 
 
-def granted(*tests: dict[str, int]) -> tuple[list[tuple[str, str, int, Any]], list[Scripted]]:
-    log: list[tuple[str, str, int, Any]] = []
+def granted(*tests: dict[str, int]) -> tuple[Log, list[Scripted]]:
+    log: Log = []
     sessions = [Scripted(name, own, log) for name, own in zip("ABCD", tests, strict=False)]
     quiet = Quiet()
     conduct(sessions, 1, quiet, lambda done, of: None)  # type: ignore[arg-type]
@@ -114,31 +119,42 @@ def test_what_a_session_spends_on_its_end_is_no_contention(monkeypatch: pytest.M
     assert watch.contended == {("x", 3)}, "those before the end are forgotten"
 
 
+HEAD = """
+import os
+from multiprocessing.connection import Connection
+from stepscale.bench.regression.benchmarks.messages import *
+
+there = Connection(int(os.environ["STEPSCALE_TURNS"]))
+"""
+
+
 def session(tmp_path: Path, body: str) -> Session:
-    (tmp_path / "tests" / "benchmarks").mkdir(parents=True)
-    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
-    (tmp_path / "tests" / "benchmarks" / "test_it.py").write_text(body)
-    return Session("A1", tmp_path, tmp_path, ["-p", "no:benchmark"], {})
+    """Start one of benchmarks of our own."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "test_it.py").write_text(HEAD + body)
+    return Session("A1", tmp_path, ["-p", "no:benchmark"], {}, folder)
 
 
 def test_a_session_tells_what_it_wants_found_and_failed(tmp_path: Path) -> None:
     one = session(
         tmp_path,
-        "import os\nfrom multiprocessing.connection import Connection\n"
         "def test_it():\n"
-        "    there = Connection(int(os.environ['STEPSCALE_TURNS']))\n"
-        "    there.send({'tests': ['x'], 'files': [__file__], 'code': 'c'})\n"
-        "    there.send({'wants': 'x', 'round': 0, 'proposal': 3, 'cpu_s': 0.5})\n"
-        "    there.send({'found': 'x', 'info': {'agreed': there.recv()}})\n"
-        "    there.send({'failed': 'y', 'reason': 'because'})\n",
+        "    send(there, Collected(tests=['x'], files=[__file__], code='c'))\n"
+        "    send(there, Ready('x', 0, cpu_s=0.5, proposal=Plan(3, 2, 1)))\n"
+        "    plan = receive_answer(there)\n"
+        "    send(there, Found('x', Timings('o', 8, limit_s=1e-3, first_round=2, step_s=[float(plan.steps)])))\n"
+        "    send(there, Failed('y', 'because'))\n",
     )
     try:
         one.listen()
-        assert (one.tests, one.code, one.wants, one.proposal, one.cpu_s) == (["x"], "c", ("x", 0), 3, 0.5)
-        one.grant("all right")
+        assert (one.tests, one.code, one.cpu_s) == (["x"], "c", 0.5)
+        assert one.ready == Ready("x", 0, cpu_s=0.5, proposal=Plan(3, 2, 1))
+        one.grant(Plan(steps=7, limit_runs=2, rounds=1))
         one.listen()
-        assert one.wants is None
-        assert one.found == {"x": {"agreed": "all right"}}
+        assert one.ready is None
+        assert one.found == {"x": Timings("o", 8, limit_s=1e-3, first_round=2, step_s=[7.0])}
         assert one.failed == {"y": "because"}
     finally:
         one.end()
@@ -156,10 +172,7 @@ def test_a_session_that_cannot_start_says_why(tmp_path: Path) -> None:
 def test_a_session_killed_while_it_waits_says_so(tmp_path: Path) -> None:
     one = session(
         tmp_path,
-        "import os, signal\nfrom multiprocessing.connection import Connection\n"
-        "there = Connection(int(os.environ['STEPSCALE_TURNS']))\n"
-        "there.send({'wants': 'x', 'round': 0, 'proposal': None, 'cpu_s': 0.5})\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n",
+        "import signal\nsend(there, Ready('x', 0, cpu_s=0.5))\nos.kill(os.getpid(), signal.SIGKILL)\n",
     )
     try:
         one.listen()

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from stepscale.bench.regression.benchmarks import slow
+from stepscale.bench.regression.benchmarks.slow import Slowed, slow_down
 from stepscale.models import Batch
 from stepscale.optimizers import Facts, Mark, no_mark
-from tests.benchmarks import slow
-from tests.benchmarks.slow import Slowed, slow_down
 from tests.timing.test_workload import workload_of
 
 TICK_S = 1e-6  # what a look at the clock takes

@@ -31,7 +31,7 @@ def verdicts_of(*factors: float, **options: float) -> list[str]:
 
 
 def test_the_same_code_is_quiet() -> None:
-    found = [verdict for seed in range(60) for verdict in verdicts(*[1.0] * 8, seed=seed)]
+    found = [verdict for seed in range(60) for verdict in verdicts_of(*[1.0] * 8, seed=seed)]
     assert found.count("regressed") + found.count("improved") <= 0.01 * len(found)
     assert found.count("unchanged") > 0.5 * len(found)
 
@@ -57,7 +57,7 @@ def test_sessions_that_differ_by_themselves_raise_the_floor() -> None:
 
 
 def test_what_is_slower_by_all_that_matters_is_seldom_called_unchanged() -> None:
-    found = [verdict for seed in range(60) for verdict in verdicts(*[1.04] * 8, process=0.002, seed=seed)]
+    found = [verdict for seed in range(60) for verdict in verdicts_of(*[1.04] * 8, process=0.002, seed=seed)]
     assert found.count("unchanged") <= 0.1 * len(found)
 
 

@@ -9,6 +9,7 @@ import stepscale.bench.config  # noqa: F401 - registers what the configuration c
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records.schema import Record, Status
 from stepscale.bench.runs import tuning
+from stepscale.bench.runs.plan import Plan, Point
 from tests.report.test_training_section import train_record
 
 FACTORS = [{"lr": [0.1, 1.0, 10.0, 100.0]}, {"lr": [0.5, 2.0], "damping": [0.1, 10.0]}]
@@ -51,7 +52,8 @@ def test_the_best_trial_of_the_same_workload_is_trained_on_new_seeds() -> None:
         trial(0.7, 99.0, data="noise"),
         trial(0.8, 99.0, optimizer="adam"),
     ]
-    words = tuning.finals(["dim=64", "optimizer=relative"], rows, seeds=3)
+    point = ["dim=64", "optimizer=relative"]
+    words = tuning.finals(point, tuning.best_trial(point, rows), seeds=3)
     assert "optimizer.update.lr=0.2" in words
     assert "seed=1,2,3" in words, "the trials had 0"
     assert "label='relative'" in words
@@ -59,6 +61,16 @@ def test_the_best_trial_of_the_same_workload_is_trained_on_new_seeds() -> None:
 
 
 def test_without_a_trial_it_is_trained_as_its_file_says() -> None:
-    assert tuning.finals(["dim=64", "optimizer=relative"], [], seeds=1) == [
+    assert tuning.best_trial(["dim=64", "optimizer=relative"], []) is None
+    assert tuning.finals(["dim=64", "optimizer=relative"], None, seeds=1) == [
         "dim=64", "optimizer=relative", "label='relative'", "seed=1",
     ]  # fmt: skip
+
+
+def test_a_tuned_point_without_a_trial_that_ended_is_not_trained() -> None:
+    """It would be trained as its file says, and pass for tuned."""
+    planned = Plan(name="mine", parts=[], code="code", torch="2", seeds=2)
+    with pytest.raises(UsageError, match="no trial of dim=64 optimizer=relative came to its end"):
+        planned.finals(Point(["dim=64", "optimizer=relative"], tuned=True), [trial(0.4, 9.0, status="diverged")])
+    cells = planned.finals(Point(["dim=64", "optimizer=kfac_whole"], tuned=False), [])
+    assert [words[-1] for words in cells] == ["seed=1", "seed=2"]

@@ -1,19 +1,21 @@
 """The step benchmarks' options, and turns: sessions that run side by side measure one at a time.
 
 Where ``STEPSCALE_TURNS`` names the descriptor of a connection, a session tells on it which round it is ready for, waits
-for its turn, and tells what it found; ``stepscale.bench.turns`` is the other end. Without it a session just runs.
+for its turn, and tells what it found; ``sessions`` is the other end. Without it a session just runs.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Protocol
 
+import msgspec
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 import stepscale.bench.config
 import stepscale.models
@@ -22,13 +24,18 @@ from stepscale.bench.config import CONF
 from stepscale.bench.machine import code_version
 from stepscale.optimizers import Step
 
+from .messages import Collected, Failed, Found, Message, Plan, Ready, Timings, receive_answer, send
 from .slow import slow_down
 
 # one dim where the calls show, one where the products do
 NAIVE_DIMS, USUAL_DIMS = ((64, 128), (512, 4096)) if torch.cuda.is_available() else ((32, 64), (96, 384))
 DIMS = {"naive": NAIVE_DIMS}
 
-Agree = Callable[..., Any]
+
+class Turn(Protocol):
+    """Waits for this session's turn; returns what all sessions agreed on for this test."""
+
+    def __call__(self, round_: int, proposal: Plan | None = None) -> Plan | None: ...
 
 
 class Turns:
@@ -37,18 +44,18 @@ class Turns:
     def __init__(self, descriptor: str | None) -> None:
         self.connection = Connection(int(descriptor)) if descriptor else None
 
-    def say(self, **words: Any) -> None:
+    def say(self, words: Message) -> None:
         """Tell one thing; the turn stays."""
         if self.connection:
-            self.connection.send(words)
+            send(self.connection, words)
 
-    def take(self, test: str, round_: int, proposal: Any = None) -> Any:
+    def take(self, test: str, round_: int, proposal: Plan | None = None) -> Plan | None:
         """Give the turn back and wait for the next; return what all sessions agreed on for this test."""
         if not self.connection:
             return proposal
-        self.say(wants=test, round=round_, proposal=proposal, cpu_s=time.process_time())
+        self.say(Ready(test, round_, time.process_time(), proposal))
         try:
-            return self.connection.recv()
+            return receive_answer(self.connection)
         except EOFError:
             pytest.exit("whoever grants the turns is gone", returncode=3)
 
@@ -76,14 +83,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     # of an empty selection pytest makes one test without parameters, which it skips
-    tests = [item.callspec.id for item in session.items if isinstance(item.callspec.params["dim"], int)]
+    functions = [item for item in session.items if isinstance(item, pytest.Function)]
+    tests = [item.callspec.id for item in functions if isinstance(item.callspec.params["dim"], int)]
     files = [package.__file__ for package in (stepscale.bench.config, stepscale.models, stepscale.optimizers)]
-    TURNS.say(tests=tests, files=files, code=code_version.code_hash())
+    TURNS.say(Collected(tests, [str(file) for file in files], code_version.code_hash()))
 
 
 @pytest.fixture
-def turn(request: pytest.FixtureRequest) -> Agree:
-    """Return a function of a round's number and a proposal, that waits for this session's turn."""
+def turn(request: pytest.FixtureRequest) -> Turn:
+    """Return what waits for this session's turn."""
     return lambda round_, proposal=None: TURNS.take(request.node.callspec.id, round_, proposal)
 
 
@@ -94,10 +102,15 @@ def slow(pytestconfig: pytest.Config) -> Callable[[Step], Step]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: Any, call: pytest.CallInfo[None]) -> Any:
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
-        TURNS.say(failed=item.callspec.id, reason=call.excinfo.exconly() if call.excinfo else str(report.longrepr))
+        reason = call.excinfo.exconly() if call.excinfo else str(report.longrepr)
+        TURNS.say(Failed(item.callspec.id, reason))
     elif report.when == "call" and report.passed:
-        TURNS.say(found=item.callspec.id, info=dict(item.funcargs["benchmark"].extra_info))
+        found = item.funcargs["benchmark"]
+        assert isinstance(found, BenchmarkFixture)
+        TURNS.say(Found(item.callspec.id, msgspec.convert(found.extra_info, Timings)))
     return report

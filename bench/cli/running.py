@@ -1,0 +1,80 @@
+"""What every command that measures says and does around a run: where it lies, how old it is, and its report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from stepscale.bench import interrupt
+from stepscale.bench.config import Words, compose_cell, value_of
+from stepscale.bench.errors import UsageError
+from stepscale.bench.records.schema import Status
+from stepscale.bench.runs import plan as plans
+from stepscale.bench.runs.conduct import conduct, describe
+from stepscale.bench.runs.folders import folder_of, point_latest_at
+from stepscale.bench.runs.plan import Plan
+from stepscale.bench.runs.run import Run
+
+ANEW = "--anew"  # the word that measures again what is there
+UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
+
+
+def run_plan(plan: Plan, words: Words, *, anew: bool) -> int:
+    """Measure what is left of a plan and write its report; return the exit status.
+
+    Raises:
+        UsageError: the plan's first cell cannot be measured here; nothing has been written.
+    """
+    path = Path(value_of(words, "hydra.sweep.dir") or folder_of(plan.folder, anew=anew))
+    if not plan.cells:
+        raise UsageError("there is no cell to measure")
+    describe(compose_cell(plan.parts[0][0] if plan.parts else plan.points[0].words), "", path)
+    interrupt.remember()
+    plans.save(plan, path)
+    run = Run(path, plan.cells, say)
+    point_latest_at(path)
+    say(f"{plan.cells} cells, {len(run.records)} of them there already, into {path}")
+    if len(run.records) >= plan.cells:
+        say(f"all of them are there, the last of {age(run)} ago; {ANEW} measures them again")
+    try:
+        faults = conduct(plan, run, typed())
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ninterrupted; {len(run.records)} cells are recorded, the same command goes on from there\n")
+        return interrupt.STATUS
+    return finish(run, faults)
+
+
+def finish(run: Run, faults: list[str]) -> int:
+    """Write a run's report, say what is missing, and return the exit status."""
+    from stepscale.bench.cli.report import show  # matplotlib and scipy.stats: not before the first cell
+
+    run.refresh()
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if not run.records:
+        raise UsageError("no cell was recorded")
+    print()
+    show(run.path, run.records.values(), run.complaints)
+    missing = max(0, (run.planned or 0) - len(run.records))
+    if missing:
+        print(f"{missing} cells are missing; the same command goes on from there", file=sys.stderr)
+    good = any(record.status is Status.OK for record in run.records.values())
+    return int(bool(faults) or bool(missing) or not good)
+
+
+def say(line: str) -> None:
+    """Print a line at once, also where the output is a pipe."""
+    print(line, flush=True)
+
+
+def typed() -> str:
+    """Return the command as it was typed."""
+    return shlex.join(["stepscale", *sys.argv[1:]])
+
+
+def age(run: Run) -> str:
+    """Say how long ago the last record was written: ``3 hours``."""
+    seconds = run.age_s() or 0.0
+    size, unit = next(((size, unit) for size, unit in UNITS if seconds >= 2 * size), UNITS[-1])
+    return f"{seconds / size:.0f} {unit}"

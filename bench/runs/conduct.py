@@ -1,0 +1,84 @@
+"""The way from a plan to its records: every part in turn, every cell composed, described and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from stepscale.bench.cells.identity import identity
+from stepscale.bench.cells.job import DTYPES, TF32, Job
+from stepscale.bench.config import CellConfig, Words, compose_cell
+from stepscale.bench.errors import UsageError
+from stepscale.bench.machine import code_version, cores, description
+from stepscale.bench.machine.device import choose_device, require_present
+from stepscale.bench.records.schema import Cell, Config, Record, Task
+from stepscale.bench.runs.locks import measuring_part
+from stepscale.bench.runs.plan import Plan
+from stepscale.bench.runs.run import Run
+
+Tell = Callable[[str], None]
+
+
+def conduct(plan: Plan, run: Run, command: str) -> list[str]:
+    """Measure what is left of a plan; return what could not be planned or described, a sentence each.
+
+    Raises:
+        KeyboardInterrupt: an interrupt came; what is measured is recorded.
+        OSError: a record cannot be written.
+    """
+    faults = []
+    for number, cells in enumerate(plan.parts):
+        faults += measure_part(cells, number, run, command)
+    for number, point in enumerate(plan.points, len(plan.parts)):
+        try:
+            cells = plan.finals(point, run.records.values())
+        except UsageError as error:
+            faults.append(str(error))
+            continue
+        faults += measure_part(cells, number, run, command)
+    return faults
+
+
+def measure_part(cells: list[Words], number: int, run: Run, command: str) -> list[str]:
+    """Measure the cells of one part, one after another; return what could not be described."""
+    faults = []
+    with measuring_part(run.path, number, run.tell):
+        for words in cells:
+            try:
+                run.measure(describe(compose_cell(words), command, run.path))
+            except UsageError as error:
+                faults.append(str(error))
+    return list(dict.fromkeys(faults))
+
+
+def measure_cell(words: Words, run: Run, command: str) -> Record:
+    """Measure one cell of a user's own words.
+
+    Raises:
+        UsageError: the words describe no cell.
+    """
+    return run.measure(describe(compose_cell(words), command, run.path))
+
+
+def describe(composed: CellConfig, command: str, folder: Path) -> Job:
+    """Turn a composed cell into a job, checking what depends on the machine.
+
+    Raises:
+        UsageError: a value is out of range; the message names it and what was expected.
+    """
+    config = composed.config
+    for name, allowed in (("dtype", DTYPES), ("task", tuple(Task))):
+        if config[name] not in allowed:
+            raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {config[name]!r}")
+    device = choose_device(str(config["device"]))
+    require_present(device)
+    if config["dtype"] == TF32 and device != "cuda":
+        raise UsageError(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {device}; use dtype=float32")
+    whole: Config = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
+    threads = config["threads"] or cores.default_threads()
+    cell = Cell(**whole | composed.names, device=device, threads=threads)
+    machine = description.machine(device)
+    name = identity(cell, config, machine, code_version.code_hash(), str(torch.__version__))
+    return Job(name, cell, config, machine, command, folder, composed.variables)

@@ -1,0 +1,68 @@
+"""Locks that keep two processes apart: one for each part of a run, and one for a machine while it measures."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stepscale.bench.cells.job import Job
+
+Tell = Callable[[str], None]
+
+
+@contextmanager
+def measuring(job: Job, tell: Tell) -> Iterator[None]:
+    """Hold the machine while a cell is measured on it: two at once would disturb each other.
+
+    On a GPU the lock is that GPU's. It is of one user: others' processes are seen as load, and labelled.
+    """
+    device = f"-{os.environ.get('CUDA_VISIBLE_DEVICES', '0')}" if job.cell.device == "cuda" else ""
+    path = Path(tempfile.gettempdir()) / f"stepscale-{_user()}-{job.cell.device}{device}.lock"
+    with held(path, f"measuring into {job.folder}", tell):
+        yield
+
+
+@contextmanager
+def measuring_part(folder: Path, part: int, tell: Tell) -> Iterator[None]:
+    """Hold one part of a run: who comes second finds its cells measured."""
+    with held(folder / "locks" / f"part-{part}.lock", f"measuring part {part} of {folder}", tell):
+        yield
+
+
+@contextmanager
+def held(path: Path, purpose: str, tell: Tell) -> Iterator[None]:
+    """Hold a lock; wait for whoever has it, and say for whom."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(path), path.with_suffix(".owner")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"waiting for {_read(owner)}")
+        lock.acquire(poll_interval=0.1)
+    try:
+        with suppress(OSError):  # it is for others to read, and nothing hangs on it
+            owner.write_text(f"process {os.getpid()} on {platform.node()}, which is {purpose}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _read(owner: Path) -> str:
+    try:
+        return owner.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return "another process"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return str(os.getuid())

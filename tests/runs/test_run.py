@@ -1,0 +1,182 @@
+"""A run's folder: what it holds is not measured again, whoever has measured it; what is too slow is foretold."""
+
+import threading
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from stepscale.bench.cells import process
+from stepscale.bench.cells.job import Job
+from stepscale.bench.records import store
+from stepscale.bench.records.schema import Record, Status
+from stepscale.bench.runs import locks
+from stepscale.bench.runs.conduct import conduct
+from stepscale.bench.runs.plan import Plan, plan_multirun
+from stepscale.bench.runs.prediction import predict_too_slow
+from stepscale.bench.runs.run import Run
+from tests.cells.test_measure import job
+from tests.support.synthetic import MACHINE, cell, failed, polynomial, record
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Jobs in the order in which they were measured, each of which leaves a record at once."""
+    jobs: list[Job] = []
+
+    def fake(asked: Job) -> Record:
+        jobs.append(asked)
+        found = replace(record("relative", 8, 0, 1e-3), identity=asked.identity, cell=asked.cell)
+        store.save(found, asked.folder)
+        return found
+
+    monkeypatch.setattr(process, "run", fake)
+    return jobs
+
+
+def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    made = record("relative", 8, 0, 1e-3)
+
+    def fake(asked: Job) -> Record:
+        calls.append(asked)
+        found = replace(made, identity=asked.identity)
+        store.save(found, asked.folder)
+        return found
+
+    monkeypatch.setattr(process, "run", fake)
+    asked = job(tmp_path)
+    Run(tmp_path, None, print).measure(asked)
+    again = Run(tmp_path, None, print)
+    again.measure(asked)
+    assert len(calls) == 1
+    (tmp_path / "records" / f"{asked.identity}.json").write_text("{")
+    Run(tmp_path, None, print).measure(asked)
+    assert len(calls) == 2, "a damaged record is measured anew"
+    made.status, made.reason = Status.FAILED, "a bug of the user's"
+    (tmp_path / "records" / f"{asked.identity}.json").unlink()
+    for _ in range(2):
+        Run(tmp_path, None, print).measure(asked)
+    assert len(calls) == 4, "one that failed is too: the cause may be mended"
+
+
+def test_too_slow_is_predicted_from_smaller_dims() -> None:
+    cubic = polynomial(0, 0, 0, 1e-1)
+    known = [record("naive", dim, 0, cubic(dim)) for dim in (64, 128)]
+    assert predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 1.01) is None
+    reason = predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 0.99)
+    assert reason is not None and "predicted from dim 128: 1.68 s" in reason
+    assert predict_too_slow(cell("other", 256, 1), MACHINE, known, 1e-9) is None
+    assert predict_too_slow(cell("naive", 256, 1, batch=10), MACHINE, known, 1e-9) is None
+    elsewhere = replace(MACHINE, cpu="another")
+    assert predict_too_slow(cell("naive", 256, 1), elsewhere, known, 1e-9) is None
+    disturbed = deepcopy(known)
+    for made in disturbed:
+        made.timing.blocks.other_cores = [1.0] * 6
+    assert predict_too_slow(cell("naive", 256, 1), MACHINE, disturbed, 1e-9) is None
+    slow = failed("naive", 128, 0, "too_slow")
+    assert "already at dim 128" in str(predict_too_slow(cell("naive", 256, 0), MACHINE, [slow], 1))
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
+
+
+GRID = ["dim=8,16", "optimizer=relative,layerwise", "seed=0,1"]
+
+
+def test_a_plan_is_measured_once_and_each_record_read_once(
+    tmp_path: Path, measured: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    monkeypatch.setattr(store, "read", lambda path, read=store.read: reads.append(path) or read(path))
+    planned = plan_multirun(GRID)
+    run = Run(tmp_path, planned.cells, quiet)
+    assert conduct(planned, run, "typed") == []
+    run.refresh()
+    assert len(measured) == len(run.records) == 8 and reads == []
+    assert {made.command for made in measured} == {"typed"}
+    again = Run(tmp_path, planned.cells, quiet)
+    assert conduct(planned, again, "typed") == []
+    again.refresh()
+    assert len(measured) == 8 and len(reads) == 8
+
+
+def test_what_another_process_has_recorded_meanwhile_is_not_measured_again(tmp_path: Path, measured: list[Job]) -> None:
+    planned = plan_multirun(GRID)
+    one, other = Run(tmp_path, None, quiet), Run(tmp_path, None, quiet)
+    conduct(planned, one, "typed")
+    conduct(planned, other, "typed")
+    assert len(measured) == 8 and other.records.keys() == one.records.keys()
+
+
+def test_two_at_once_in_one_folder_share_its_cells(tmp_path: Path, measured: list[Job]) -> None:
+    planned, said = plan_multirun(GRID), list[str]()
+    runs = [Run(tmp_path, None, said.append) for _ in range(2)]
+    threads = [threading.Thread(target=conduct, args=(planned, run, "typed")) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(measured) == 8 and len({made.identity for made in measured}) == 8
+    assert all(len(run.records) == 8 for run in runs)
+
+
+def test_a_cell_that_cannot_be_described_costs_no_other(tmp_path: Path, measured: list[Job]) -> None:
+    planned = plan_multirun(["dim=8,none,16"])
+    faults = conduct(planned, Run(tmp_path, planned.cells, quiet), "typed")
+    assert faults == ["dim must be a whole number of at least 1, got 'none'"] and len(measured) == 2
+
+
+def test_a_deleted_record_is_missing_and_measured_again(tmp_path: Path, measured: list[Job]) -> None:
+    planned = plan_multirun(GRID)
+    conduct(planned, Run(tmp_path, None, quiet), "typed")
+    next((tmp_path / "records").iterdir()).unlink()
+    run = Run(tmp_path, planned.cells, quiet)
+    assert len(run.records) == 7
+    conduct(planned, run, "typed")
+    assert len(measured) == 9 and len(run.records) == 8
+
+
+def test_who_comes_second_is_told_whom_it_waits_for(tmp_path: Path) -> None:
+    path, said, order = tmp_path / "one.lock", list[str](), list[str]()
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with locks.held(path, "measuring something", said.append):
+            inside.set()
+            leave.wait(60)
+            order.append("first")
+
+    def second(line: str) -> None:
+        said.append(line)
+        leave.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(60)
+    with locks.held(path, "measuring another", second):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    (line,) = said
+    assert line.startswith("waiting for process ") and line.endswith("which is measuring something")
+
+
+def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import os, sys; from pathlib import Path; from stepscale.bench.runs.locks import held\n"
+        "with held(Path(sys.argv[1]), 'x', print): os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "one.lock")])
+    said = list[str]()
+    with locks.held(tmp_path / "one.lock", "y", said.append):
+        assert said == []
+
+
+def test_an_empty_plan_has_no_cell() -> None:
+    assert Plan(name="mine", parts=[], code="c", torch="2").cells == 0

@@ -1,0 +1,94 @@
+"""Composition: what is composed once and set on a copy must be what Hydra itself makes of the words."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from stepscale.bench import config
+from stepscale.bench.config import CONF, compose_cell, expand
+from stepscale.bench.errors import UsageError
+
+
+def by_hydra(words: list[str]) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", words), resolve=True)
+
+
+@pytest.mark.parametrize("model", ["flow", "autoencoder", "classifier", "plu_flow"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dim=64", "seed=3"],
+        ["depth=4", "optimizer=kfac", "optimizer.direction.damping=1e-3", "frame=euclidean"],
+        ["optimizer.update.lr=0.5", "batch=7", "dim=12", "optimizer=adam"],
+        ["optimizer=adam", "optimizer.update.fused=false", "timing=quick", "timing.time_limit_s=0.25"],
+        ["training.max_steps=null", "training=quick", "threads=1", "memory_gib=2.5", "task=train"],
+        ["+model.alpha=0.1", "dim=10", "dim=11"],
+        ["optimizer.update.lr='${divide:1,${dim}}'", "dim=5"],
+        ["~optimizer.update", "optimizer=relative", "dim=-3", "dim=9"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_a_cell_is_what_hydra_composes(model: str, words: list[str]) -> None:
+    words = [f"model={model}", *words]
+    assert compose_cell(words).config == by_hydra(words)
+    assert compose_cell([*words, "seed=8"]).config == by_hydra([*words, "seed=8"]), "the copy left the first as it was"
+    assert compose_cell(words).config == by_hydra(words)
+
+
+def test_a_thousand_cells_are_composed_once_for_each_choice_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(
+        config, "compose", lambda *arguments, **options: calls.append(1) or compose(*arguments, **options)
+    )
+    config._composed.cache_clear()
+    for optimizer in ("relative", "kfac"):
+        for dim in range(1, 501):
+            compose_cell([f"optimizer={optimizer}", f"dim={dim}", "seed=1", "optimizer.update.lr=0.25"])
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optimizer=relativ"], "Could not find 'optimizer/relativ'; did you mean relative?"),
+        (["optimizer=zzz"], "there are adam, ekfac"),
+        (["optimizer.update.rate=1"], "Could not override 'optimizer.update.rate'"),
+        (["colour=3"], "Could not override 'colour'"),
+        (["data=file"], "data.path: Missing mandatory value"),
+        (["dim=0"], "dim must be a whole number of at least 1, got 0"),
+        (["seed=1.5"], "seed must be a whole number of at least 0, got 1.5"),
+        (["dim"], "missing EQUAL"),
+    ],
+)
+def test_words_that_make_no_cell_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as told:
+        compose_cell(words)
+    assert message in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_folder_of_the_users_may_be_named_as_it_likes(tmp_path: Path) -> None:
+    """With a quote, what looks like an interpolation, a blank and an umlaut."""
+    folder = tmp_path / "it's ${dim} ü"
+    (folder / "optimizer").mkdir(parents=True)
+    (folder / "optimizer" / "my_own.yaml").write_text("_target_: mine\n")
+    words = config.searchable(["--config-dir", str(folder), "optimizer=my_own", "dim=8"])
+    assert compose_cell(words).config["optimizer"] == {"_target_": "mine"}
+
+
+def test_a_shuffle_is_the_same_each_time_and_leaves_the_generator_alone() -> None:
+    import random
+
+    words = ["dim=1,2,3", "optimizer=shuffle(a,b,c,d,e,f)"]
+    random.seed(5)
+    first, drawn = expand(words), random.random()
+    random.seed(5)
+    assert (random.random(), expand(words)) == (drawn, first)
+    assert expand(["seed=1", *words]) != [["seed=1", *point] for point in first]
+
+
+def test_what_the_environment_of_a_cell_is_to_hold_is_kept_apart() -> None:
+    assert compose_cell(["+hydra.job.env_set.WIDER='2'"]).variables == {"WIDER": "2"}
