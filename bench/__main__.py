@@ -16,6 +16,7 @@ COMMANDS = {
     "publish": "stepscale.bench.cli.publish",
     "regress": "stepscale.bench.cli.regress",
     "doctor": "stepscale.bench.cli.doctor",
+    "list": "stepscale.bench.cli.listing",
     "gate-check": "stepscale.bench.cli.gate_check",
 }
 CELL = "stepscale.bench.cli.cell"

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
+from stepscale.bench.cli import listing
 from stepscale.bench.records.columns import COLUMNS, key_of
 from tests.support.every_table import columns_of_every_table
 
@@ -24,7 +24,7 @@ def optimizers() -> str:
     """One row a method: the files that use it, what it does and what a step of it costs, the papers it is from."""
     names: dict[type, list[str]] = {}
     for path in sorted((CONF / "optimizer").glob("*.yaml")):
-        names.setdefault(method(path), []).append(f"`{path.stem}` ({update(path)})")
+        names.setdefault(method(path), []).append(f"`{path.stem}` ({listing.update_of(path)})")
     rows = [
         {
             "file (update)": ", ".join(files),
@@ -39,20 +39,9 @@ def optimizers() -> str:
 
 def method(path: Path) -> type:
     """Return the class that an optimizer's file is about: its step's, or that of the direction it pairs."""
-    config = yaml.safe_load(path.read_text())
-    paired = config["_target_"] == "stepscale.optimizers.pair"
-    found = pkgutil.resolve_name((config["direction"] if paired else config)["_target_"])
+    found = pkgutil.resolve_name(str(listing.target_of(path)))
     assert isinstance(found, type)
     return found
-
-
-def update(path: Path) -> str:
-    """Name the update of an optimizer's file."""
-    config = yaml.safe_load(path.read_text())
-    if "update" not in config:
-        return "its own"
-    name = config["update"]["_target_"].split(".")[-1]
-    return f"{name} with momentum" if config["update"].get("momentum") else str(name)
 
 
 def first_line(found: type) -> str:

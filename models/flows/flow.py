@@ -142,7 +142,7 @@ class FlowDensity(nn.Module):
 
 
 class Flow(FlowDensity):
-    """The same with ``nn.Linear`` layers that can be captured, which opens it to every direction.
+    """Invertible multilayer perceptron whose layers can be captured, which opens it to every direction.
 
     Args, Raises: as ``FlowDensity``.
     """

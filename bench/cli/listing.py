@@ -1,0 +1,90 @@
+"""``stepscale list [GROUP]``: the optimizers, models, data and sweeps there are, one line each."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from stepscale.bench.errors import UsageError
+
+CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ("optimizer", "model", "data", "sweep")
+PAIR = "stepscale.optimizers.pair"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a group."""
+
+    name: str
+    package: str  # of the class that an optimizer's file is about; empty for any other group
+    remark: str
+
+
+def main(words: list[str]) -> None:
+    """List every group, or one."""
+    parser = argparse.ArgumentParser(prog="stepscale list", description="What can be chosen, one line each.")
+    parser.add_argument("group", nargs="?", help=f"one of {', '.join(GROUPS)}; all of them by default")
+    group = parser.parse_args(words).group
+    if group not in (None, *GROUPS):
+        raise UsageError(f"there is no group {group!r}; choose one of {', '.join(GROUPS)}")
+    print("\n\n".join("\n".join(lines(name)) for name in ([group] if group else GROUPS)))
+
+
+def lines(group: str) -> Iterator[str]:
+    """Yield a group's title and its entries, those of each package together."""
+    yield "stepscale sweep NAME" if group == "sweep" else f"{group}=NAME"
+    for package, entries in itertools.groupby(entries_of(group), lambda entry: entry.package):
+        if package:
+            yield f"  {package}"
+        yield from (f"    {entry.name:<18} {entry.remark}" for entry in entries)
+
+
+def entries_of(group: str) -> list[Entry]:
+    """Return the files of a group, by package and by name."""
+    found = [entry_of(path) for path in (CONF / group).glob("*.yaml")]
+    return sorted(found, key=lambda entry: (entry.package, entry.name))
+
+
+def entry_of(path: Path) -> Entry:
+    """Say what a file is: by the comment it begins with, else by the first line of what it builds."""
+    remark, target = leading_comment(path.read_text()), target_of(path)
+    if target is None:
+        return Entry(path.stem, "", remark)
+    built = pkgutil.resolve_name(target)
+    remark = remark or (built.__doc__ or "").strip().split("\n")[0].replace("``", "")
+    if path.parent.name != "optimizer":
+        return Entry(path.stem, "", remark)
+    return Entry(path.stem, built.__module__.rpartition(".")[0], f"{built.__name__}, {update_of(path)}. {remark}")
+
+
+def leading_comment(text: str) -> str:
+    """Return the comment that a file begins with, up to a semicolon, in one line; a directive of Hydra's is none."""
+    first = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ") for line in first if not line.startswith("# @")).split("; ")[0]
+
+
+def target_of(path: Path) -> str | None:
+    """Return the ``_target_`` that a file is about: its direction's where it pairs one; None where it has none."""
+    config = yaml.safe_load(path.read_text())
+    config = config.get("model", config) if path.parent.name == "model" else config  # one for the whole configuration
+    if config.get("_target_") == PAIR:
+        config = config["direction"]
+    if "_target_" not in config and isinstance(other := config.get("defaults", [None])[0], str):
+        return target_of(path.with_name(f"{other}.yaml"))  # the file that this one changes
+    found: str | None = config.get("_target_")
+    return found
+
+
+def update_of(path: Path) -> str:
+    """Name the update of an optimizer's file."""
+    update = yaml.safe_load(path.read_text()).get("update")
+    if update is None:
+        return "its own update"
+    return update["_target_"].split(".")[-1] + " with momentum" * bool(update.get("momentum"))

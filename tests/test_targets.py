@@ -1,0 +1,49 @@
+"""What a configuration or a record names as its ``_target_`` can be imported, today's and those of published runs."""
+
+import json
+import pkgutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+OLD = [  # that configurations and the README of earlier versions named, and no published record does
+    *(f"stepscale.bench.arrays.{name}" for name in ("power", "gas", "hepmass", "miniboone", "bsds300", "mnist")),
+    "stepscale.bench.files.load",
+    "stepscale.bench.tables.load",
+    "stepscale.bench.tables.curves",
+    "stepscale.bench.data.toy",
+]
+
+
+def targets(config: object) -> Iterator[str]:
+    if isinstance(config, dict):
+        yield from (value for key, value in config.items() if key == "_target_")
+    parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    for part in parts:
+        yield from targets(part)
+
+
+@cache
+def of_records() -> list[str]:
+    paths = ROOT.glob("results/*/records/*.json")
+    return sorted({target for path in paths for target in targets(json.loads(path.read_text())["config"])})
+
+
+def of_files() -> list[str]:
+    paths = [*(ROOT / "bench" / "conf").rglob("*.yaml"), *(ROOT / "tests" / "peers").rglob("*.yaml")]
+    return sorted({target for path in paths for target in targets(yaml.safe_load(path.read_text()))})
+
+
+@pytest.mark.parametrize("target", [*of_files(), *OLD])
+def test_a_target_of_a_file_is_there(target: str) -> None:
+    assert callable(pkgutil.resolve_name(target))
+
+
+def test_every_target_of_a_published_record_is_there() -> None:
+    assert len(of_records()) > 20
+    for target in of_records():
+        assert callable(pkgutil.resolve_name(target)), target
