@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,12 +90,13 @@ def axes_of(record: Record) -> Row:
     return axes | {"machine": record.machine.name}
 
 
-def newest(records: Iterable[Record]) -> list[Record]:
+def newest(records: Collection[Record]) -> list[Record]:
     """Leave out records of which the same cell and configuration has been measured again later, by other code."""
-    found: dict[str, Record] = {}
+    last: dict[str, Record] = {}
     for record in sorted(records, key=lambda record: record.finished):
-        found[str((axes_of(record), record.config))] = record
-    return list(found.values())
+        last[str((axes_of(record), record.config))] = record
+    kept = {record.identity for record in last.values()}
+    return [record for record in records if record.identity in kept]
 
 
 def told_apart(records: list[Record]) -> list[Row]:
