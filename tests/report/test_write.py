@@ -217,6 +217,6 @@ def test_a_report_that_cannot_be_written_says_that_the_records_are_whole(
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device", "times.csv")
 
-    monkeypatch.setattr(write, "write_of", full)
+    monkeypatch.setattr(report, "write_of", full)
     with pytest.raises(UsageError, match=r"No space left .*; the records are whole: once there is room, `st"):
         report.main([str(tmp_path)])

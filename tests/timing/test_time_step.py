@@ -106,7 +106,7 @@ def test_warm_up_lasts_until_times_stand_still(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_slow_step_ends_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TooSlowError, match=r"took 11 s; time_step.max_step_s is 10"):
+    with pytest.raises(TooSlowError, match=r"took 11 s; timing.max_step_s is 10"):
         measured(monkeypatch, [11.0])
 
 
