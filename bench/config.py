@@ -112,7 +112,7 @@ def expand(words: Words) -> list[Words]:
 
 
 def label_of(group: str, choice: str, words: Words) -> str:
-    """Return the file chosen for a group, with what the command line changed in it.
+    """Return the file chosen for a group, with what the command line changed in it: ``kfac[update.lr=0.1]``.
 
     What an optimizer's file takes from elsewhere, as ``frame``, is a change of it too: other cells are no other seeds.
     """

@@ -41,7 +41,7 @@ def test_the_model_it_shows_is_that_of_the_example() -> None:
     assert blocks("python")[0] in (EXAMPLES / "own_model.py").read_text()
 
 
-def test_the_five_lines_build_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_four_lines_build_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     (lines,) = blocks("yaml")
     model = built(composed("dim=4")["model"])
