@@ -15,8 +15,8 @@ BUILT = {"__pycache__"}
 
 
 def held() -> set[str]:
-    """Name every file of the package's folders, as an installed one is named."""
-    files = [path for part in PARTS for path in (ROOT / part).rglob("*") if path.is_file()]
+    """Name every file of the package's folders but for their READMEs, as an installed one is named."""
+    files = [path for part in PARTS for path in (ROOT / part).rglob("*") if path.is_file() and path.suffix != ".md"]
     return {f"stepscale/{path.relative_to(ROOT)}" for path in files if BUILT.isdisjoint(path.parts)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ def cells_of(records: Iterable[Record], task: Task) -> pd.DataFrame:
     """Return the records of a task as a tidy table, one row a cell."""
     import pandas as pd
 
-    chosen = [record for record in records if record.task is task]
+    chosen = newest([record for record in records if record.task is task])
     figures = FIGURES if task is Task.TIME else TRAINING_FIGURES
     rows = told_apart(chosen) if task is Task.TIME else [row(record) for record in chosen]
     table = pd.DataFrame(rows, columns=[*AXES, *FACTS, *figures]).astype(figures)
@@ -100,11 +100,19 @@ def axes_of(record: Record) -> Row:
     return axes | {"machine": record.machine.name}
 
 
+def newest(records: Collection[Record]) -> list[Record]:
+    """Leave out records of which the same cell and configuration has been measured again later, by other code."""
+    last: dict[str, Record] = {}
+    for record in sorted(records, key=lambda record: record.finished):
+        last[str((axes_of(record), record.config))] = record
+    kept = {record.identity for record in last.values()}
+    return [record for record in records if record.identity in kept]
+
+
 def told_apart(records: list[Record]) -> list[Row]:
     """One row a record. Records that differ in their configuration alone are different methods, and not repeats.
 
-    They share every axis and the seed; their label gets the differing settings appended. Where nothing differs, they
-    are of different versions of the code, and the latest counts.
+    They share every axis and the seed; their label gets the differing settings appended.
     """
     same_cell: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
@@ -113,15 +121,13 @@ def told_apart(records: list[Record]) -> list[Row]:
 
 
 def _told_apart(same: list[Record]) -> list[Row]:
-    """Rows of records of one cell."""
+    """Rows of records of one cell, each of another configuration."""
     configs = [_flat(record.config) for record in same]
     keys = sorted(key for key in set().union(*configs) if len({str(config.get(key)) for config in configs}) > 1)
-    order = sorted(range(len(same)), key=lambda number: same[number].finished)
-    latest = {str([configs[number].get(key) for key in keys]): number for number in order}
     rows = []
-    for number in latest.values():
-        name = f"[{','.join(f'{key}={configs[number].get(key)}' for key in keys)}]" if keys else ""
-        rows.append(row(same[number]) | {"optimizer": same[number].cell.optimizer + name})
+    for record, config in zip(same, configs, strict=True):
+        name = f"[{','.join(f'{key}={config.get(key)}' for key in keys)}]" if keys else ""
+        rows.append(row(record) | {"optimizer": record.cell.optimizer + name})
     return rows
 
 

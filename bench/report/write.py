@@ -32,7 +32,7 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
     sections = [scaling_section.section(cells, where)] if len(cells) else []
     if len(runs):
         sections.append(training_section.section(runs, tables.points_of(records), folder / "pictures", where))
-    sections[0].findings[:0] = [f"Left out: {complaint}." for complaint in complaints]
+    sections[0].findings[:0] = [f"Left out: {complaint}." for complaint in complaints] + older(records)
     for section in sections:
         for name, table in section.files.items():
             table.to_csv(folder / name, index=False)
@@ -41,6 +41,15 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
     (folder / "report.html").write_text(page.page(sections, figures, where), encoding="utf-8")
     said = ["\n".join([part.overview, "", *(f"- {line}" for line in part.findings)]) for part in sections]
     return "\n\n".join([*said, f"report in {folder / 'report.html'}"])
+
+
+def older(records: Collection[Record]) -> list[str]:
+    """Say how many records count no more, since other code has measured the same cells later."""
+    count = len(records) - len(tables.newest(records))
+    what = "1 record" if count == 1 else f"{count} records"
+    return (
+        [f"Left out: {what} of cells that other code, data or optimizers have measured again since."] if count else []
+    )
 
 
 def provenance(records: Collection[Record]) -> str:

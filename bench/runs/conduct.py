@@ -13,7 +13,7 @@ from stepscale.bench.config import CellConfig, Words, compose_cell
 from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version, cores, description
 from stepscale.bench.machine.device import choose_device, require_present
-from stepscale.bench.records.schema import Cell, Config, Record, Task
+from stepscale.bench.records.schema import Cell, Config, Task
 from stepscale.bench.runs.locks import measuring_part
 from stepscale.bench.runs.plan import Plan
 from stepscale.bench.runs.run import Run
@@ -51,15 +51,6 @@ def measure_part(cells: list[Words], number: int, run: Run, command: str) -> lis
             except UsageError as error:
                 faults.append(str(error))
     return list(dict.fromkeys(faults))
-
-
-def measure_cell(words: Words, run: Run, command: str) -> Record:
-    """Measure one cell of a user's own words.
-
-    Raises:
-        UsageError: the words describe no cell.
-    """
-    return run.measure(describe(compose_cell(words), command, run.path))
 
 
 def describe(composed: CellConfig, command: str, folder: Path) -> Job:

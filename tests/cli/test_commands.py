@@ -336,3 +336,31 @@ def test_a_system_that_cannot_fork_is_refused_in_a_sentence() -> None:
     require_system("darwin")
     with pytest.raises(UsageError, match="which Windows cannot: run it in WSL"):
         require_system("win32")
+
+
+def test_commands_typed_in_the_same_second_all_end_well(tmp_path: Path) -> None:
+    """Two of the same plan share its cells, one of another has its own folder; each waits while others measure."""
+    grids = [["seed=0,1"], ["seed=0,1"], ["seed=2"]]
+    began = [
+        subprocess.Popen(
+            [sys.executable, "-m", "stepscale.bench", "-m", "dim=8", *grid, *BRIEF],
+            cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for grid in grids
+    ]  # fmt: skip
+    for process in began:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    folders = [path for path in (tmp_path / "results/local").glob("multirun-*") if path.is_dir()]
+    assert sorted(len(list((folder / "records").glob("*.json"))) for folder in folders) == [1, 2]
+
+
+def test_an_optimizer_edited_between_two_runs_into_one_folder_is_measured_again(tmp_path: Path) -> None:
+    own = "from stepscale.optimizers import Layerwise\nclass Mine(Layerwise): pass\n"
+    words = ["-m", "dim=8", "optimizer.direction._target_=own.Mine", "~optimizer.direction.bias", *BRIEF]
+    for text, count in ((own, 1), (own, 1), (own + "# edited\n", 2)):
+        (tmp_path / "own.py").write_text(text)
+        done = stepscale(tmp_path, *words, "hydra.sweep.dir=run")
+        assert done.returncode == 0, done.stderr
+        assert len(list((tmp_path / "run" / "records").glob("*.json"))) == count
+    assert "Left out: 1 record of cells that other code, data or optimizers have measured again since." in done.stdout

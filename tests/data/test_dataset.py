@@ -63,7 +63,7 @@ def test_the_photographs_are_those_that_scikit_learn_loads(name: str) -> None:
 def test_no_pixel_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = np.tile(np.arange(640.0), (427, 1))  # a photograph whose pixels say where they lie
     monkeypatch.setattr(photographs, "_grey", lambda name: columns)
-    monkeypatch.setattr(dataset, "standardised", lambda parts, *others: dataset.Dataset(*parts, note=""))
+    monkeypatch.setattr(photographs, "standardised", lambda parts, *others: dataset.Dataset(*parts, note=""))
     found = photographs.photos(dim=64, rows=6_000, seed=0)
     seen = [np.unique(np.floor(256 * np.asarray(part))) for part in found.splits]
     assert [(part[0], part[-1]) for part in seen] == [(0, 383), (384, 511), (512, 639)]

@@ -13,17 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from stepscale.bench.config import CONF
 from stepscale.bench.data import density_benchmarks
 from stepscale.bench.data.dataset import Dataset
+from tests.support.compose import built, composed
 
 pytestmark = pytest.mark.numerical
 
-DATA = CONF / "data"
 FILES = {
     "power": "power/data.npy",
     "gas": "gas/ethylene_CO.pickle",
@@ -111,8 +108,8 @@ def ordered(rows: Tensor | np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", FILES)
 def test_its_configuration_loads_three_disjoint_splits(name: str, archive: Path) -> None:
-    config = OmegaConf.load(CONF / f"{name}.yaml")
-    data = instantiate(OmegaConf.merge(config, {"folder": str(archive)}))(dim=DIMS[name], rows=None, seed=0)
+    config = composed(f"data={name}", f"data.folder={archive}")
+    data = built(config["data"])(dim=DIMS[name], rows=None, seed=0)
     parts = (data.train, data.validation, data.held_out)
     assert all(part.dtype == torch.float32 and part.shape[1] == DIMS[name] for part in parts)
     rows = torch.cat(parts)

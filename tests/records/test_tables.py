@@ -7,6 +7,7 @@ import pytest
 
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import AXES, UNMARKED, Record, StepClass
+from stepscale.bench.report.write import write
 from tests.support.synthetic import failed, record, run_of
 from tests.support.training import train_record as training_record
 
@@ -66,6 +67,15 @@ def test_of_the_same_cell_by_another_code_the_latest_counts(tmp_path: Path) -> N
         store.save(changed(0, step_s, finished, lr=0.1), tmp_path)
     table = tables.load(tmp_path)
     assert (table["optimizer"].item(), table["step_ms"].item()) == ("mine", pytest.approx(3))
+    assert "Left out: 2 records of cells that other code, data or optimizers have measured again" in write(tmp_path)
+
+
+def test_a_training_run_of_an_edited_optimizer_is_no_other_seed(tmp_path: Path) -> None:
+    for number, finished in enumerate(("2026-01-02", "2026-01-01")):
+        made = training_record("relative", 1)
+        made.finished, made.identity = finished, str(number)
+        store.save(made, tmp_path)
+    assert tables.load(tmp_path, "train")["identity"].to_list() == ["0"]
 
 
 def test_flags_and_figures_have_whole_types_though_cells_fail(tmp_path: Path) -> None:
