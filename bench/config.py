@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -35,6 +37,7 @@ SETTINGS = ("task", "memory_gib", "timeout_s", "label", "timing", "training", "h
 NOT_THE_OPTIMIZERS = rf"({'|'.join([*AXES, *SETTINGS])})[.=/@]|[^=]*$"
 WHOLE = {"dim": 1, "batch": 1, "depth": 1, "seed": 0}  # and the least that each may be
 PLAIN = re.compile(r"([a-z_][a-z0-9_.]*)=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|true|false|null)", re.ASCII)
+CHOICE = re.compile(rf"({'|'.join(GROUPS)})=[\w-]+")  # of a group's file, which Hydra applies before any value
 Words = list[str]
 
 
@@ -44,6 +47,16 @@ class CellConfig(NamedTuple):
     config: Config  # resolved
     names: dict[str, str]  # of optimizer, model and data, as tables show them
     variables: dict[str, str]  # hydra.job.env_set: the environment of the cell's process
+
+
+class _Loader(NamedTuple):
+    """Hydra's loader as a ``glob`` asks it, which would else not see the user's folder."""
+
+    loader: ConfigLoader
+    places: Words  # where else to look
+
+    def get_group_options(self, group: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
+        return self.loader.get_group_options(group, results_filter, "config", self.places)
 
 
 class _Composed(NamedTuple):
@@ -63,7 +76,7 @@ def compose_cell(words: Words) -> CellConfig:
     Raises:
         UsageError: Hydra cannot compose these words, or a value is out of its range.
     """
-    plain = [match for word in words if (match := PLAIN.fullmatch(word)) and match[1].split(".")[0] != "hydra"]
+    plain = _plain(words)
     rest = tuple(word for word in words if word not in {match[0] for match in plain})
     composed = _composed(rest)
     config = deepcopy(composed.config)
@@ -76,14 +89,32 @@ def compose_cell(words: Words) -> CellConfig:
     return cell_of(config, composed.choices, words, composed.variables)
 
 
+def _plain(words: Words) -> list[re.Match[str]]:
+    """Return the words that set a number and may be applied last: no other word is of the same part of the tree."""
+    found = [match for word in words if (match := PLAIN.fullmatch(word))]
+    others = [
+        word.lstrip("+~").split("=")[0] for word in words if not (PLAIN.fullmatch(word) or CHOICE.fullmatch(word))
+    ]
+    if any(word.lstrip("+~").startswith("hydra") and "${" in word for word in words):
+        return []  # of Hydra's own part, which is resolved at once
+    return [match for match in found if not _touches(match[1], others)]
+
+
+def _touches(key: str, others: list[str]) -> bool:
+    """Whether a key is Hydra's, a group's name, or another word's key, or lies within it or around it."""
+    if key in GROUPS or key.split(".")[0] == "hydra":
+        return True
+    return any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in others)
+
+
 def cell_of(config: DictConfig, choices: dict[str, str], words: Words, variables: dict[str, str]) -> CellConfig:
     """Check and resolve a composed configuration, and name what it chose.
 
     Raises:
         UsageError: a value is missing or out of its range; the message names it and what was expected.
     """
-    check_numbers(config)  # first: learning rates are computed from the dim
     try:
+        check_numbers(config)  # first: learning rates are computed from the dim
         resolved = cast(Config, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
@@ -98,8 +129,9 @@ def composed_by_hydra(config: DictConfig) -> CellConfig:
 
 def expand(words: Words) -> list[Words]:
     """Return each point of a grid of Hydra's overrides, ``dim=64,256 data=photos``; ``shuffle`` in the same order."""
-    with _hydra() as initialized:
-        loader = initialized.config_loader()
+    with _hydra() as initialized, _sentences():
+        places = [word for word in words if word.startswith("hydra.searchpath=")]
+        loader = cast(ConfigLoader, _Loader(initialized.config_loader(), places))
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
         with _seeded(repr(words)):
             choices = [
@@ -112,7 +144,7 @@ def expand(words: Words) -> list[Words]:
 
 
 def label_of(group: str, choice: str, words: Words) -> str:
-    """Return the file chosen for a group, with what the command line changed in it.
+    """Return the file chosen for a group, with what the command line changed in it: ``kfac[update.lr=0.1]``.
 
     What an optimizer's file takes from elsewhere, as ``frame``, is a change of it too: other cells are no other seeds.
     """
@@ -142,7 +174,8 @@ def searchable(words: Words) -> Words:
 def value_of(words: Words, key: str) -> str | None:
     """Return what the words set a key to, None where they do not."""
     chosen = [word for word in words if word.startswith(f"{key}=")]
-    return str(OverridesParser.create().parse_overrides(chosen[-1:])[0].value()) if chosen else None
+    with _sentences():
+        return str(OverridesParser.create().parse_overrides(chosen[-1:])[0].value()) if chosen else None
 
 
 def read_yaml(path: Path) -> object:
@@ -177,11 +210,8 @@ def check_numbers(config: DictConfig) -> None:
 @cache
 def _composed(words: tuple[str, ...]) -> _Composed:
     """Compose words by Hydra; of one configuration that is never changed, only copied."""
-    try:
-        with _hydra():
-            config = compose("config", list(words), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(_sentence(error)) from error
+    with _hydra(), _sentences():
+        config = compose("config", list(words), return_hydra_config=True)
     choices, variables = dict(config.hydra.runtime.choices), dict(config.hydra.job.env_set)
     with open_dict(config):
         del config["hydra"]
@@ -193,6 +223,15 @@ def _hydra() -> Iterator[GlobalHydra]:
     """Have Hydra know our configuration while the block runs, whatever it knew before."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield GlobalHydra.instance()
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what Hydra cannot do with a user's words into a sentence."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UsageError(_sentence(error)) from error
 
 
 @contextmanager
@@ -208,6 +247,8 @@ def _seeded(seed: str) -> Iterator[None]:
 
 def _names(config: Config, choices: dict[str, str], words: Words) -> dict[str, str]:
     """Name optimizer, model and data as tables show them: by their files, with what the command line changed."""
+    if lacking := [group for group in NAMED if group not in config]:
+        raise UsageError(f"the configuration has no {', '.join(lacking)}: a cell needs one")
     names = {group: label_of(group, choices[group], words) for group in NAMED}
     names["optimizer"] = str(config["label"] or names["optimizer"])
     if config["task"] == Task.TIME and (mode := config["timing"].get("compile")):

@@ -29,6 +29,9 @@ def by_hydra(words: list[str]) -> Any:
         ["+model.alpha=0.1", "dim=10", "dim=11"],
         ["optimizer.update.lr='${divide:1,${dim}}'", "dim=5"],
         ["~optimizer.update", "optimizer=relative", "dim=-3", "dim=9"],
+        ["optimizer.update.lr=0.5", "optimizer.update.lr='${divide:1,${dim}}'", "dim=10"],
+        ["optimizer.update.lr=0.5", "optimizer.update={lr:0.25}"],
+        ["optimizer.update={lr:0.25}", "optimizer.update.lr=0.5"],
     ],
     ids=lambda words: " ".join(words),
 )
@@ -62,6 +65,10 @@ def test_a_thousand_cells_are_composed_once_for_each_choice_of_groups(monkeypatc
         (["dim=0"], "dim must be a whole number of at least 1, got 0"),
         (["seed=1.5"], "seed must be a whole number of at least 0, got 1.5"),
         (["dim"], "missing EQUAL"),
+        (["~data"], "the configuration has no data"),
+        (["dim='${nowhere}'"], "nowhere"),
+        (["dim=[1"], "no viable alternative"),
+        (["timing=1"], "must be a string or a list. Got int"),
     ],
 )
 def test_words_that_make_no_cell_are_named(words: list[str], message: str) -> None:
@@ -92,3 +99,19 @@ def test_a_shuffle_is_the_same_each_time_and_leaves_the_generator_alone() -> Non
 
 def test_what_the_environment_of_a_cell_is_to_hold_is_kept_apart() -> None:
     assert compose_cell(["+hydra.job.env_set.WIDER='2'"]).variables == {"WIDER": "2"}
+
+
+def test_a_glob_sees_the_users_folder(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "zz_own.yaml").write_text("_target_: mine\n")
+    words = config.searchable(["--config-dir", str(tmp_path), "optimizer=glob(zz*)"])
+    assert [point[-1] for point in expand(words)] == ["optimizer=zz_own"]
+
+
+def test_the_environment_of_a_cell_may_depend_on_it() -> None:
+    assert compose_cell(["+hydra.job.env_set.D='${dim}'", "dim=8"]).variables == {"D": "8"}
+
+
+def test_words_that_cannot_be_expanded_are_named() -> None:
+    with pytest.raises(UsageError, match="no viable alternative"):
+        expand(["dim=[1"])

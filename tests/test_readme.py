@@ -27,21 +27,15 @@ def test_it_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
 
-def test_the_example_trains_a_flow(capsys: pytest.CaptureFixture[str]) -> None:
-    example = blocks("python")[-1]
-    assert example == (EXAMPLES / "library.py").read_text().split('"""\n\n')[1]
-    namespace: dict = {}
-    exec(example, namespace)
-    before = type(namespace["flow"])(dim=64, depth=2).loss(namespace["data"].held_out).item()
-    after = float(capsys.readouterr().out.split()[0])
-    assert after < before - 50
+def test_the_library_it_shows_is_that_of_the_example() -> None:
+    assert blocks("python")[-1] == (EXAMPLES / "library.py").read_text().split('"""\n\n')[1]
 
 
 def test_the_model_it_shows_is_that_of_the_example() -> None:
     assert blocks("python")[0] in (EXAMPLES / "own_model.py").read_text()
 
 
-def test_the_five_lines_build_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_four_lines_build_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     (lines,) = blocks("yaml")
     model = built(composed("dim=4")["model"])

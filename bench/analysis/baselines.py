@@ -10,5 +10,5 @@ BASELINES = (
 
 
 def base(optimizer: object) -> str:
-    """Return an optimizer's name without what the command line changed in it."""
+    """Return the name of an optimizer's file: ``base("kfac[update.lr=0.1]")`` is ``"kfac"``."""
     return str(optimizer).split("[")[0]

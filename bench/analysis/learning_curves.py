@@ -55,7 +55,7 @@ def targets(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in ends.groupby(WORKLOAD, sort=False):
         place = dict(zip(WORKLOAD, key, strict=True))
-        # half of its runs reach it, be they even
+        # the lower median: of an even number of runs, too, at least half reach it
         medians = part.groupby("optimizer")["end"].quantile(0.5, interpolation="lower")
         start, best = float(part["start"].median()), medians.max()
         honest = medians[medians.index.map(base) == HONEST].max()

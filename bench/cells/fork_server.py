@@ -31,7 +31,7 @@ def start(threads: int) -> None:
     os.environ.update(dict.fromkeys(THREADS, str(threads)) | ALLOCATOR)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch.profiler else says when it starts and when it stops
     forkserver.set_forkserver_preload(PRELOAD)
-    resource_tracker.ensure_running()  # which would lift the mask
+    resource_tracker.ensure_running()  # now: started later, it would unblock SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the parent's to hear
     try:
         forkserver.ensure_running()

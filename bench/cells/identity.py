@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -22,22 +23,21 @@ OURS = "stepscale"
 INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))
 
 
-def identity(cell: Cell, config: Config, machine: Machine, code: str, torch_version: str) -> str:
+def identity(cell: Cell, config: Config, machine: Machine, versions: list[str], variables: dict[str, str]) -> str:
     """Hash all that a cell's figures depend on; also its record's name.
 
-    That is the cell, the part of the configuration that its task uses, the source of every ``_target_`` that is not
-    installed and the version of each that is, the content of data files, the machine's model (not its host's name),
-    torch and the measuring code.
+    That is the cell, the part of the configuration that its task uses, the machine's model (not its host's name), the
+    environment that was asked for, and the ``versions``: of the measuring code, of torch, and the ``sources``.
     """
-    config = {key: value for key, value in config.items() if key in (*USED, "task", OWN[Task(config["task"])])}
-    facts = [SCHEMA, cell, config, machine.name, code, torch_version, *sources(config), *contents(config.get("data"))]
-    return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()[:16]
+    facts = [SCHEMA, msgspec.to_builtins(cell), _used(config), machine.name, versions, variables]
+    return hashlib.sha256(json.dumps(_with_string_keys(facts), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sources(config: object) -> list[str]:
-    """Name what a configuration's targets are of: a package and its version, or a hash of the user's own source."""
-    packages = sorted({target.split(".")[0] for target in targets(config)} - {OURS})
-    return [source(package) for package in packages]
+def sources(config: Config) -> list[str]:
+    """Name what a cell is made of beside ours: packages and their versions, hashes of the user's source and data."""
+    used = _used(config)
+    packages = sorted({target.split(".")[0] for target in targets(used)} - {OURS})
+    return [*map(source, packages), *contents(used)]
 
 
 def targets(config: object) -> Iterator[str]:
@@ -52,7 +52,6 @@ def targets(config: object) -> Iterator[str]:
             yield from targets(value)
 
 
-@cache
 def source(package: str) -> str:
     """Return ``package==version``, or the package's name with a hash of its source and of what that imports.
 
@@ -63,7 +62,7 @@ def source(package: str) -> str:
         return f"{package}=={_version(package)}"
     digest = hashlib.sha256()
     for path in sorted(files):
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(path.name.encode() + _file_hash(path).encode())
     return f"{package}:{digest.hexdigest()[:16]}"
 
 
@@ -82,20 +81,42 @@ def own_files(package: str) -> set[Path]:
     return found
 
 
-def contents(data: object) -> list[str]:
-    """Hash the files that a data configuration names; of a folder, its files' names, sizes and times."""
-    if not isinstance(data, dict):
-        return []
-    paths = [Path(value) for _, value in sorted(data.items()) if isinstance(value, str) and value]
-    return [_content(path) for path in paths if _exists(path)]
+def contents(config: Config) -> list[str]:
+    """Hash the files that a configuration names; of a folder of data, its files' names, sizes and times."""
+    files = [Path(text) for text in sorted(set(_texts(config))) if _is(Path(text), Path.is_file)]
+    folders = [Path(text) for text in sorted(set(_texts(config.get("data")))) if _is(Path(text), Path.is_dir)]
+    return [*map(_file_hash, files), *map(_listing_hash, folders)]
 
 
-def _content(path: Path) -> str:
-    if path.is_file():
-        state = path.stat()
-        return file_hash(path.resolve(), state.st_size, state.st_mtime_ns)
-    entries = sorted(entry for entry in path.rglob("*") if entry.is_file())
-    listing = [f"{entry.relative_to(path)} {entry.stat().st_size} {entry.stat().st_mtime_ns}" for entry in entries]
+def _used(config: Config) -> Config:
+    """Return the part of a configuration that its task uses."""
+    return {key: value for key, value in config.items() if key in (*USED, "task", OWN[Task(config["task"])])}
+
+
+def _with_string_keys(value: object) -> object:
+    """Return plain data whose keys can be sorted; a user's YAML may have numbers for keys."""
+    if isinstance(value, dict):
+        return {str(key): _with_string_keys(item) for key, item in value.items()}
+    return [_with_string_keys(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield every text in plain data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _file_hash(path: Path) -> str:
+    state = path.stat()
+    return file_hash(path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+def _listing_hash(folder: Path) -> str:
+    entries = sorted(entry for entry in folder.rglob("*") if entry.is_file())
+    listing = [f"{entry.relative_to(folder)} {entry.stat().st_size} {entry.stat().st_mtime_ns}" for entry in entries]
     return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
 
 
@@ -106,9 +127,9 @@ def file_hash(path: Path, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _exists(path: Path) -> bool:
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
     try:
-        return path.exists()
+        return kind(path)
     except (OSError, ValueError):  # too long, or with a null byte: no path
         return False
 
@@ -150,6 +171,7 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def _version(package: str) -> str:
     names = metadata.packages_distributions().get(package, [package])
     try:

@@ -22,6 +22,7 @@ class Job:
     machine: Machine
     command: str
     folder: Path
+    sources: list[str] = field(default_factory=list)  # what its targets and data are
     variables: dict[str, str] = field(default_factory=dict)  # of its process's environment, beside the command's own
 
     @property
@@ -46,5 +47,6 @@ class Job:
             machine=self.machine,
             environment=environment,
             command=self.command,
+            sources=self.sources,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )

@@ -17,6 +17,7 @@ from types import ModuleType
 from stepscale.bench.cells import fork_server
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.measure import measure_cell
+from stepscale.bench.errors import StoppedError
 from stepscale.bench.machine import description
 from stepscale.bench.records import store
 from stepscale.bench.records.schema import Record, Status, Task
@@ -48,6 +49,10 @@ def run(job: Job) -> Record:
         answer = _answer(ours)
         if told:
             process.join(GRACE_S)  # it has nothing left to do, unless a thread of the user's has
+        else:
+            process.terminate()  # a training run leaves its checkpoint; or it is about to answer all the same
+            multiprocessing.connection.wait([ours, process.sentinel], GRACE_S)
+            answer = _answer(ours)
     finally:
         _end(process)
     if isinstance(answer, bytes):
@@ -104,14 +109,20 @@ def _child(job: Job, variables: dict[str, str], connection: Connection) -> None:
     os.environ.update(variables)  # of hydra.job.env_set too, which the server was started before
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    encoded = store.encode(measure_cell(job))
+    try:
+        record = measure_cell(job)
+    except StoppedError as error:
+        sys.stderr.write(f"{error}\n")
+        return
+    encoded, ended = store.encode(record), record.status in (Status.OK, Status.DIVERGED)
     try:
         store.write(encoded, store.path_of(job.folder, job.identity))
     except OSError as error:
         connection.send(str(error))
         return
-    job.checkpoint.unlink(missing_ok=True)  # not before the record is there
     connection.send(encoded)
+    if ended:  # one that failed may go on from there; and not before the record is there
+        job.checkpoint.unlink(missing_ok=True)
 
 
 def _end_with_parent() -> None:

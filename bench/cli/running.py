@@ -26,7 +26,10 @@ def run_plan(plan: Plan, words: Words, *, anew: bool) -> int:
     Raises:
         UsageError: the plan's first cell cannot be measured here; nothing has been written.
     """
-    path = Path(value_of(words, "hydra.sweep.dir") or folder_of(plan.folder, anew=anew))
+    given = value_of(words, "hydra.sweep.dir")
+    if given and anew:
+        raise UsageError(f"{ANEW} makes a folder of its own: leave out hydra.sweep.dir, or name another")
+    path = Path(given or folder_of(plan.folder, anew=anew))
     if not plan.cells:
         raise UsageError("there is no cell to measure")
     describe(compose_cell(plan.parts[0][0] if plan.parts else plan.points[0].words), "", path)
@@ -35,18 +38,21 @@ def run_plan(plan: Plan, words: Words, *, anew: bool) -> int:
     run = Run(path, plan.cells, say)
     point_latest_at(path)
     say(f"{plan.cells} cells, {len(run.records)} of them there already, into {path}")
-    if len(run.records) >= plan.cells:
-        say(f"all of them are there, the last of {age(run)} ago; {ANEW} measures them again")
     try:
         faults = conduct(plan, run, typed())
     except KeyboardInterrupt:
-        sys.stderr.write(f"\ninterrupted; {len(run.records)} cells are recorded, the same command goes on from there\n")
+        command = "the same command" + f" without {ANEW}" * anew
+        sys.stderr.write(f"\ninterrupted; {len(run.records)} cells are recorded, {command} goes on from there\n")
         return interrupt.STATUS
+    if not run.measured:
+        say(f"all of them were there, the last of {age(run)} ago; {ANEW} measures them again")
+    if not faults:
+        plans.save(plan, path, run.wanted)
     return finish(run, faults)
 
 
 def finish(run: Run, faults: list[str]) -> int:
-    """Write a run's report, say what is missing, and return the exit status."""
+    """Write a run's report, say what could not be measured, and return the exit status."""
     from stepscale.bench.cli.report import show  # matplotlib and scipy.stats: not before the first cell
 
     run.refresh()
@@ -56,11 +62,8 @@ def finish(run: Run, faults: list[str]) -> int:
         raise UsageError("no cell was recorded")
     print()
     show(run.path, run.records.values(), run.complaints)
-    missing = max(0, (run.planned or 0) - len(run.records))
-    if missing:
-        print(f"{missing} cells are missing; the same command goes on from there", file=sys.stderr)
     good = any(record.status is Status.OK for record in run.records.values())
-    return int(bool(faults) or bool(missing) or not good)
+    return int(bool(faults) or not good)
 
 
 def say(line: str) -> None:

@@ -17,7 +17,7 @@ import psutil
 
 from stepscale.bench.machine import control_group
 from stepscale.bench.machine.other_processes import OtherCpu
-from stepscale.bench.records.schema import CONTENDED
+from stepscale.bench.records.contended import CONTENDED
 
 SYSTEM, CPU_INFO = Path("/sys"), Path("/proc/cpuinfo")
 UNKNOWN = "unknown: the system does not tell"

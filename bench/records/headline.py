@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepscale.bench.records.schema import CONTENDED, Blocks
+from stepscale.bench.records.contended import CONTENDED
+from stepscale.bench.records.schema import Blocks
 
 MIN_BLOCKS = 6  # the least for which order statistics give a 95 % interval of the median
 

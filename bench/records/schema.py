@@ -14,8 +14,9 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import fields
 
+from stepscale.bench.records.contended import CONTENDED
+
 SCHEMA: Literal[2] = 2
-CONTENDED = 0.25  # cores that others used, above which a measurement counts as disturbed
 LAUNCH_BOUND = 0.25  # share of a step for which the device waits for the host
 UNMARKED = "unmarked"  # the phase of what a step does after its last mark
 Config = dict[str, Any]  # a resolved Hydra configuration; its keys are the user's too
@@ -246,6 +247,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     command: str
     finished: str
     reason: str | None = None
+    sources: list[str] = []  # of its targets and data: versions, and hashes of the user's own
     timing: Timing | None = None
     counts: Counts | None = None
     memory: Memory | None = None

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from stepscale.bench.atomic import atomic_write
 from stepscale.bench.errors import BadRecordError
@@ -20,14 +21,19 @@ def encode(record: Record) -> bytes:
 
     JSON has no NaN. Where a figure may be unknown it becomes null; where it must be known, the record says ``failed``.
     """
-    plain = rounded(msgspec.to_builtins(record))
+    plain = rounded(msgspec.to_builtins(record, enc_hook=_plain))
     try:
         msgspec.convert(plain, Record, strict=False)
     except msgspec.ValidationError as error:
         told = {"status": Status.FAILED, "reason": f"a figure is no finite number: {error}"}
-        bare = {name: None for name in ("timing", "counts", "memory", "direction", "training", "data")}
-        return encode(msgspec.structs.replace(record, **told, **bare))
+        bare = {name: None for name in ("timing", "counts", "memory", "direction", "training", "data", "data_note")}
+        plain = rounded(msgspec.to_builtins(msgspec.structs.replace(record, **told, **bare, notes={}), enc_hook=_plain))
     return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _plain(value: object) -> object:
+    """Return what JSON can hold in place of what a user's code has given: the number of NumPy's, else its text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def rounded(value: object) -> object:
@@ -76,7 +82,7 @@ def read(path: Path) -> Record:
     """
     try:
         return decode(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadRecordError(f"{path} {error}") from error
 
 

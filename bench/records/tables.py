@@ -35,7 +35,17 @@ Row = dict[str, object]
 def load(folder: str | Path, task: str = "time") -> pd.DataFrame:
     """Return a run as a tidy table, one row a cell, failures included; times in ms, memory in MiB.
 
-    ``task`` is ``"time"`` or ``"train"``. Damaged records are named in a warning and left out.
+    ``stepscale.bench.records.columns`` says what each column holds. Damaged records are left out, with a warning.
+
+    Example:
+        >>> cells = load("results/cpu-2-cores")
+        >>> fine = cells[(cells["status"] == "ok") & ~cells["contended"]]
+        >>> print(sorted(fine["optimizer"].unique())[:3])
+        ['adam', 'kfac', 'layerwise']
+
+    Args:
+        folder: of the run, with its ``records``.
+        task: ``"time"`` or ``"train"``.
 
     Raises:
         FileNotFoundError: the folder holds no record of that task.
@@ -100,9 +110,9 @@ def newest(records: Collection[Record]) -> list[Record]:
 
 
 def told_apart(records: list[Record]) -> list[Row]:
-    """Rows of records, where what agrees on every axis and the seed is no other seed: it gets another name.
+    """One row a record. Records that differ in their configuration alone are different methods, and not repeats.
 
-    The name says what differs in its configuration.
+    They share every axis and the seed; their label gets the differing settings appended.
     """
     same_cell: dict[tuple[object, ...], list[Record]] = {}
     for record in records:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stepscale.bench.errors import SessionError
 from stepscale.bench.machine.other_processes import OtherCpu
-from stepscale.bench.records.schema import CONTENDED
+from stepscale.bench.records.contended import CONTENDED
 from stepscale.bench.regression.benchmarks.messages import (
     Collected,
     Failed,

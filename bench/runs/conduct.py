@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from stepscale.bench.cells.identity import identity
+from stepscale.bench.cells.identity import identity, sources
 from stepscale.bench.cells.job import DTYPES, TF32, Job
 from stepscale.bench.config import CellConfig, Words, compose_cell
 from stepscale.bench.errors import UsageError
@@ -28,38 +28,31 @@ def conduct(plan: Plan, run: Run, command: str) -> list[str]:
         KeyboardInterrupt: an interrupt came; what is measured is recorded.
         OSError: a record cannot be written.
     """
-    faults = []
+    faults, trials = list(plan.faults), list[list[Record]]()
     for number, cells in enumerate(plan.parts):
-        faults += measure_part(cells, number, run, command)
+        records, told = measure_part(cells, number, run, command)
+        trials.append(records)
+        faults += told
     for number, point in enumerate(plan.points, len(plan.parts)):
         try:
-            cells = plan.finals(point, run.records.values())
+            cells = plan.finals(point, [] if point.trials is None else trials[point.trials])
         except UsageError as error:
             faults.append(str(error))
             continue
-        faults += measure_part(cells, number, run, command)
-    return faults
-
-
-def measure_part(cells: list[Words], number: int, run: Run, command: str) -> list[str]:
-    """Measure the cells of one part, one after another; return what could not be described."""
-    faults = []
-    with measuring_part(run.path, number, run.tell):
-        for words in cells:
-            try:
-                run.measure(describe(compose_cell(words), command, run.path))
-            except UsageError as error:
-                faults.append(str(error))
+        faults += measure_part(cells, number, run, command)[1]
     return list(dict.fromkeys(faults))
 
 
-def measure_cell(words: Words, run: Run, command: str) -> Record:
-    """Measure one cell of a user's own words.
-
-    Raises:
-        UsageError: the words describe no cell.
-    """
-    return run.measure(describe(compose_cell(words), command, run.path))
+def measure_part(cells: list[Words], number: int, run: Run, command: str) -> tuple[list[Record], list[str]]:
+    """Measure the cells of one part, one after another; return their records, and what could not be described."""
+    records, faults = [], []
+    with measuring_part(run.path, number, run.tell):
+        for words in cells:
+            try:
+                records.append(run.measure(describe(compose_cell(words), command, run.path)))
+            except UsageError as error:
+                faults.append(str(error))
+    return records, faults
 
 
 def describe(composed: CellConfig, command: str, folder: Path) -> Job:
@@ -80,5 +73,7 @@ def describe(composed: CellConfig, command: str, folder: Path) -> Job:
     threads = config["threads"] or cores.default_threads()
     cell = Cell(**whole | composed.names, device=device, threads=threads)
     machine = description.machine(device)
-    name = identity(cell, config, machine, code_version.code_hash(), str(torch.__version__))
-    return Job(name, cell, config, machine, command, folder, composed.variables)
+    own = sources(config)
+    versions = [code_version.code_hash(), str(torch.__version__), *own]
+    name = identity(cell, config, machine, versions, composed.variables)
+    return Job(name, cell, config, machine, command, folder, own, composed.variables)

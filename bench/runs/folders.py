@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from contextlib import suppress
@@ -14,7 +15,11 @@ LATEST = "latest"
 def folder_of(name: str, *, anew: bool = False) -> Path:
     """Return the folder of a plan's name: the newest there is of it, or ``anew`` a further one, ``NAME-2``."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
-    there = [match for path in LOCAL.glob(f"{name}*") if path.is_dir() and (match := pattern.fullmatch(path.name))]
+    there = [
+        match
+        for path in LOCAL.glob(f"{glob.escape(name)}*")
+        if path.is_dir() and (match := pattern.fullmatch(path.name))
+    ]
     newest = max((int(match[1] or 1) for match in there), default=0)
     number = max(1, newest + anew)
     return LOCAL / (name if number == 1 else f"{name}-{number}")

@@ -35,7 +35,7 @@ class Point(msgspec.Struct, frozen=True):
     """A workload and an optimizer whose best settings are to be trained."""
 
     words: list[str]
-    tuned: bool  # whether it has trials
+    trials: int | None  # the number of the part that tunes it; None where it has nothing to tune
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +45,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     parts: list[list[list[str]]]  # of cells, each the words that compose it
     points: list[Point] = []  # of training, and how many seeds of each
     seeds: int = 0
+    faults: list[str] = []  # what could not be planned, and why
     code: str
     torch: str
 
@@ -59,14 +60,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         content = json.dumps(msgspec.to_builtins(self), sort_keys=True)
         return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
-    def finals(self, point: Point, records: Iterable[Record]) -> list[Words]:
+    def finals(self, point: Point, trials: Iterable[Record]) -> list[Words]:
         """Plan the part that trains a point as its trials chose.
 
         Raises:
             UsageError: it has trials, and none of them came to its end.
         """
-        best = tuning.best_trial(point.words, records)
-        if point.tuned and best is None:
+        best = tuning.best(trials)
+        if point.trials is not None and best is None:
             raise UsageError(f"no trial of {' '.join(point.words)} came to its end, so that nothing chose its settings")
         return expand(tuning.finals(point.words, best, self.seeds))
 
@@ -128,9 +129,11 @@ def read_sweep(name: str, device: str) -> Config:
     return found
 
 
-def save(plan: Plan, path: Path) -> None:
-    """Write a plan into its folder."""
+def save(plan: Plan, path: Path, identities: Iterable[str] | None = None) -> None:
+    """Write a plan into its folder; with the ``identities`` of its cells, once all of them are recorded."""
     facts = msgspec.to_builtins(plan) | {"cells": plan.cells}
+    if identities is not None:
+        facts["identities"] = sorted(identities)
     with atomic_write(path / FILE) as file:
         file.write(json.dumps(facts, indent=1).encode() + b"\n")
 
@@ -144,9 +147,19 @@ def _training_plan(name: str, grids: list[Words], config: Config) -> Plan:
     """Plan the trials of each point of the grids, and name the points whose best settings are to be trained."""
     points = _distinct(point for grid in grids for point in expand(grid))
     settings = shlex.split(config["tuning"]["settings"])
-    trials = [tuning.trials(merged(point, settings), config["tuning"]["factors"]) for point in points]
-    parts = [expand(words) for words in trials if words]
-    return _plan(name, parts, [Point(p, bool(t)) for p, t in zip(points, trials, strict=True)], config["seeds"])
+    parts, planned, faults = list[list[Words]](), list[Point](), list[str]()
+    for point in points:
+        try:
+            trials = tuning.trials(merged(point, settings), config["tuning"]["factors"])
+            cells = expand(trials) if trials else None
+        except UsageError as error:  # of a pair that does not go together; the others do
+            faults.append(f"{' '.join(point)}: {error}")
+            continue
+        planned.append(Point(point, None if cells is None else len(parts)))
+        parts += [] if cells is None else [cells]
+    if not planned:
+        raise UsageError("; ".join(dict.fromkeys(faults)))
+    return msgspec.structs.replace(_plan(name, parts, planned, config["seeds"]), faults=faults)
 
 
 def _distinct(lists: Iterable[Words]) -> list[Words]:

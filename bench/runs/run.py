@@ -33,6 +33,7 @@ class Run:
     def __init__(self, path: Path, planned: int | None, tell: Tell) -> None:
         self.path, self.planned, self.tell = path, planned, tell
         self.seen, self.measured, self.spent_s = 0, 0, 0.0
+        self.wanted: set[str] = set()  # identities of the cells that were asked for
         there, self.complaints = store.read_all(path)
         for complaint in self.complaints:
             tell(complaint)
@@ -45,16 +46,20 @@ class Run:
         """
         interrupt.check()
         self.seen += 1
+        self.wanted.add(job.identity)
         if not anew and (there := self._there(job)) is not None:
             return there
+        if anew:
+            job.checkpoint.unlink(missing_ok=True)
         began = time.perf_counter()
-        record = self._predicted_too_slow(job)
+        record = None if anew or self.planned is None else self._predicted_too_slow(job)
         if record is None:
             with measuring(job, self.tell):
                 record = process.run(job)
         self.spent_s += time.perf_counter() - began
         self.measured += 1
         self.records[job.identity] = record
+        self.complaints = [complaint for complaint in self.complaints if job.identity not in complaint]
         self.tell(self._line(record))
         return record
 
@@ -86,8 +91,7 @@ class Run:
         """Record a cell as too slow where smaller dims' times and the growth of their FLOPs say so."""
         if job.task is not Task.TIME:
             return None
-        max_step_s = job.config["timing"]["max_step_s"]
-        reason = predict_too_slow(job.cell, job.machine, self.records.values(), max_step_s)
+        reason = predict_too_slow(job, self.records.values())
         if reason is None:
             return None
         record = job.record(Status.TOO_SLOW, reason, description.bare())

@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from msgspec.structs import asdict
-
 from stepscale.bench.config import Words, compose_cell
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import tables
-from stepscale.bench.records.schema import Record, Status, Task
+from stepscale.bench.records.schema import Record, Status
 
 
 def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
@@ -42,21 +40,17 @@ def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
     return [*point, *swept, _label(cell.names["optimizer"]), "training.trial=true", "training.pictures=0"]
 
 
-def finals(point: Words, best: Record | None, seeds: int) -> Words:
+def finals(point: Words, chosen: Record | None, seeds: int) -> Words:
     """Return the words of the runs that count: what the best trial chose, on seeds that no trial had."""
-    chosen = tables.tuned(best.config["optimizer"]) if best else {}
-    settings = [f"optimizer.{key}={value:.6g}" for key, value in chosen.items()]
+    best_settings = tables.tuned(chosen.config["optimizer"]) if chosen else {}
+    settings = [f"optimizer.{key}={value:.6g}" for key, value in best_settings.items()]
     label = _label(compose_cell(point).names["optimizer"])
     return [*point, *settings, label, f"seed={','.join(str(1 + k) for k in range(seeds))}"]
 
 
-def best_trial(point: Words, records: Iterable[Record]) -> Record | None:
-    """Return the trial of one optimizer on one workload that came furthest on the validation split; None of none."""
-    cell = compose_cell(point)
-    facts = {axis: cell.config[axis] for axis in ("dim", "batch", "depth", "dtype")} | cell.names
-    done = [r for r in records if r.task is Task.TRAIN and r.status is Status.OK and r.config["training"]["trial"]]
-    own = [record for record in done if facts.items() <= asdict(record.cell).items()]
-    return max(own, key=_validation_nats, default=None)
+def best(trials: Iterable[Record]) -> Record | None:
+    """Return the trial that came furthest on the validation split; None where none came to its end."""
+    return max((trial for trial in trials if trial.status is Status.OK), key=_validation_nats, default=None)
 
 
 def _validation_nats(record: Record) -> float:
@@ -66,4 +60,5 @@ def _validation_nats(record: Record) -> float:
 
 def _label(name: str) -> str:
     """Name the optimizer as its point does: a trial's settings are no other method."""
-    return f"label='{name}'"
+    quoted = name.replace("'", "\\'")
+    return f"label='{quoted}'"

@@ -30,7 +30,7 @@ STEADY = 0.02  # warm when the medians of two successive triples of blocks diffe
 MIN_PERIODS = 3  # of warm-up
 TRACED = 10  # steps traced, where a period is shorter and they take no longer than the blocks may
 COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's modes
-WALKED = 3  # steps from the last class's first on: one alone would find the dear step's cold caches
+WALKED = 3  # the dear step and two more: the one right after it finds cold caches, and would look slow on its own
 FEWEST = 3  # blocks, and traced steps, however long they take
 
 
@@ -89,10 +89,10 @@ def measure(
         DivergedError: the parameters were not finite after warm-up or after the last block.
     """
     began = time.perf_counter()
-    if workload.compiled is not None:  # gradients and state must be there, or it would be compiled once more with them
+    if workload.compiled is not None:  # one period as written makes .grad and state: torch would compile anew for them
         workload.run(workload.period, no_mark)
     first_step_s = timed(clock, workload.run, 1)
-    if first_step_s > settings.max_step_s:  # which may have been compilation, and the next a neighbour
+    if first_step_s > settings.max_step_s:  # it may be compilation, the next a neighbour: the better of two more counts
         _refuse_slow(min(timed(clock, workload.run, 1) for _ in range(2)), settings)
     workload.run(-workload.position % workload.period)
     memory = peak_memory()

@@ -64,7 +64,7 @@ class Training:
         if not self.curve.step:
             self._evaluate()
         while not (reason := self._ended()):
-            stop = next_evaluation(self.curve.step[-1])  # not of the position: a checkpoint may lie just before one
+            stop = next_evaluation(self.curve.step[-1])  # not from the position: a resumed run may lie just before one
             stop = stop if self.settings.max_steps is None else min(stop, self.settings.max_steps)
             while self.position < stop and not self._out_of_time():
                 self._advance(stop, clock)

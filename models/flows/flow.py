@@ -38,6 +38,14 @@ class Base(StrEnum):
 class FlowDensity(nn.Module):
     """Invertible multilayer perceptron with square layers: its density, which autodiff alone can train.
 
+    Example:
+        >>> flow = FlowDensity(dim=4, depth=2)
+        >>> x = torch.randn(10, 4)
+        >>> flow(x).shape, flow.log_prob(x).shape
+        (torch.Size([10, 4]), torch.Size([10]))
+        >>> torch.isclose(flow.loss(x), -flow.log_prob(x).mean())
+        tensor(True)
+
     Args:
         dim: width d of the data and of every layer.
         depth: number L of affine layers.

@@ -118,6 +118,14 @@ def pair(
 ) -> Paired:
     """Pair any direction with any torch optimizer.
 
+    Example:
+        >>> from stepscale.models import Flow
+        >>> from stepscale.optimizers import Relative
+        >>> step = pair(Flow(dim=4), Relative, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+        >>> step(torch.randn(100, 4))
+        >>> step.facts.log_det
+        <LogDet.EXACT: 'exact'>
+
     Raises:
         TypeError: the direction has no ``facts``. Or the update's ``step`` needs a closure (``torch.optim.LBFGS``): a
             direction evaluates no loss. Or, at the first step, the direction leaves out a parameter.

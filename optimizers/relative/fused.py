@@ -34,8 +34,8 @@ class RelativeSGD:
         model: offers ``capture`` and ``captured_log_prob``; every layer square with a log|det W| in the loss.
         lr: learning rate η.
         bias: the group whose relative gradient it is, as for ``Relative``.
-        bound: share of W's regularity that a step may use up, in (0, 1]: no direction shrinks by more. At 1 W stays
-            regular, yet one batch of heavy tails may squash a direction, which takes long to grow back.
+        bound: share of W's regularity that a step may use up, in (0, 1]: no direction shrinks by more. At 1 W
+            stays invertible, yet one outlying batch may shrink a singular value close to zero, which recovers slowly.
         track: whether to guard the step and to carry the log-determinants along.
 
     Attributes:

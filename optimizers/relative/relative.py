@@ -29,6 +29,16 @@ class Bias(StrEnum):
 class Relative(Stateless):
     """O(L B d²): writes the relative gradient of an invertible model into ``.grad``.
 
+    Example:
+        >>> from stepscale.models import Flow
+        >>> flow = Flow(dim=4, depth=1)
+        >>> x, W = torch.randn(100, 4), flow.layers[0].weight
+        >>> flow.loss(x).backward()
+        >>> euclidean = W.grad.clone()
+        >>> Relative(flow)(x)
+        >>> torch.allclose(W.grad, euclidean @ W.T @ W, atol=1e-4)
+        True
+
     Args:
         model: offers ``capture``; every layer square with a log|det W| in the loss.
         bias: the group whose relative gradient it is. ``"plain"``: W alone, dW = ∇W WᵀW and db = ∇b;

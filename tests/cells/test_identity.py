@@ -23,8 +23,8 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def of(cell: Any = CELL, config: Any = CONFIG, machine: Any = MACHINE, code: str = "code", torch: str = "2") -> str:
-    return identity(cell, config, machine, code, torch)
+def of(cell: Any = CELL, config: Any = CONFIG, machine: Any = MACHINE, code: str = "code", **variables: str) -> str:
+    return identity(cell, config, machine, [code, *module.sources(config)], variables)
 
 
 def test_what_can_change_a_figure_changes_it() -> None:
@@ -38,7 +38,9 @@ def test_what_can_change_a_figure_changes_it() -> None:
         of(machine=replace(MACHINE, cores=64)),
         of(machine=replace(MACHINE, gpu="H100", gpus=1)),
         of(code="other code"),
-        of(torch="3"),
+        of(ATEN_CPU_CAPABILITY="avx2"),
+        of(config=CONFIG | {"optimizer": {"bound": float("inf")}}),
+        of(config=CONFIG | {"optimizer": {"bound": None}}),
     ]
     assert len({of(), *others}) == 1 + len(others)
 
@@ -71,7 +73,6 @@ def test_an_edited_optimizer_is_another(own: Path, edited: str) -> None:
     config = CONFIG | {"optimizer": {"_target_": "their_optimizer.Mine"}}
     before = of(config=config)
     assert of(config=config) == before
-    module.source.cache_clear()
     with (own / edited).open("a") as file:
         file.write("# edited\n")
     assert of(config=config) != before
@@ -135,3 +136,16 @@ def test_a_comment_in_a_plot_throws_no_run_away(
     with (tmp_path / file).open("a") as source:
         source.write("# a comment\n")
     assert (code_version.code_hash.__wrapped__() == before) is same
+
+
+def test_numbers_may_be_keys_of_a_users_file() -> None:
+    assert of(config=CONFIG | {"optimizer": {"schedule": {0: 0.1, 100: 0.01, "later": 0.001}}}) != of()
+
+
+def test_files_count_wherever_a_configuration_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    path.write_bytes(b"0123")
+    deep = {"data": {"files": [str(path)]}, "model": {"weights": str(path)}}
+    for part, value in deep.items():
+        assert module.contents({part: value}) == module.contents({"data": {"path": str(path)}}) != []
+    assert module.contents({"model": {"folder": str(tmp_path)}}) == [], "of data alone: anything may be a folder's name"

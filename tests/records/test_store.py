@@ -2,6 +2,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stepscale.bench.errors import BadRecordError
@@ -71,3 +72,20 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match=r"cannot be written.*No space left.*already there are whole"):
         store.save(record("relative", 128, 0, 2e-3), tmp_path)
     assert list((tmp_path / "records").iterdir()) == [kept]
+
+
+def test_numbers_of_numpy_and_notes_of_any_kind_lose_no_measurement(tmp_path: Path) -> None:
+    made = record("relative", 64, 0, 2e-3)
+    made.counts.flops, made.data_note = np.float64(5.0), Path("a/file")  # type: ignore[assignment]
+    kept = store.read(store.save(made, tmp_path))
+    assert kept.status is Status.OK and (kept.counts.flops, kept.data_note) == (5.0, "a/file")
+    made.data_note = 5  # type: ignore[assignment]
+    lost = store.read(store.save(made, tmp_path))
+    assert lost.status is Status.FAILED and "data_note" in lost.reason
+
+
+def test_a_schema_that_is_no_number_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"schema": []}')
+    with pytest.raises(BadRecordError, match=r"x\.json"):
+        store.read(path)

@@ -12,15 +12,17 @@ from stepscale.bench.runs import publish
 from tests.support.synthetic import COSTS, record, run_of
 
 
-def planned(folder: Path, cells: int) -> Path:
-    (folder / "run.json").write_text(json.dumps({"cells": cells}))
+def planned(folder: Path, more: list[str] | None = None) -> Path:
+    """Write the plan of a run that was whole, or that wants ``more`` cells than are recorded."""
+    identities = [path.stem for path in (folder / "records").iterdir()] + (more or [])
+    (folder / "run.json").write_text(json.dumps({"cells": len(identities), "identities": identities}))
     return folder
 
 
 def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
-    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64]), 2)
+    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64]))
     named = replace(record("mine", 64, 0, 1e-3), command=f"stepscale hydra.sweep.dir={tmp_path}/run")
     named.machine = replace(named.machine, host="my-desk")
     store.save(named, folder)
@@ -40,6 +42,6 @@ def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pyte
 
 def test_an_unfinished_run_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
-    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64]), 3)
+    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64]), ["another"])
     with pytest.raises(UsageError, match="not finished"):
         publish.publish(folder, "first")

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
+from stepscale.bench.machine import code_version
 from stepscale.bench.records import store
 from stepscale.bench.records.schema import Record, Status
 from stepscale.bench.runs import locks
@@ -61,22 +62,39 @@ def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch:
     assert len(calls) == 4, "one that failed is too: the cause may be mended"
 
 
+def asked(optimizer: str, dim: int, seed: int, max_step_s: float, **axes: object) -> Job:
+    config = {"task": "time", "timing": {"max_step_s": max_step_s}}
+    return Job("x", cell(optimizer, dim, seed, **axes), config, MACHINE, "typed", Path("nowhere"))
+
+
 def test_too_slow_is_predicted_from_smaller_dims() -> None:
     cubic = polynomial(0, 0, 0, 1e-1)
     known = [record("naive", dim, 0, cubic(dim)) for dim in (64, 128)]
-    assert predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 1.01) is None
-    reason = predict_too_slow(cell("naive", 256, 1), MACHINE, known, max_step_s=cubic(256) * 0.99)
+    for made in known:
+        made.environment = replace(made.environment, code=code_version.code_hash())
+    assert predict_too_slow(asked("naive", 256, 1, cubic(256) * 1.01), known) is None
+    reason = predict_too_slow(asked("naive", 256, 1, cubic(256) * 0.99), known)
     assert reason is not None and "predicted from dim 128: 1.68 s" in reason
-    assert predict_too_slow(cell("other", 256, 1), MACHINE, known, 1e-9) is None
-    assert predict_too_slow(cell("naive", 256, 1, batch=10), MACHINE, known, 1e-9) is None
-    elsewhere = replace(MACHINE, cpu="another")
-    assert predict_too_slow(cell("naive", 256, 1), elsewhere, known, 1e-9) is None
+    assert predict_too_slow(asked("other", 256, 1, 1e-9), known) is None
+    assert predict_too_slow(asked("naive", 256, 1, 1e-9, batch=10), known) is None
+    elsewhere = [replace(made, machine=replace(MACHINE, cpu="another")) for made in known]
+    assert predict_too_slow(asked("naive", 256, 1, 1e-9), elsewhere) is None
+    older = [replace(made, environment=replace(made.environment, code="older")) for made in known]
+    assert predict_too_slow(asked("naive", 256, 1, 1e-9), older) is None
+    edited = [replace(made, sources=["own:12345678"]) for made in known]
+    assert predict_too_slow(asked("naive", 256, 1, 1e-9), edited) is None
     disturbed = deepcopy(known)
     for made in disturbed:
         made.timing.blocks.other_cores = [1.0] * 6
-    assert predict_too_slow(cell("naive", 256, 1), MACHINE, disturbed, 1e-9) is None
+    assert predict_too_slow(asked("naive", 256, 1, 1e-9), disturbed) is None
+
+
+def test_what_was_too_slow_for_less_time_says_nothing() -> None:
     slow = failed("naive", 128, 0, "too_slow")
-    assert "already at dim 128" in str(predict_too_slow(cell("naive", 256, 0), MACHINE, [slow], 1))
+    slow.environment = replace(slow.environment, code=code_version.code_hash())
+    slow.config["timing"] = {"max_step_s": 1}
+    assert "already at dim 128" in str(predict_too_slow(asked("naive", 256, 0, 1), [slow]))
+    assert predict_too_slow(asked("naive", 256, 0, 30), [slow]) is None
 
 
 def quiet(line: str) -> None:

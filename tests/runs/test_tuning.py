@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 import stepscale.bench.config  # noqa: F401 - registers what the configuration computes with
+from stepscale.bench.config import compose_cell, expand
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records.schema import Record, Status
 from stepscale.bench.runs import tuning
@@ -41,19 +42,9 @@ def test_unequal_budgets_are_refused() -> None:
         tuning.trials(["dim=64", "optimizer=relative"], [{"lr": [1.0, 2.0]}, FACTORS[1]])
 
 
-def test_the_best_trial_of_the_same_workload_is_trained_on_new_seeds() -> None:
-    rows = [
-        trial(0.1, -9.0),
-        trial(0.2, -5.0),
-        trial(0.3, -7.0),
-        trial(0.4, 99.0, status="diverged"),
-        trial(0.5, 99.0, trial=False),
-        trial(0.6, 99.0, dim=256),
-        trial(0.7, 99.0, data="noise"),
-        trial(0.8, 99.0, optimizer="adam"),
-    ]
-    point = ["dim=64", "optimizer=relative"]
-    words = tuning.finals(point, tuning.best_trial(point, rows), seeds=3)
+def test_what_the_best_trial_chose_is_trained_on_new_seeds() -> None:
+    trials = [trial(0.1, -9.0), trial(0.2, -5.0), trial(0.3, -7.0), trial(0.4, 99.0, status="diverged")]
+    words = tuning.finals(["dim=64", "optimizer=relative"], tuning.best(trials), seeds=3)
     assert "optimizer.update.lr=0.2" in words
     assert "seed=1,2,3" in words, "the trials had 0"
     assert "label='relative'" in words
@@ -61,7 +52,7 @@ def test_the_best_trial_of_the_same_workload_is_trained_on_new_seeds() -> None:
 
 
 def test_without_a_trial_it_is_trained_as_its_file_says() -> None:
-    assert tuning.best_trial(["dim=64", "optimizer=relative"], []) is None
+    assert tuning.best([]) is None
     assert tuning.finals(["dim=64", "optimizer=relative"], None, seeds=1) == [
         "dim=64", "optimizer=relative", "label='relative'", "seed=1",
     ]  # fmt: skip
@@ -71,6 +62,13 @@ def test_a_tuned_point_without_a_trial_that_ended_is_not_trained() -> None:
     """It would be trained as its file says, and pass for tuned."""
     planned = Plan(name="mine", parts=[], code="code", torch="2", seeds=2)
     with pytest.raises(UsageError, match="no trial of dim=64 optimizer=relative came to its end"):
-        planned.finals(Point(["dim=64", "optimizer=relative"], tuned=True), [trial(0.4, 9.0, status="diverged")])
-    cells = planned.finals(Point(["dim=64", "optimizer=kfac_whole"], tuned=False), [])
+        planned.finals(Point(["dim=64", "optimizer=relative"], trials=0), [trial(0.4, 9.0, status="diverged")])
+    cells = planned.finals(Point(["dim=64", "optimizer=kfac_whole"], trials=None), [])
     assert [words[-1] for words in cells] == ["seed=1", "seed=2"]
+
+
+@pytest.mark.parametrize("name", ["relative", "kfac[direction.frame='euclidean']", "a\\b"])
+def test_a_label_is_what_it_was_whatever_it_holds(name: str) -> None:
+    word = tuning._label(name)
+    assert compose_cell([word]).names["optimizer"] == name
+    assert expand([word, "seed=1,2"])[1] == [word, "seed=2"]

@@ -20,4 +20,4 @@ def job(path: Path, *overrides: str, optimizer: str = "relative", dim: int = 8, 
     config = composed(f"optimizer={optimizer}", f"dim={dim}", *BRIEF, *overrides)
     facts = cell(optimizer, dim, config["seed"], threads=THREADS, batch=config["batch"], **axes)
     machine = description.machine("cpu")
-    return Job(identity(facts, config, machine, "code", "torch"), facts, config, machine, "test", path)
+    return Job(identity(facts, config, machine, ["code", "torch"], {}), facts, config, machine, "test", path)

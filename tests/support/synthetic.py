@@ -147,7 +147,7 @@ def bare(of: Cell, config: dict[str, Any]) -> Record:
     return Record(
         schema=SCHEMA,
         task=Task(config["task"]),
-        identity=identity(of, config, MACHINE, "code", "torch"),
+        identity=identity(of, config, MACHINE, ["code", "torch"], {}),
         status=Status.FAILED,
         cell=of,
         config=config,
