@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from stepscale.models import Flow, flow
+from stepscale.models import Flow
+from stepscale.models.flows import flow
 from tests.conftest import batch_of, generic_flow
 
 pytestmark = pytest.mark.numerical

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from stepscale.bench.data.photographs import photos
 from stepscale.models import Flow
-from stepscale.optimizers import Relative, RelativeSGD, pair, relative_sgd
+from stepscale.optimizers import Relative, RelativeSGD, pair
+from stepscale.optimizers.relative import fused
 from stepscale.optimizers.relative.relative import Bias
 from tests.conftest import batch_of, generic_flow
 
@@ -150,7 +151,7 @@ def test_phases_are_marked() -> None:
 
 
 def test_untracked_it_needs_no_determinant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relative_sgd, "log_abs_dets", None)
+    monkeypatch.setattr(fused, "log_abs_dets", None)
     step = RelativeSGD(generic_flow(), LR, track=False)
     step(batch_of())
     assert step.anchor() is None

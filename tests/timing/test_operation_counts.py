@@ -9,7 +9,8 @@ from torch import Tensor
 from stepscale.bench.timing.limit import Limit, products_of
 from stepscale.bench.timing.operation_counts import Allocated, Counter, product_flops
 from stepscale.models import Autoencoder, Flow
-from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, RelativeSGD, relative
+from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, RelativeSGD
+from stepscale.optimizers.relative import relative
 from tests.counts import OPTIMIZERS, TORCH, Row, committed, count, count_doubling, counted, differences, expected
 
 B, L = 100, 2
