@@ -51,12 +51,12 @@ class Run:
             return there
         if anew:
             job.checkpoint.unlink(missing_ok=True)
-        began = time.perf_counter()
         record = None if anew or self.planned is None else self._predicted_too_slow(job)
         if record is None:
             with measuring(job, self.tell):
+                began = time.perf_counter()  # without what was waited for the machine
                 record = process.run(job)
-        self.spent_s += time.perf_counter() - began
+                self.spent_s += time.perf_counter() - began
         self.measured += 1
         self.records[job.identity] = record
         self.complaints = [complaint for complaint in self.complaints if job.identity not in complaint]

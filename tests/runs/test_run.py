@@ -1,6 +1,8 @@
 """A run's folder: what it holds is not measured again, whoever has measured it; what is too slow is foretold."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -180,6 +182,23 @@ def test_who_comes_second_is_told_whom_it_waits_for(tmp_path: Path) -> None:
     assert order == ["first", "second"]
     (line,) = said
     assert line.startswith("waiting for process ") and line.endswith("which is measuring something")
+
+
+def test_time_waited_for_the_machine_is_no_part_of_the_time_left(
+    tmp_path: Path, measured: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, said = [0.0], list[str]()
+
+    @contextmanager
+    def waits(*_: object) -> Iterator[None]:
+        clock[0] += 3600.0
+        yield
+
+    monkeypatch.setattr("stepscale.bench.runs.run.measuring", waits)
+    monkeypatch.setattr("stepscale.bench.runs.run.time.perf_counter", lambda: clock[0])
+    planned = plan_multirun(GRID)
+    conduct(planned, Run(tmp_path, planned.cells, said.append), "typed")
+    assert len(measured) == 8 and all("   0:00 left" in line for line in said)
 
 
 def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
