@@ -11,10 +11,8 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("bench", "models", "optimizers")
 LONGEST, MOST_MODULES = 40, 10  # lines of a function, and modules of a folder but for __init__ and __main__
 ANY, DICT_OF_ANY, DISCOVERED = 40, 10, 5  # in bench: names Any, dict[str, Any], getattr and hasattr
-HYDRAS, OWN = (
-    3,
-    ("hydra", "omegaconf"),
-)  # modules of bench that import either, but for the benchmarks, which pytest runs
+HYDRA = ("hydra", "omegaconf")
+IMPORT_HYDRA = 3  # modules of bench that import either; the benchmarks do not count, pytest runs them
 
 
 def modules(root: Path, part: str) -> Iterator[tuple[Path, ast.Module]]:
@@ -43,7 +41,7 @@ def imports_hydra(tree: ast.Module) -> bool:
     """Whether a module imports Hydra or OmegaConf, anywhere in it."""
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return any(name.split(".")[0] in OWN for name in names)
+    return any(name.split(".")[0] in HYDRA for name in names)
 
 
 def long_functions(path: Path, tree: ast.Module) -> list[str]:
@@ -79,8 +77,8 @@ def counts(root: Path) -> list[str]:
             found.append(f"bench uses {what} {total} times, {most} are the most")
     importing = [path for path, tree in modules(root, "bench") if imports_hydra(tree)]
     importing = [path for path in importing if "benchmarks" not in path.parts]
-    if len(importing) > HYDRAS:
-        found.append(f"{', '.join(map(str, importing))} import hydra or omegaconf, {HYDRAS} modules are the most")
+    if len(importing) > IMPORT_HYDRA:
+        found.append(f"{', '.join(map(str, importing))} import hydra or omegaconf, {IMPORT_HYDRA} modules are the most")
     return found
 
 

@@ -21,7 +21,7 @@ def tree(root: Path, **texts: str) -> Path:
         "anything": "x: Any\n" * (shape.ANY - shape.DICT_OF_ANY) + "y: dict[str, Any]\n" * shape.DICT_OF_ANY,
         "discovering": discoveries,
         "long": "def long():\n    'Not counted.'\n" + "    x = 1\n" * shape.LONGEST,
-        **{f"hydra_{k}": "import hydra.utils\n" for k in range(shape.HYDRAS)},
+        **{f"hydra_{k}": "import hydra.utils\n" for k in range(shape.IMPORT_HYDRA)},
     }
     for name, text in (allowed | texts).items():
         path = root / "bench" / f"{name}.py"
