@@ -26,7 +26,8 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
         FileNotFoundError: there is no record.
     """
     if not records:
-        raise FileNotFoundError(" ".join([f"no records in {folder / 'records'}", *complaints]))
+        empty = f"no records in {folder / 'records'}; name a folder that a sweep wrote, such as results/local/latest."
+        raise FileNotFoundError(" ".join([empty, *complaints]))
     where = provenance(records)
     cells, runs = (tables.cells_of(records, task) for task in (Task.TIME, Task.TRAIN))
     sections = [scaling_section.section(cells, where)] if len(cells) else []

@@ -10,6 +10,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from stepscale.bench.errors import UsageError
+from stepscale.bench.notes import one_line
 from stepscale.bench.records import store
 
 RESULTS = Path("results")
@@ -29,7 +30,8 @@ def publish(run: Path, name: str) -> Path:
     try:
         plan = json.loads((run / "run.json").read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{run} holds no sweep's run ({error})") from error
+        hint = "name a folder that `stepscale sweep` wrote, such as results/local/latest"
+        raise UsageError(f"{run} holds no sweep's run ({one_line(error)}); {hint}") from error
     there, complaints = store.read_all(run)
     recorded = {record.identity for record in there}
     wanted = set(plan.get("identities", ()))  # once the run was whole; older versions counted
