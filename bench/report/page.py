@@ -174,7 +174,7 @@ def _numeric(rows: list[list[Shown]]) -> list[bool]:
     wordless = [
         [not re.search(r"[A-Za-z]", cell.text) for cell in column if cell.text] for column in zip(*rows, strict=True)
     ]
-    return [2 * sum(numbers) > len(numbers) for numbers in wordless]
+    return [4 * sum(numbers) > 3 * len(numbers) for numbers in wordless]
 
 
 def _inline_markdown(line: str) -> Markup:

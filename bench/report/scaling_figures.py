@@ -185,6 +185,6 @@ def alt(times: pd.DataFrame, what: str) -> str:
     last = known[known["dim"] == known["dim"].max()].sort_values("step_ms")
     told = ", ".join(f"{row['optimizer']} {number(row['step_ms'])} ms" for row in last.to_dict("records"))
     return (
-        f"Time of one step against dim on logarithmic axes, with guides for d² and d³; below it peak memory and what else"
-        f" is known ({what}). At dim {known['dim'].max()}: {told}."
+        f"Time of one step against dim on logarithmic axes, with guides for d² and d³; below it peak memory and what"
+        f" else is known ({what}). At dim {known['dim'].max()}: {told}."
     )

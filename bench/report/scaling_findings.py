@@ -10,7 +10,7 @@ from stepscale.bench.analysis.baselines import HONEST, NAIVE, base
 from stepscale.bench.analysis.process_variance import SAME_CELL, Spreads, spreads
 from stepscale.bench.records.schema import GROUP
 from stepscale.bench.report.page import TableRow, percent
-from stepscale.bench.report.scaling_tables import NOT_COUNTED, PER_GROUP, Judged, groups, of_group
+from stepscale.bench.report.scaling_tables import NOT_COUNTED, PER_GROUP, Judged, disagrees, groups, of_group
 
 VERDICTS = ("no cubic work", "partly cubic", "cubic", "undecided", NOT_COUNTED)  # in the order they are told
 KINDS = ("crossover", "none", "equal", "undecided")  # of pairs, likewise
@@ -101,10 +101,10 @@ def _disagreements(rows: list[TableRow], place: str) -> list[str]:
     return [
         f"The fit of times against dim disagrees about `{row['optimizer']}`{place}: it reads"
         f" {percent(row['fit_share'], row['fit_low'], row['fit_high'])} of a step at dim {row['dim_max']} as cubic;"
-        f" cubic operations take {percent(row['cubic_share'], row['cubic_low'], row['cubic_high'])} of it. The fit takes a"
-        " change of speed with dim for growth; the verdict is by operations."
+        f" cubic operations take {percent(row['cubic_share'], row['cubic_low'], row['cubic_high'])} of it. The fit"
+        " takes a change of speed with dim for growth; the verdict is by operations."
         for row in rows
-        if row["fit_agrees"] is False
+        if disagrees(row)
     ]
 
 

@@ -78,7 +78,7 @@ def headlines(judged: Judged) -> dict[str, pd.DataFrame]:
 
 
 def headline(judged: Judged, group: tuple[object, ...]) -> list[TableRow]:
-    """One row an optimizer of a group, at its largest measured dim; those that go furthest first, of them the fastest."""
+    """One row an optimizer of a group, at its largest measured dim; those that go furthest come first."""
     times, growth = of_group(judged.times, group), of_group(judged.growth, group).set_index("optimizer")
     own = of_group(judged.factors, group)
     baseline = baseline_of(own)
@@ -200,8 +200,13 @@ def _is_empty(value: object) -> bool:
 def _fit(row: TableRow) -> Shown:
     if math.isnan(row["fit_share"]):
         return Shown("", math.nan)
-    against = ", disagrees" if row["fit_agrees"] is False else ""
+    against = ", disagrees" if disagrees(row) else ""
     return Shown(percent(row["fit_share"], row["fit_low"], row["fit_high"]) + against, row["fit_share"])
+
+
+def disagrees(row: TableRow) -> bool:
+    """Tell whether there is a fit of times, and one that reads another share than the operations have."""
+    return row["fit_agrees"] is not None and not row["fit_agrees"]
 
 
 def budgets_table(judged: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
