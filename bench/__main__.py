@@ -43,7 +43,7 @@ def main() -> None:
             from stepscale.bench.cells import fork_server
             from stepscale.bench.machine import cores
 
-            fork_server.start(cores.default_threads())
+            fork_server.start(cores.guessed_threads(to.words))
         importlib.import_module(to.module).main(to.words)
     except (UsageError, OSError) as error:
         sys.exit(str(error))

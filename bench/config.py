@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from stepscale.bench.errors import UsageError
+from stepscale.bench.machine.cores import ALL
 from stepscale.bench.records.schema import AXES, Config, Task
 
 # learning rates follow the dim: lr: ${divide:0.3,${dim}}
@@ -47,6 +48,17 @@ class CellConfig(NamedTuple):
     config: Config  # resolved
     names: dict[str, str]  # of optimizer, model and data, as tables show them
     variables: dict[str, str]  # hydra.job.env_set: the environment of the cell's process
+    composed: DictConfig  # with its interpolations
+
+    def at(self, dim: int) -> Config:
+        """Return the cell's configuration at another dim.
+
+        Raises:
+            UsageError: it has none there.
+        """
+        config = deepcopy(self.composed)
+        config.dim = dim
+        return _resolved(config)
 
 
 class _Loader(NamedTuple):
@@ -113,12 +125,16 @@ def cell_of(config: DictConfig, choices: dict[str, str], words: Words, variables
     Raises:
         UsageError: a value is missing or out of its range; the message names it and what was expected.
     """
+    resolved = _resolved(config)
+    return CellConfig(resolved, _names(resolved, choices, words), variables, config)
+
+
+def _resolved(config: DictConfig) -> Config:
     try:
         check_numbers(config)  # first: learning rates are computed from the dim
-        resolved = cast(Config, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        return cast(Config, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    return CellConfig(resolved, _names(resolved, choices, words), variables)
 
 
 def composed_by_hydra(config: DictConfig) -> CellConfig:
@@ -199,8 +215,8 @@ def check_numbers(config: DictConfig) -> None:
     for name, least in WHOLE.items():
         if not _whole(config[name], least):
             raise UsageError(f"{name} must be a whole number of at least {least}, got {config[name]!r}")
-    if config.threads is not None and not _whole(config.threads, 1):
-        raise UsageError(f"threads must be null or a whole number of at least 1, got {config.threads!r}")
+    if config.threads not in (None, ALL) and not _whole(config.threads, 1):
+        raise UsageError(f"threads must be null, {ALL} or a whole number of at least 1, got {config.threads!r}")
     for name in ("memory_gib", "timeout_s"):
         value = config[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from stepscale.bench.timing.operation_counts import Allocated, Counter
+from stepscale.bench.counting.operation_counts import Allocated, Counter
 from stepscale.bench.timing.workload import Workload
 from tests.support.compose import built, composed, named
 

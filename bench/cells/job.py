@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stepscale.bench.records.schema import SCHEMA, Cell, Config, Environment, Machine, Record, Status, Task
+import msgspec
+
+from stepscale.bench.records.schema import (
+    SCHEMA,
+    Cell,
+    Config,
+    Environment,
+    Machine,
+    PeriodLog,
+    Record,
+    Status,
+    Task,
+)
 
 TF32 = "tf32"
 DTYPES = ("float32", "float64", TF32, "bfloat16")
@@ -24,6 +37,11 @@ class Job:
     folder: Path
     sources: list[str] = field(default_factory=list)  # what its targets and data are
     variables: dict[str, str] = field(default_factory=dict)  # of its process's environment, beside the command's own
+    nearby: dict[int, Config] = field(default_factory=dict)  # its configuration at other dims, to see its work grow
+    log_name: str = ""  # of the log of its operations, which seeds share
+    log: PeriodLog | None = None  # its operations, once they are logged
+    notes: dict[str, str] = field(default_factory=dict)  # of what is extra and has failed before it is measured
+    turns: str | None = None  # shared by the cells that are measured in turns
 
     @property
     def task(self) -> Task:
@@ -33,6 +51,16 @@ class Job:
     def checkpoint(self) -> Path:
         """Where an unfinished training run of this cell lies."""
         return self.folder / "checkpoints" / f"{self.identity}.pt"
+
+    def at(self, dim: int) -> Job:
+        """Return the same cell at another dim.
+
+        Raises:
+            KeyError: it has no configuration there.
+        """
+        if dim == self.cell.dim:
+            return self
+        return dataclasses.replace(self, cell=msgspec.structs.replace(self.cell, dim=dim), config=self.nearby[dim])
 
     def record(self, status: Status, reason: str | None, environment: Environment) -> Record:
         """Make this cell's record, without any figure yet."""

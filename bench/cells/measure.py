@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 
 import torch
 
 from stepscale.bench.cells.build import number_type
 from stepscale.bench.cells.failures import classify
 from stepscale.bench.cells.job import Job
-from stepscale.bench.cells.time_cell import time_cell
+from stepscale.bench.cells.time_cell import log_cell, time_cell
 from stepscale.bench.cells.train_cell import train_cell
 from stepscale.bench.errors import StoppedError
 from stepscale.bench.machine import description, memory
-from stepscale.bench.records.schema import Record, Status, Task
+from stepscale.bench.records.schema import PeriodLog, Record, Status, Task
 
 
-def measure_cell(job: Job) -> Record:
+def no_turn() -> None:
+    """Wait for nobody."""
+
+
+def measure_cell(job: Job, turn: Callable[[], None] = no_turn) -> Record:
     """Measure a cell in this process; whatever goes wrong is the record's status and reason.
+
+    ``turn`` is called before each block of a step that is timed, and returns when the machine is this cell's.
 
     Raises:
         StoppedError: the process was asked to end, and there is no result.
     """
     record = job.record(Status.FAILED, None, description.bare())
     try:
-        device = torch.device(job.cell.device)
         number_type(job.cell.dtype)  # sets how products round, which the environment's description says
         record.environment = description.describe()
-        refuse_wrong_threads(job.cell.threads)
-        memory.limit_memory(job.config["memory_gib"], device)
-        torch.manual_seed(job.cell.seed)
-        TASKS[job.task](job, device, record)
+        device = prepare(job)
+        if job.task is Task.TIME:
+            time_cell(job, device, record, turn)
+        else:
+            train_cell(job, device, record)
     except StoppedError:
         raise
     except BaseException as error:  # also what a user's code ends a process by
@@ -40,6 +47,23 @@ def measure_cell(job: Job) -> Record:
     else:
         record.status = Status.OK
     return record
+
+
+def log_operations(job: Job) -> PeriodLog | str:
+    """Log the operations of a cell's step in this process; or return why they cannot be."""
+    try:
+        return log_cell(job, prepare(job))
+    except BaseException as error:
+        return classify(error)[1]
+
+
+def prepare(job: Job) -> torch.device:
+    """Ready this process for a cell: its threads, its memory, its generator."""
+    device = torch.device(job.cell.device)
+    refuse_wrong_threads(job.cell.threads)
+    memory.limit_memory(job.config["memory_gib"], device)
+    torch.manual_seed(job.cell.seed)
+    return device
 
 
 def refuse_wrong_threads(asked: int) -> None:
@@ -55,6 +79,3 @@ def refuse_wrong_threads(asked: int) -> None:
         )
     if os.environ.get("MKL_DYNAMIC", "").lower() in ("false", "0"):
         raise RuntimeError("MKL_DYNAMIC=FALSE makes torch's batched LU on CPU silently wrong: unset it")
-
-
-TASKS = {Task.TIME: time_cell, Task.TRAIN: train_cell}

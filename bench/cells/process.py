@@ -1,81 +1,171 @@
-"""One cell, one process, forked from the server."""
+"""One cell, one process, forked from the server; cells that are compared take turns."""
 
 from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 
+import msgspec
+
 from stepscale.bench.cells import fork_server
 from stepscale.bench.cells.job import Job
-from stepscale.bench.cells.measure import measure_cell
+from stepscale.bench.cells.measure import log_operations, measure_cell
 from stepscale.bench.errors import StoppedError
 from stepscale.bench.machine import description
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import Record, Status, Task
+from stepscale.bench.records.schema import PeriodLog, Record, Status, Task
 
 TIMEOUTS_S = {Task.TIME: 600.0, Task.TRAIN: None}  # where timeout_s is null: training has budgets of its own
 GRACE_S = 5.0
+TURN = True  # what a process says that wants one, and is told that has one
+Answer = bytes | str | bool | None  # a record, why it cannot be written, a wish for a turn; nothing
 
 
-def run(job: Job) -> Record:
-    """Measure a cell in a process of its own, which writes its record and returns it.
+def run(jobs: Sequence[Job], tell: Callable[[Record], None] = lambda record: None) -> list[Record]:
+    """Measure cells, each in a process of its own, which writes its record and returns it; they take turns.
 
-    A process that dies or takes too long leaves a ``killed`` record.
+    At any time one of them works. In a round each that is not done has one turn, in an order that is random: what
+    drifts is the same for all. A process that dies or takes too long leaves a ``killed`` record.
+
+    Args:
+        jobs: cells that differ in their optimizer; all have the same number of threads.
+        tell: is called with each record as it comes.
 
     Raises:
-        OSError: the record cannot be written.
-        KeyboardInterrupt: the process has been ended, and there is no record.
+        OSError: a record cannot be written.
+        KeyboardInterrupt: the processes have been ended, and there is no record of those that were not done.
     """
+    fork_server.start(jobs[0].cell.threads)
+    name = uuid.uuid4().hex[:12] if len(jobs) > 1 else None
+    sessions = list[Session]()
+    try:
+        for job in jobs:
+            sessions.append(Session(replace(job, turns=name)))
+            sessions[-1].listen(tell)
+        while waiting := [session for session in sessions if session.record is None]:
+            for session in random.sample(waiting, len(waiting)):
+                session.grant()
+                session.listen(tell)
+    finally:
+        for session in sessions:
+            session.end()
+    return [session.record for session in sessions if session.record is not None]
+
+
+class Session:
+    """The process of one cell."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.record: Record | None = None
+        timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
+        self.timeout_s, self.left_s = timeout_s, timeout_s
+        self.process, self.connection = _start(_measure, job)
+        _pin(self.process, job)
+
+    def listen(self, tell: Callable[[Record], None]) -> None:
+        """Hear what it says: that it wants a turn, or its record.
+
+        Raises:
+            OSError: its record cannot be written.
+        """
+        began = time.monotonic()
+        told = multiprocessing.connection.wait([self.connection, self.process.sentinel], self.left_s)
+        answer = _answer(self.connection)
+        if self.left_s is not None:
+            self.left_s = max(0.0, self.left_s - (time.monotonic() - began))
+        if answer is TURN:
+            return
+        if told:
+            self.process.join(GRACE_S)  # it has nothing left to do, unless a thread of the user's has
+        else:
+            self.process.terminate()  # a training run leaves its checkpoint; or it is about to answer all the same
+            multiprocessing.connection.wait([self.connection, self.process.sentinel], GRACE_S)
+            answer = _answer(self.connection)
+        self.end()
+        if isinstance(answer, str):
+            raise OSError(answer)
+        self.record = store.decode(answer) if isinstance(answer, bytes) else self._killed(bool(told))
+        tell(self.record)
+
+    def grant(self) -> None:
+        """Give it its turn; should it be gone, ``listen`` finds out why."""
+        with suppress(OSError):
+            self.connection.send(TURN)
+
+    def end(self) -> None:
+        """End the process, if it still runs: a training run leaves its checkpoint."""
+        _end(self.process)
+
+    def _killed(self, died: bool) -> Record:
+        reason = _death(self.process.exitcode) if died else f"took longer than timeout_s={self.timeout_s:g}"
+        record = self.job.record(Status.KILLED, reason, description.bare())
+        store.save(record, self.job.folder)
+        return record
+
+
+def log(job: Job) -> PeriodLog | str:
+    """Log the operations of a cell's step in a process of its own; or return why that has failed."""
     fork_server.start(job.cell.threads)
     timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
-    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process, connection = _start(_log, job)
+    try:
+        told = multiprocessing.connection.wait([connection, process.sentinel], timeout_s)
+        answer = _answer(connection)
+        if told:
+            process.join(GRACE_S)
+    finally:
+        _end(process)
+    if isinstance(answer, bytes):
+        return msgspec.json.decode(answer, type=PeriodLog)
+    if isinstance(answer, str):
+        return answer
+    return _death(process.exitcode) if told else f"took longer than timeout_s={timeout_s:g}"
+
+
+def _start(target: Callable[[Job, Connection], None], job: Job) -> tuple[BaseProcess, Connection]:
+    """Start a process of the server's that does something for a cell, and answers by the connection."""
+    ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("forkserver").Process(
-        target=_child, args=(job, dict(os.environ) | job.variables, theirs)
+        target=_child, args=(target, job, dict(os.environ) | job.variables, theirs)
     )
     with _no_main_module():
         process.start()
     theirs.close()
-    try:
-        told = multiprocessing.connection.wait([ours, process.sentinel], timeout_s)
-        answer = _answer(ours)
-        if told:
-            process.join(GRACE_S)  # it has nothing left to do, unless a thread of the user's has
-        else:
-            process.terminate()  # a training run leaves its checkpoint; or it is about to answer all the same
-            multiprocessing.connection.wait([ours, process.sentinel], GRACE_S)
-            answer = _answer(ours)
-    finally:
-        _end(process)
-    if isinstance(answer, bytes):
-        return store.decode(answer)
-    if isinstance(answer, str):
-        raise OSError(answer)
-    reason = _death(process.exitcode) if told else f"took longer than timeout_s={timeout_s:g}"
-    record = job.record(Status.KILLED, reason, description.bare())
-    store.save(record, job.folder)
-    return record
+    return process, ours
 
 
-def _answer(connection: Connection) -> bytes | str | None:
-    """Return what has come: the record, or why it cannot be written; None of a process that is silent or gone."""
+def _pin(process: BaseProcess, job: Job) -> None:
+    """Keep a timed step on the last cores: two cores of a shared machine can differ by a factor of two, for seconds."""
+    if sys.platform == "linux" and job.task is Task.TIME and job.cell.device == "cpu" and process.pid is not None:
+        with suppress(OSError):  # it may have ended
+            os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[-job.cell.threads :])
+
+
+def _answer(connection: Connection) -> Answer:
+    """Return what has come; None of a process that is silent or gone."""
     try:
-        answer: bytes | str | None = connection.recv() if connection.poll() else None
-    except EOFError:
+        answer: Answer = connection.recv() if connection.poll() else None
+    except (EOFError, ConnectionResetError):
         return None
     return answer
 
 
 def _end(process: BaseProcess) -> None:
-    """End the process, if it still runs: a training run leaves its checkpoint."""
+    """End the process, if it still runs."""
     if process.is_alive():
         process.terminate()
         process.join(GRACE_S)
@@ -105,12 +195,27 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _child(job: Job, variables: dict[str, str], connection: Connection) -> None:
+def _child(
+    target: Callable[[Job, Connection], None], job: Job, variables: dict[str, str], connection: Connection
+) -> None:
     os.environ.update(variables)  # of hydra.job.env_set too, which the server was started before
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    target(job, connection)
+
+
+def _measure(job: Job, connection: Connection) -> None:
+    """Measure a cell, with each turn that is granted; write its record and answer with it."""
+
+    def turn() -> None:
+        try:
+            connection.send(TURN)
+            connection.recv()
+        except (EOFError, OSError):  # the parent is gone, and nobody waits for a record
+            os._exit(1)
+
     try:
-        record = measure_cell(job)
+        record = measure_cell(job, turn)
     except StoppedError as error:
         sys.stderr.write(f"{error}\n")
         return
@@ -123,6 +228,12 @@ def _child(job: Job, variables: dict[str, str], connection: Connection) -> None:
     connection.send(encoded)
     if ended:  # one that failed may go on from there; and not before the record is there
         job.checkpoint.unlink(missing_ok=True)
+
+
+def _log(job: Job, connection: Connection) -> None:
+    """Log a cell's operations and answer with the log."""
+    found = log_operations(job)
+    connection.send(found if isinstance(found, str) else msgspec.json.encode(found))
 
 
 def _end_with_parent() -> None:

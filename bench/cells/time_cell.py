@@ -1,6 +1,8 @@
-"""A step, timed in this process."""
+"""A step, timed in this process, and its operations logged in another."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -9,31 +11,58 @@ from stepscale.bench.cells.job import Job
 from stepscale.bench.machine import memory
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.notes import Notes
-from stepscale.bench.records.schema import Record
+from stepscale.bench.records.schema import PeriodLog, Record
 from stepscale.bench.timing.gradient_cosine import agreement
 from stepscale.bench.timing.limit import limit_of
+from stepscale.bench.timing.log_period import log_growth
 from stepscale.bench.timing.time_step import Settings, measure
 from stepscale.bench.timing.workload import Workload
-from stepscale.models import each
+from stepscale.models import Batch, each
 
 BATCHES = 3  # rotated, so that no step finds its batch in the cache
 
 
-def time_cell(job: Job, device: torch.device, record: Record) -> None:
+def log_cell(job: Job, device: torch.device) -> PeriodLog:
+    """Log the operations of a cell's step, at its dim and at one nearby.
+
+    Raises:
+        TooSlowError: a step takes longer than the settings allow.
+    """
+    settings, notes = Settings(**job.config["timing"]), Notes()
+
+    def make(dim: int) -> Workload:
+        torch.manual_seed(job.cell.seed)
+        there = job.at(dim)
+        batches, _ = _batches(there, device)
+        return Workload(*build(there, device, number_type(job.cell.dtype)), batches)
+
+    log = log_growth(make, job.cell.dim, settings.max_step_s, notes)
+    log.notes = notes
+    return log
+
+
+def time_cell(job: Job, device: torch.device, record: Record, turn: Callable[[], None]) -> None:
     """Time a step: fill the record's ``timing``, ``counts``, ``memory`` and ``direction``."""
-    dtype, notes = number_type(job.cell.dtype), Notes()
+    notes = Notes(job.notes | (job.log.notes if job.log else {}))
     record.notes = notes
-    data = load_data(job, BATCHES * job.cell.batch)
-    record.data_note = data.note
-    rows, size = moved(data.train, device, dtype), job.cell.batch
-    batches = [each(rows, lambda part, k=k: part[k * size : (k + 1) * size]) for k in range(BATCHES)]  # type: ignore[misc]
+    batches, record.data_note = _batches(job, device)
     peak_memory = memory.start_peak_memory(device)
     settings = Settings(**job.config["timing"])
-    workload = Workload(*build(job, device, dtype), batches, settings.compile)  # type: ignore[arg-type]
+    workload = Workload(*build(job, device, number_type(job.cell.dtype)), batches, settings.compile)
     if device.type == "cuda":  # there the model was made at a higher peak than a step may have
         torch.cuda.reset_peak_memory_stats(device)
     limit = lambda: limit_of(workload.model, batches[0], job.cell.dim)  # noqa: E731
+    clock = clock_of(device, job.cell.threads)
     record.timing, record.counts, record.memory = measure(
-        workload, limit, clock_of(device), settings, peak_memory, notes
+        workload, limit, clock, settings, peak_memory, notes, job.log, turn
     )
+    record.timing.turns = job.turns
     record.direction = agreement(workload, job.cell.dim, notes)
+
+
+def _batches(job: Job, device: torch.device) -> tuple[list[Batch], str | None]:
+    """Return a few batches of a cell's data on its device, and what is to be noted of the data."""
+    data = load_data(job, BATCHES * job.cell.batch)
+    rows, size = moved(data.train, device, number_type(job.cell.dtype)), job.cell.batch
+    cut = lambda k: each(rows, lambda part: part[k * size : (k + 1) * size])  # noqa: E731
+    return [cut(k) for k in range(BATCHES)], data.note

@@ -56,7 +56,7 @@ def measure_one(words: Words, *, anew: bool) -> int:
     run = Run(path, None, say)
     there = job.identity in run.records and not anew
     try:
-        record = run.measure(job, anew=anew)
+        [record] = run.measure([job], anew=anew)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted; there is no record\n")
         return interrupt.STATUS
@@ -73,7 +73,7 @@ def hydra_job(config: DictConfig) -> None:
     command = shlex.join(["stepscale", *chosen.overrides.task])
     path = Path(chosen.runtime.output_dir)
     try:
-        Run(path, None, say).measure(describe(composed_by_hydra(config), command, path))
+        Run(path, None, say).measure([describe(composed_by_hydra(config), command, path)])
     except (OSError, UsageError) as error:
         sys.exit(str(error))
 

@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
 def spread(dim: int, cells: int, device: str) -> str:
     """Time one cell in that many processes; say how far they come apart, and what difference that hides."""
     with tempfile.TemporaryDirectory(prefix="stepscale-doctor-") as folder:
-        records = [process.run(job(dim, seed, device, Path(folder))) for seed in range(cells)]
+        records = [process.run([job(dim, seed, device, Path(folder))])[0] for seed in range(cells)]
     good = [estimate(record.timing.blocks) for record in records if record.timing is not None]
     if len(good) < 3:
         reasons = {str(record.reason) for record in records if record.status is not Status.OK}

@@ -19,15 +19,38 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+ALL = "all"  # cores
 CPUS = Path("/sys/devices/system/cpu")
 _asked = os.environ.get(THREADS[0])  # the user's: later the server's is set here
 
 
-def default_threads() -> int:
-    """As many as OMP_NUM_THREADS says, else every core this process may use."""
+def threads_for(asked: int | str | None, *, alone: bool) -> int:
+    """Return how many threads a cell has: as many as asked, ``all`` for every core this process may use.
+
+    None is what OMP_NUM_THREADS says; else one where a step is timed on the CPU ``alone``, which then has a clock that
+    neighbours do not spoil, and every core otherwise.
+
+    Raises:
+        UsageError: OMP_NUM_THREADS is no whole number of at least 1.
+    """
+    if isinstance(asked, int):
+        return asked
+    if asked == ALL:
+        return available_cores()
     if _asked and not (_asked.isdigit() and int(_asked)):
         raise UsageError(f"OMP_NUM_THREADS must be a whole number of at least 1, got {_asked!r}")
-    return int(_asked or available_cores())
+    return int(_asked) if _asked else 1 if alone else available_cores()
+
+
+def guessed_threads(words: list[str]) -> int:
+    """Return how many threads the cells of a command will have, as far as its words tell.
+
+    Raises:
+        UsageError: OMP_NUM_THREADS is no whole number of at least 1.
+    """
+    asked = [word.removeprefix("threads=") for word in words if word.startswith("threads=")]
+    number = int(asked[-1]) if asked and asked[-1].isdigit() else None
+    return threads_for(number or (ALL if asked[-1:] == [ALL] else None), alone="task=train" not in words)
 
 
 def available_cores() -> int:

@@ -20,6 +20,8 @@ def idle_cores(device: str, threads: int) -> int:
 class OtherCpu:
     """Watches the CPU that other processes use; its answer is None where the system does not tell.
 
+    What happens between ``pause`` and ``resume`` is not looked at.
+
     Args:
         idle_cores: that the measured process leaves to others.
         ours: seconds of CPU that whatever is measured has used so far.
@@ -35,17 +37,33 @@ class OtherCpu:
 
     def cores(self) -> float | None:
         """Return how many cores others took from us since the last answer; None if that is too short ago."""
-        wall = time.perf_counter() - self._wall
-        if self._busy is None or wall < self._window_s:
+        self.pause()
+        self.resume()
+        if self._busy is None or self._seen_s < self._window_s:
             return None
-        before = self._busy
-        self.restart()
-        return max(0.0, ((self._busy or before) - before) / wall - self._idle)
+        used = self._used_s / self._seen_s
+        self._seen_s = self._used_s = 0.0
+        return max(0.0, used - self._idle)
 
     def restart(self) -> None:
         """Forget what has been used so far."""
-        self._wall, busy = time.perf_counter(), busy_seconds()
-        self._busy = None if busy is None else busy - self._ours()
+        self._seen_s = self._used_s = 0.0
+        self.resume()
+
+    def pause(self) -> None:
+        """Look no further until ``resume``."""
+        now, busy = time.perf_counter(), self._others()
+        self._seen_s += now - self._wall
+        self._used_s += (busy or 0.0) - (self._busy or 0.0)
+
+    def resume(self) -> None:
+        """Look again."""
+        self._wall, self._busy = time.perf_counter(), self._others()
+
+    def _others(self) -> float | None:
+        """Seconds of CPU that were not ours."""
+        busy = busy_seconds()
+        return None if busy is None else busy - self._ours()
 
 
 def busy_seconds() -> float | None:

@@ -18,6 +18,8 @@ from stepscale.bench.records.contended import CONTENDED
 
 SCHEMA: Literal[2] = 2
 LAUNCH_BOUND = 0.25  # share of a step for which the device waits for the host
+UNKNOWN_ORDER = -1
+CUBIC = 3  # work of this order and above is what a step is judged by
 UNMARKED = "unmarked"  # the phase of what a step does after its last mark
 Config = dict[str, Any]  # a resolved Hydra configuration; its keys are the user's too
 
@@ -135,8 +137,16 @@ class OnGpu(Struct):
     energy_j: float | None = None
 
 
+class Traced(Struct):
+    """Blocks in which every operation was timed by itself, each beside an untraced one; seconds a step, amortised."""
+
+    block: list[int]  # the untraced one's number
+    order_s: dict[int, list[float]]  # in operations whose work grows as dim^order, a value a block; UNKNOWN_ORDER too
+    kind_s: list[float]  # in each of ``Counts.kinds``, the median over the blocks
+
+
 class Timing(Struct, kw_only=True, omit_defaults=True):
-    """A step's times, seconds."""
+    """A step's times, seconds, by the ``clock`` that was used: ``cpu``, the process's CPU time, ``wall`` or ``cuda``."""
 
     first_step_s: float
     warmup_s: float
@@ -144,18 +154,56 @@ class Timing(Struct, kw_only=True, omit_defaults=True):
     stopped_by: str
     blocks: Blocks
     trace: list[StepClass]
+    clock: str | None = None
+    repeats: bool = True  # else no period was found, and the blocks went on through the step's state
+    turns: str | None = None  # shared by the cells measured in turns: blocks of one number are of one round
+    traced: Traced | None = None
     gpu: OnGpu | None = None
     profile: list[Operation] | None = None
 
 
-class Counts(Struct, kw_only=True):
-    """A step's work, the mean over a period."""
+class Kind(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Operations that are alike, and how their work grows with dim: its FLOPs, or else the elements it touches."""
+
+    name: str
+    shapes: list[list[int]]
+    flops: float | None = None  # of one; None of an operation that is no matrix operation
+    elements: int = 0  # touched by one
+    exponent: float | None = None  # d log work / d log dim; None where it is not known
+    uncounted: bool = False  # a matrix operation without a rule for its FLOPs
+
+    @property
+    def order(self) -> int:
+        """The exponent's nearest whole number."""
+        return UNKNOWN_ORDER if self.exponent is None or self.uncounted else max(0, round(self.exponent))
+
+
+class PeriodLog(Struct, kw_only=True, omit_defaults=True):
+    """The operations of one period of a step, in their order."""
+
+    period: int  # steps, the update's own period included
+    regular: bool = True  # whether the work repeats after the period, as far as it was watched
+    lengths: list[int]  # operations of each step
+    sequence: list[int]  # the kind of each operation
+    kinds: list[Kind]
+    synchronisations: float  # a step
+    second_dim: int | None = None  # at which it was logged too
+    second_flops: float | None = None  # a step there
+    notes: dict[str, str] = {}  # what of it is not known, and why
+
+
+class Counts(Struct, kw_only=True, omit_defaults=True):
+    """A step's work, the mean over a period; a record has none where the step could not be logged."""
 
     flops: float
     operations: float
     synchronisations: float
     uncounted: list[str]
     limit_flops: float
+    kinds: list[Kind] = []
+    calls: list[float] = []  # of each kind, a step
+    second_dim: int | None = None
+    second_flops: float | None = None
 
 
 class Memory(Struct, kw_only=True, omit_defaults=True):
@@ -261,7 +309,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if self.status is not Status.OK:
             return
-        of_time = {"timing": self.timing, "counts": self.counts, "memory": self.memory}
+        of_time = {"timing": self.timing, "memory": self.memory}
         of_training = {"training": self.training, "data": self.data}
         found: dict[str, object] = {**of_time} if self.task is Task.TIME else {**of_training}
         if missing := [name for name, part in found.items() if part is None]:

@@ -12,6 +12,7 @@ import msgspec
 
 if TYPE_CHECKING:
     import pandas as pd  # which a process that measures does not wait for
+from stepscale.bench.records import work
 from stepscale.bench.records.headline import estimate
 from stepscale.bench.records.schema import (
     AXES,
@@ -192,11 +193,11 @@ TRAINING_FIGURES = {
 
 def _figures(record: Record) -> Row:
     timing, counts, memory, direction = record.timing, record.counts, record.memory, record.direction
-    assert timing is not None and counts is not None and memory is not None  # as of every record that is ok
+    assert timing is not None and memory is not None  # as of every record that is ok
     judged = estimate(timing.blocks)
     step_ms = 1e3 * judged.step_s
     phases, classes = phases_ms(timing.trace, step_ms)
-    return {
+    return dict.fromkeys(FIGURES) | {
         "contended": judged.contended,
         "step_ms": step_ms,
         "limit_ms": 1e3 * judged.limit_s,
@@ -208,21 +209,20 @@ def _figures(record: Record) -> Row:
         "first_step_ms": 1e3 * timing.first_step_s,
         "period": sum(len(entry.positions) for entry in timing.trace),
         "composed": timing.composed,
+        "repeats": timing.repeats,
         "blocks": len(timing.blocks.step_s),
         "stopped_by": timing.stopped_by,
         "launch_bound": launch_bound(timing, judged.step_s),
-        "flops": counts.flops,
-        "limit_flops": counts.limit_flops,
-        "operations": counts.operations,
-        "synchronisations": counts.synchronisations,
-        "uncounted": ", ".join(counts.uncounted) or None,
-        "gflop_per_s": counts.flops / judged.step_s * 1e-9,
+        "clock": timing.clock or ("cuda" if record.cell.device == "cuda" else "wall"),
+        "turns": timing.turns,
+        "round_ms": [1e3 * seconds for seconds in timing.blocks.step_s],
         "peak_mib": memory.peak_mib,
         "energy_j": timing.gpu.energy_j if timing.gpu else None,
         "phases_ms": phases,
         "profile": msgspec.to_builtins(timing.profile),
         "log_det": direction.log_det if direction else None,
         "cosine": direction.cosine if direction else None,
+        **(work.figures(counts, timing, record.cell.dim, judged.step_s) if counts else {}),
     }
 
 
@@ -235,8 +235,10 @@ FIGURES = {
     **dict.fromkeys(("step_ms", "limit_ms", "ratio", "ratio_low", "ratio_high", "cheap_ms", "peak_ms"), "float"),
     **dict.fromkeys(("first_step_ms", "period", "blocks", "gflop_per_s", "peak_mib", "energy_j", "cosine"), "float"),
     **dict.fromkeys(("flops", "limit_flops", "operations", "synchronisations"), "float"),
-    **dict.fromkeys(("contended", "composed", "launch_bound"), "boolean"),
-    **dict.fromkeys(("stopped_by", "uncounted", "phases_ms", "profile", "log_det"), "object"),
+    **dict.fromkeys(("cubic_share", "flop_exponent"), "float"),
+    **dict.fromkeys(("contended", "composed", "launch_bound", "repeats"), "boolean"),
+    **dict.fromkeys(("stopped_by", "uncounted", "phases_ms", "profile", "log_det", "clock", "turns"), "object"),
+    **dict.fromkeys(("round_ms", "shares", "order_flops", "cubic_operations", "inexact", "work"), "object"),
 }
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import torch
 
 from stepscale.bench.cells.identity import identity, sources
 from stepscale.bench.cells.job import DTYPES, TF32, Job
 from stepscale.bench.config import CellConfig, Words, compose_cell
+from stepscale.bench.counting.growth import second_dims
 from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version, cores, description
 from stepscale.bench.machine.device import choose_device, require_present
@@ -17,6 +22,7 @@ from stepscale.bench.records.schema import Cell, Config, Record, Task
 from stepscale.bench.runs.locks import measuring_part
 from stepscale.bench.runs.plan import Plan
 from stepscale.bench.runs.run import Run
+from stepscale.bench.timing.log_period import SMALL
 
 Tell = Callable[[str], None]
 
@@ -44,15 +50,29 @@ def conduct(plan: Plan, run: Run, command: str) -> list[str]:
 
 
 def measure_part(cells: list[Words], number: int, run: Run, command: str) -> tuple[list[Record], list[str]]:
-    """Measure the cells of one part, one after another; return their records, and what could not be described."""
-    records, faults = [], []
+    """Measure the cells of one part; return their records, and what could not be described.
+
+    Cells that follow each other and differ in their optimizer alone are measured in turns.
+    """
+    records, faults = [], list[str]()
     with measuring_part(run.path, number, run.tell):
-        for words in cells:
-            try:
-                records.append(run.measure(describe(compose_cell(words), command, run.path)))
-            except UsageError as error:
-                faults.append(str(error))
+        for _, group in itertools.groupby(_described(cells, run, command, faults), key=compared):
+            records += run.measure(list(group))
     return records, faults
+
+
+def _described(cells: list[Words], run: Run, command: str, faults: list[str]) -> Iterator[Job]:
+    for words in cells:
+        try:
+            yield describe(compose_cell(words), command, run.path)
+        except UsageError as error:
+            faults.append(str(error))
+
+
+def compared(job: Job) -> object:
+    """Return what cells share that are measured in turns; of training each is alone."""
+    own = job.identity if job.task is Task.TRAIN else ""
+    return msgspec.structs.replace(job.cell, optimizer=""), own
 
 
 def describe(composed: CellConfig, command: str, folder: Path) -> Job:
@@ -70,10 +90,32 @@ def describe(composed: CellConfig, command: str, folder: Path) -> Job:
     if config["dtype"] == TF32 and device != "cuda":
         raise UsageError(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {device}; use dtype=float32")
     whole: Config = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
-    threads = config["threads"] or cores.default_threads()
+    alone = device == "cpu" and config["task"] == Task.TIME
+    threads = cores.threads_for(config["threads"], alone=alone)
     cell = Cell(**whole | composed.names, device=device, threads=threads)
     machine = description.machine(device)
     own = sources(config)
     versions = [code_version.code_hash(), str(torch.__version__), *own]
-    name = identity(cell, config, machine, versions, composed.variables)
-    return Job(name, cell, config, machine, command, folder, own, composed.variables)
+    job = Job(
+        identity=identity(cell, config, machine, versions, composed.variables),
+        cell=cell,
+        config=config,
+        machine=machine,
+        command=command,
+        folder=folder,
+        sources=own,
+        variables=composed.variables,
+    )
+    if job.task is Task.TRAIN:
+        return job
+    log_name = identity(msgspec.structs.replace(cell, seed=0), config, machine, versions, composed.variables)
+    return dataclasses.replace(job, log_name=log_name, nearby=_nearby(composed, cell.dim))
+
+
+def _nearby(composed: CellConfig, dim: int) -> dict[int, Config]:
+    """Return a cell's configuration at the other dims at which its operations may be logged."""
+    found = {}
+    for other in (SMALL, *second_dims(dim)):
+        with suppress(UsageError):
+            found[other] = composed.at(other)
+    return found

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from stepscale.bench import interrupt
+from stepscale.bench.atomic import atomic_write
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.machine import description
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import Record, Status, Task
+from stepscale.bench.records.schema import PeriodLog, Record, Status, Task
 from stepscale.bench.runs.locks import measuring
 from stepscale.bench.runs.prediction import predict_too_slow
 from stepscale.bench.runs.progress import outcome
 
 Tell = Callable[[str], None]
+LOGS = "operations"  # the folder in a run's
+CROWDED = (Status.OUT_OF_MEMORY, Status.KILLED)  # what may come of the others' memory
 
 
 class Run:
@@ -34,34 +40,78 @@ class Run:
         self.path, self.planned, self.tell = path, planned, tell
         self.seen, self.measured, self.spent_s = 0, 0, 0.0
         self.wanted: set[str] = set()  # identities of the cells that were asked for
+        self.logs: dict[str, PeriodLog | str] = {}  # by name; or why there is none
         there, self.complaints = store.read_all(path)
         for complaint in self.complaints:
             tell(complaint)
         self.records = {record.identity: record for record in there}
 
-    def measure(self, job: Job, *, anew: bool = False) -> Record:
-        """Return the cell's record: the one that is there, or a new one, measured or predicted to be too slow.
+    def measure(self, jobs: Sequence[Job], *, anew: bool = False) -> list[Record]:
+        """Return the cells' records: those that are there, or new ones, predicted to be too slow or measured in turns.
 
         A damaged record counts as not there, and is replaced; so is one that failed, whose cause may be mended.
         """
         interrupt.check()
-        self.seen += 1
-        self.wanted.add(job.identity)
-        if not anew and (there := self._there(job)) is not None:
-            return there
-        if anew:
-            job.checkpoint.unlink(missing_ok=True)
-        record = None if anew or self.planned is None else self._predicted_too_slow(job)
-        if record is None:
-            with measuring(job, self.tell):
+        missing = []
+        for job in jobs:
+            self.wanted.add(job.identity)
+            if anew:
+                job.checkpoint.unlink(missing_ok=True)
+            if not anew and self._there(job) is not None:
+                self.seen += 1
+            elif anew or self.planned is None or (record := self._predicted_too_slow(job)) is None:
+                missing.append(job)
+            else:
+                self._note(record)
+        if missing:
+            with measuring(missing[0], self.tell):
                 began = time.perf_counter()  # without what was waited for the machine
-                record = process.run(job)
+                self._measure(missing)
                 self.spent_s += time.perf_counter() - began
+        return [self.records[job.identity] for job in jobs]
+
+    def _measure(self, jobs: Sequence[Job]) -> None:
+        """Measure cells in turns; one for which there was no room beside the others, by itself."""
+        logged = [self._logged(job) for job in jobs]
+        if len(logged) == 1:
+            process.run(logged, self._note)
+            return
+        alone = []
+        for record in process.run(logged, self._note_unless_crowded):
+            if record.status in CROWDED:
+                alone.append(record.identity)
+        for job in logged:
+            if job.identity in alone:
+                process.run([job], self._note)
+
+    def _note_unless_crowded(self, record: Record) -> None:
+        if record.status not in CROWDED:
+            self._note(record)
+
+    def _note(self, record: Record) -> None:
+        """Take a record in, and say what it says."""
+        self.seen += 1
         self.measured += 1
-        self.records[job.identity] = record
-        self.complaints = [complaint for complaint in self.complaints if job.identity not in complaint]
+        self.records[record.identity] = record
+        self.complaints = [complaint for complaint in self.complaints if record.identity not in complaint]
         self.tell(self._line(record))
-        return record
+
+    def _logged(self, job: Job) -> Job:
+        """Return the job with the log of its operations, which is made once for all seeds."""
+        if job.task is not Task.TIME:
+            return job
+        path = self.path / LOGS / f"{job.log_name}.json"
+        with suppress(OSError, msgspec.MsgspecError):
+            self.logs[job.log_name] = msgspec.json.decode(path.read_bytes(), type=PeriodLog)
+        if job.log_name not in self.logs:
+            self.logs[job.log_name] = found = process.log(job)
+            if isinstance(found, PeriodLog):
+                with atomic_write(path) as file:
+                    file.write(msgspec.json.encode(found))
+        found = self.logs[job.log_name]
+        if isinstance(found, str):
+            return replace(job, notes={"counts": found})
+        return replace(job, log=found)
 
     def refresh(self) -> None:
         """Read what other processes have recorded in the folder meanwhile."""

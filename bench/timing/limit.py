@@ -10,7 +10,7 @@ from itertools import cycle
 import torch
 from torch import Tensor, nn
 
-from stepscale.bench.timing.operation_counts import Counter, product_flops
+from stepscale.bench.counting.operation_counts import OperationLog, product_flops
 from stepscale.models import Batch, HasProducts, offers, rows_of
 from stepscale.optimizers import Layerwise
 
@@ -67,7 +67,7 @@ def products_of(model: nn.Module, batch: Batch, dim: int) -> list[Shape]:
     rows = rows_of(batch)
     if offers(model, HasProducts):
         return list(model.products(rows))
-    with Counter() as counts:
+    with OperationLog() as counts:
         Layerwise(model)(batch)
     model.zero_grad()
     whole, rest = divmod(round(counts.flops / (2 * dim * dim)), dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from stepscale.bench.machine.clock import clock_of
@@ -12,6 +13,8 @@ from stepscale.bench.machine.memory import start_peak_memory
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.headline import estimate
 from stepscale.bench.timing.limit import limit_of
+from stepscale.bench.timing.log_period import log_here
+from stepscale.bench.timing.operation_times import compiled_here
 from stepscale.bench.timing.time_step import Measured, Settings, measure
 from stepscale.bench.timing.workload import Workload
 from stepscale.models import Batch
@@ -28,8 +31,8 @@ class StepTime(NamedTuple):
     ratio: float  # step / limit
     ratio_low: float  # ends of its 95 % interval, in this process
     ratio_high: float
-    flops: float  # a step
-    operations: float  # a step
+    flops: float | None  # a step; None where it compiles itself, and counting would have it run as it is written
+    operations: float | None  # a step
     peak_mib: float | None  # above what was there before the first step; None where the system does not tell
     contended: bool  # whether other processes used the machine meanwhile
 
@@ -66,8 +69,11 @@ def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: 
     before, device = workload.snapshot(), workload.device
     rows = batches[0] if isinstance(batches[0], Tensor) else batches[0][0]
     limit = lambda: limit_of(model, batches[0], rows.shape[-1])  # noqa: E731
+    clock, peak_memory = clock_of(device, torch.get_num_threads()), start_peak_memory(device)
     try:
-        return _figures(measure(workload, limit, clock_of(device), settings, start_peak_memory(device), Notes()))
+        workload.run(workload.period)  # what compiles itself has done so now
+        log = None if compiled_here() or settings.compile else log_here(workload)
+        return _figures(measure(workload, limit, clock, settings, peak_memory, Notes(), log))
     finally:
         workload.restore(before)
 
@@ -80,8 +86,8 @@ def _figures(found: Measured) -> StepTime:
         ratio=headline.ratio,
         ratio_low=headline.ratio_low,
         ratio_high=headline.ratio_high,
-        flops=found.counts.flops,
-        operations=found.counts.operations,
+        flops=found.counts.flops if found.counts else None,
+        operations=found.counts.operations if found.counts else None,
         peak_mib=found.memory.peak_mib,
         contended=headline.contended,
     )

@@ -1,10 +1,9 @@
-"""Timing of one cell: warm-up, interleaved blocks of step and limit, a stopping rule, traced phases."""
+"""Timing of one cell: warm-up, turns with a block of step, limit and operations, a stopping rule, traced phases."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,14 +12,15 @@ import numpy as np
 import torch
 
 from stepscale.bench.errors import DivergedError, TooSlowError
-from stepscale.bench.machine.clock import Clock, timed
+from stepscale.bench.machine.clock import Clock, CpuClock, WallClock, name_of, timed, watched
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.headline import MIN_BLOCKS, estimate
-from stepscale.bench.records.schema import Blocks, Counts, Memory, OnGpu, Timing
+from stepscale.bench.records.schema import Blocks, Counts, Memory, OnGpu, PeriodLog, Timing
 from stepscale.bench.timing.energy import energy_counter, joules
 from stepscale.bench.timing.limit import Limit
-from stepscale.bench.timing.operation_counts import Counter
+from stepscale.bench.timing.log_period import classes_of, counts_of
+from stepscale.bench.timing.operation_times import OperationTimes
 from stepscale.bench.timing.phases import Phases, by_class, trace
 from stepscale.bench.timing.profiler import busy_seconds, operations
 from stepscale.bench.timing.workload import Snapshot, Workload
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
     """What timing a cell found."""
 
     timing: Timing
-    counts: Counts
+    counts: Counts | None  # None where the step could not be logged
     memory: Memory
 
 
@@ -74,73 +74,100 @@ class Settings:
 
 def measure(
     workload: Workload,
-    limit_of: Callable[[], Limit],
+    limit_of: Callable[[], Limit | None],
     clock: Clock,
     settings: Settings,
     peak_memory: Callable[[], Memory],
     notes: Notes,
+    log: PeriodLog | None = None,
+    turn: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Measure one cell; what is extra and fails leaves its reason in ``notes``.
 
-    ``limit_of`` is called, and with it the limit's buffers exist, only once the peak memory has been taken.
+    Args:
+        workload: the step, with the model and the batches.
+        limit_of: makes what the step is compared with, None where nothing is known. It is called, and with it the
+            limit's buffers exist, only once the peak memory has been taken.
+        clock: of the device; where the step turns out to wait, or to use several cores, CPU time is left for wall time.
+        settings: how long and how closely.
+        peak_memory: reads the peak up to now.
+        notes: of what is extra and failed.
+        log: the step's operations, logged in another process; without it the step is not counted.
+        turn: is called before each block, and returns when the machine is this cell's.
 
     Raises:
         TooSlowError: a step took longer than ``settings.max_step_s``.
         DivergedError: the parameters were not finite after warm-up or after the last block.
     """
     began = time.perf_counter()
+    workload.period = log.period if log else workload.period
     if workload.compiled is not None:  # one period as written makes .grad and state: torch would compile anew for them
         workload.run(workload.period, no_mark)
-    first_step_s = timed(clock, workload.run, 1)
+    first_step_s = _wall_seconds(clock, workload, 1)
     if first_step_s > settings.max_step_s:  # it may be compilation, the next a neighbour: the better of two more counts
-        _refuse_slow(min(timed(clock, workload.run, 1) for _ in range(2)), settings)
+        _refuse_slow(min(_wall_seconds(clock, workload, 1) for _ in range(2)), settings)
     workload.run(-workload.position % workload.period)
     memory = peak_memory()
     try:
         boundary, limit = workload.snapshot(), limit_of()
     except (MemoryError, RuntimeError) as error:
         raise type(error)(f"the step itself ran ({memory}), what measuring it adds failed: {error}") from error
-    counts, classes = count_period(workload, limit)
     step_s = _warm_up(workload, boundary, clock, settings)
     require_finite(workload, "warm-up")
-    cell = _Cell(workload, limit, clock, settings, boundary, classes)
+    clock = _settled(clock, workload, boundary, settings, step_s)
+    counts = None if log is None else counts_of(log, limit.flops if limit else 0.0)
+    cell = _Cell(workload, limit, clock, settings, boundary, notes, turn, log)
     timing = cell.measure(step_s, first_step_s, time.perf_counter() - began)
     cell.measure_extras(timing, notes)
     return Measured(timing, counts, memory)
 
 
-@dataclass
 class _Cell:
     """A warm workload and its limit, measured in turns."""
 
-    workload: Workload
-    limit: Limit
-    clock: Clock
-    settings: Settings
-    boundary: Snapshot  # at the start of a period
-    classes: list[list[int]]  # positions of the period whose steps do the same work
+    def __init__(
+        self,
+        workload: Workload,
+        limit: Limit | None,
+        clock: Clock,
+        settings: Settings,
+        boundary: Snapshot,  # at the start of a period
+        notes: Notes,
+        turn: Callable[[], None],
+        log: PeriodLog | None,
+    ) -> None:
+        self.workload, self.limit, self.clock, self.settings = workload, limit, clock, settings
+        self.boundary, self.notes, self.turn = boundary, notes, turn
+        self.repeats = log is None or log.regular
+        positions = [[position] for position in range(workload.period)]  # of what is not logged no two are alike
+        self.classes = classes_of(log) if log and log.regular else positions
+        self.operations: OperationTimes | None = None
+        if log is not None and log.regular:
+            with notes.optional("shares"):
+                self.operations = OperationTimes(workload, log, clock, self.classes)
 
     def measure(self, step_s: float, first_step_s: float, warmup_s: float) -> Timing:
         """Take headline blocks, unmarked wherever a period is short enough, then a trace of the phases."""
         period_s = self.workload.period * step_s
-        composed = self.workload.period > 1 and period_s > self.settings.time_limit_s / 4
-        traced: list[tuple[int, Phases]] = []
-        if composed:
-            blocks, stopped_by = self._interleave(lambda: self._walk(traced))
-        else:
-            steps = self._steps_in_a_block(step_s)
-            blocks, stopped_by = self._interleave(lambda: self._block(steps))
+        composed = self.repeats and self.workload.period > 1 and period_s > self.settings.time_limit_s / 4
+        walked: list[tuple[int, Phases]] = []
+        steps = self._walk_length() if composed else self._steps_in_a_block(step_s)
+        block = (lambda: self._walk(steps, walked)) if composed else (lambda: self._block(steps, step_s))
+        blocks, stopped_by = self._take_turns(block, steps)
         require_finite(self.workload, "the last block")
         if not composed:
-            self.workload.restore(self.boundary)
-            traced = trace(self.workload, self.clock, self.workload.whole_periods(self._traced_steps(step_s)))
+            self._restore()
+            walked = trace(self.workload, self.clock, self.workload.whole_periods(self._traced_steps(step_s)))
         return Timing(
             first_step_s=first_step_s,
             warmup_s=warmup_s,
             composed=composed,
             stopped_by=stopped_by,
             blocks=blocks,
-            trace=by_class(traced, self.classes, self.workload.period),
+            trace=by_class(walked, self.classes, self.workload.period),
+            clock=name_of(self.clock),
+            repeats=self.repeats,
+            traced=self.operations.found() if self.operations else None,
         )
 
     def measure_extras(self, timing: Timing, notes: Notes) -> None:
@@ -151,39 +178,56 @@ class _Cell:
             with notes.optional("energy"):  # before a profiler is there
                 timing.gpu.energy_j = self._energy_j(self._steps_in_a_block(step_s))
             with notes.optional("busy time"):
-                self.workload.restore(self.boundary)
+                self._restore()
                 timing.gpu.busy_s = busy_seconds(self.workload, self._traced_steps(step_s), self.clock.synchronize)
         if self.settings.profile:
             with notes.optional("profile"):
-                self.workload.restore(self.boundary)
+                self._restore()
                 timing.profile = operations(self.workload, self._traced_steps(step_s), self.clock.synchronize)
-        self.workload.restore(self.boundary)
+        self._restore()
+
+    def _restore(self) -> None:
+        """Put the workload back, unless its work does not repeat: then it goes on through its state."""
+        if self.repeats:
+            self.workload.restore(self.boundary)
 
     def _steps_in_a_block(self, step_s: float) -> int:
         return self.workload.whole_periods(self.settings.block_s / step_s)
+
+    def _walk_length(self) -> int:
+        """Steps from the period's start as far as every class has been met once, and a few more."""
+        met = max(positions[0] for positions in self.classes)
+        return min(self.workload.period, met + WALKED)
 
     def _traced_steps(self, step_s: float) -> int:
         return min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
 
     def _energy_j(self, steps: int) -> float | None:
         """Joules a step, in blocks of ``steps``; None where there is no counter."""
-        self.workload.restore(self.boundary)
+        self._restore()
         counter = energy_counter(self.workload.device)
         return None if counter is None else joules(self.workload, steps, counter, self.clock.synchronize)
 
-    def _interleave(self, block: Callable[[], Block]) -> tuple[Blocks, str]:
-        """Blocks of the step, each followed by one of the limit, until the ratio is precise or the time is up."""
+    def _take_turns(self, block: Callable[[], Block], steps: int) -> tuple[Blocks, str]:
+        """A block of the step a turn, with one of the limit and one timed by operation, until they say enough."""
         limit_runs, taken, judged = self._calibrate_limit(), Blocks([], [], [], [], []), 0
-        others = OtherCpu(idle_cores(self.workload.device.type, torch.get_num_threads()))
-        began = time.perf_counter()
+        self._time_operations(steps, None)  # what the first such block does beside timing is no later one's
+        others, spent_s = OtherCpu(idle_cores(self.workload.device.type, torch.get_num_threads())), 0.0
+        disturbed = others.readable and not isinstance(self.clock, CpuClock)  # which others' work leaves as it is
         while True:
+            others.pause()
+            self.turn()
+            others.resume()
+            began = time.perf_counter()
             append(taken, block(), self._limit_seconds(limit_runs))
-            if (cores := others.cores()) is not None:
+            self._time_operations(steps, len(taken.steps) - 1)
+            spent_s += time.perf_counter() - began
+            if disturbed and (cores := others.cores()) is not None:
                 taken.other_cores[judged:] = [cores] * (len(taken.steps) - judged)
                 judged = len(taken.steps)
-            if judged < len(taken.steps) and others.readable:
+            if disturbed and judged < len(taken.steps):
                 continue
-            if stopped_by := self._stopped_by(taken, time.perf_counter() - began):
+            if stopped_by := self._stopped_by(taken, spent_s):
                 return taken, stopped_by
 
     def _stopped_by(self, taken: Blocks, spent_s: float) -> str | None:
@@ -193,61 +237,54 @@ class _Cell:
             return "precision"
         return "time_limit" if count >= FEWEST and spent_s > self.settings.time_limit_s else None
 
-    def _block(self, steps: int) -> Block:
-        self.workload.restore(self.boundary)
+    def _block(self, steps: int, step_s: float) -> Block:
+        self._restore()
+        period = self.workload.period
+        if period * step_s < self.settings.block_s / 4:  # caches are cold after another's turn
+            self.workload.run(period)
         self.clock.synchronize()
         began = time.perf_counter()
         seconds = timed(self.clock, self.workload.run, steps)
         return Block(steps, seconds / steps, (time.perf_counter() - began) / steps)
 
-    def _walk(self, traced: list[tuple[int, Phases]]) -> Block:
-        """From the period's start as far as every class has been met once; each class weighted by its share."""
-        self.workload.restore(self.boundary)
+    def _walk(self, steps: int, walked: list[tuple[int, Phases]]) -> Block:
+        """So many steps from the period's start; each class weighted by its share."""
+        self._restore()
         self.clock.synchronize()
         began = time.perf_counter()
-        met = max(positions[0] for positions in self.classes)
-        steps = trace(self.workload, self.clock, min(self.workload.period, met + WALKED))
+        seen = trace(self.workload, self.clock, steps)
         wall_s = time.perf_counter() - began
-        traced += steps
-        classes = by_class(steps, self.classes, self.workload.period)
-        return Block(len(steps), sum(sum(c.phases_s.values()) * c.share for c in classes), wall_s / len(steps))
+        walked += seen
+        classes = by_class(seen, self.classes, self.workload.period)
+        return Block(len(seen), sum(sum(c.phases_s.values()) * c.share for c in classes), wall_s / len(seen))
+
+    def _time_operations(self, steps: int, block: int | None) -> None:
+        """Run a block whose operations are timed one by one; after a failure there are no shares."""
+        timer, self.operations = self.operations, None
+        if timer is not None:
+            with self.notes.optional("shares"):
+                self._restore()
+                timer.run(steps, block)
+                self.operations = timer
 
     def _calibrate_limit(self) -> int:
         """Runs of the limit that fill half a block."""
         self._limit_seconds(3)
-        return max(1, math.ceil(self.settings.block_s / 2 / max(self._limit_seconds(3), 1e-9)))
+        return max(1, math.ceil(self.settings.block_s / 2 / max(self._limit_seconds(3) or 0.0, 1e-9)))
 
-    def _limit_seconds(self, runs: int) -> float:
+    def _limit_seconds(self, runs: int) -> float | None:
         self.clock.synchronize()
-        return timed(self.clock, self.limit.run, runs) / runs
+        return None if self.limit is None else timed(self.clock, self.limit.run, runs) / runs
 
 
-def append(blocks: Blocks, block: Block, limit_s: float) -> None:
+def append(blocks: Blocks, block: Block, limit_s: float | None) -> None:
     """Add a block of the step and one of the limit; nobody knows yet what others used meanwhile."""
     blocks.steps.append(block.steps)
     blocks.step_s.append(block.step_s)
     blocks.wall_s.append(block.wall_s)
-    blocks.limit_s.append(limit_s)
+    if limit_s is not None:
+        blocks.limit_s.append(limit_s)
     blocks.other_cores.append(None)
-
-
-def count_period(workload: Workload, limit: Limit) -> tuple[Counts, list[list[int]]]:
-    """Run one period and count its work: means a step, and the positions grouped by their FLOPs."""
-    total, positions = Counter(), defaultdict(list)
-    for position in range(workload.period):
-        before = total.flops, total.operations
-        with total:
-            workload.run(1, no_mark)
-        work = (total.flops - before[0], total.operations - before[1], position if total.uncounted else None)
-        positions[work].append(position)
-    counts = Counts(
-        flops=total.flops / workload.period,
-        operations=total.operations / workload.period,
-        synchronisations=total.synchronisations / workload.period,
-        uncounted=sorted(total.uncounted),
-        limit_flops=limit.flops,
-    )
-    return counts, list(positions.values())
 
 
 def require_finite(workload: Workload, after: str) -> None:
@@ -262,14 +299,22 @@ def _refuse_slow(step_s: float, settings: Settings) -> None:
         raise TooSlowError(f"a step took {step_s:.3g} s; timing.max_step_s is {settings.max_step_s:g}{hint}")
 
 
-def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Settings) -> float:
-    """Run until the medians of the last blocks stand still; return seconds a step."""
+def _wall_seconds(clock: Clock, workload: Workload, steps: int) -> float:
+    """Seconds of so many steps by the wall clock, by which a user waits."""
     began = time.perf_counter()
-    steps, times, block = 2 * workload.period, list[float](), workload.period  # one period ran, another was counted
+    workload.run(steps)
+    clock.synchronize()
+    return time.perf_counter() - began
+
+
+def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Settings) -> float:
+    """Run until the medians of the last blocks stand still; return seconds a step, by the wall clock."""
+    began = time.perf_counter()
+    steps, times, block = workload.period, list[float](), workload.period  # one period ran
     while True:
         workload.restore(boundary)
         clock.synchronize()
-        times.append(timed(clock, workload.run, block) / block)
+        times.append(_wall_seconds(clock, workload, block) / block)
         steps += block
         block = workload.whole_periods(settings.block_s / 4 / max(times[-1], 1e-9))
         spent = time.perf_counter() - began
@@ -277,3 +322,12 @@ def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Set
         enough = steps >= MIN_PERIODS * workload.period and spent >= settings.warmup_s
         if enough and (steady or spent >= 3 * settings.warmup_s):
             return float(np.median(times[-3:]))
+
+
+def _settled(clock: Clock, workload: Workload, boundary: Snapshot, settings: Settings, step_s: float) -> Clock:
+    """Return the clock that says how long the step takes: wall time where it waits, or uses more than one core."""
+    if not isinstance(clock, CpuClock):
+        return clock
+    workload.restore(boundary)
+    steps = workload.whole_periods(settings.block_s / step_s) if step_s < settings.block_s else 1
+    return clock if watched(workload.run, steps).suit_cpu_time(steps) else WallClock()

@@ -13,6 +13,7 @@ class Facts:
 
     Attributes:
         period: number of calls after which its work repeats.
+        period_known: whether that is sure. Of a step whose update is not torch's own it is not: the harness watches it.
         log_det: how it comes by the log-determinant's gradient; None where it does not say. Tables show it.
         writes_in_place: whether it writes over the ``.grad`` it finds, as into ``gradient_of``, of all parameters or of
             none. Any other direction finds them None before each call.
@@ -22,6 +23,7 @@ class Facts:
     """
 
     period: int = 1
+    period_known: bool = True
     log_det: LogDet | None = None
     writes_in_place: bool = False
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import torch
@@ -80,10 +82,22 @@ class Stateless:
 
 
 class Paired:
-    """The step of a direction and an update."""
+    """The step of a direction and an update.
 
-    def __init__(self, direction: Direction, update: torch.optim.Optimizer) -> None:
-        self.direction, self.update, self.facts = direction, update, facts_of(direction)
+    Raises:
+        ValueError: ``period``, the update's own, is no whole number of at least 1.
+    """
+
+    def __init__(self, direction: Direction, update: torch.optim.Optimizer, period: int | None = None) -> None:
+        if period is not None and (not isinstance(period, int) or period < 1):
+            raise ValueError(f"optimizer.period must be null or a whole number of at least 1, got {period!r}")
+        self.direction, self.update, facts = direction, update, facts_of(direction)
+        torchs_own = type(update).__module__.startswith("torch.optim.")  # whose steps all do the same work
+        self.facts = replace(
+            facts,
+            period=math.lcm(facts.period, period or 1),
+            period_known=facts.period_known and (torchs_own or period is not None),
+        )
         self.parameters = [p for group in update.param_groups for p in group["params"]]
         # autograd leaves out what the loss does not use, as everywhere in torch
         self.checked = not self.facts.writes_in_place
@@ -115,8 +129,12 @@ def pair(
     model: nn.Module,
     direction: Callable[[nn.Module], Direction],
     update: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+    period: int | None = None,
 ) -> Paired:
     """Pair any direction with any torch optimizer.
+
+    ``period`` is the number of steps after which the update's work repeats, as of one that renews a preconditioner
+    every 10. Where it is None the harness finds it by watching, unless the update is torch's own.
 
     Example:
         >>> from stepscale.models import Flow
@@ -127,10 +145,11 @@ def pair(
         <LogDet.EXACT: 'exact'>
 
     Raises:
+        ValueError: ``period`` is no whole number of at least 1.
         TypeError: the direction has no ``facts``. Or the update's ``step`` needs a closure (``torch.optim.LBFGS``): a
             direction evaluates no loss. Or, at the first step, the direction leaves out a parameter.
     """
-    return Paired(direction(model), optimizer_of(model, update))
+    return Paired(direction(model), optimizer_of(model, update), period)
 
 
 def optimizer_of(

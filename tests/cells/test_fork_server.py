@@ -90,7 +90,7 @@ def test_another_number_of_threads_gets_another_server() -> None:
 def test_the_users_thread_count_is_kept_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "from stepscale.bench.cells import fork_server; from stepscale.bench.machine import cores; "
-        "fork_server.start(2); print(cores.default_threads())"
+        "fork_server.start(2); print(cores.threads_for(None, alone=False))"
     )
     assert python(code, OMP_NUM_THREADS="3") == "3"
     monkeypatch.setenv("OMP_NUM_THREADS", "many")

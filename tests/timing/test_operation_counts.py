@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stepscale.bench.timing.limit import Limit, products_of
-from stepscale.bench.timing.operation_counts import Allocated, Counter, product_flops
+from stepscale.bench.counting.operation_counts import Allocated, Counter, product_flops
 from stepscale.models import Autoencoder, Flow
 from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, RelativeSGD
 from stepscale.optimizers.relative import relative

@@ -10,7 +10,7 @@ import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,30 +82,75 @@ def _brings_to_host(operation: OpOverloadPacket, args: Sequence[Any], kwargs: Ke
     return operation is aten.copy_ and args[1].device.type == "cuda" and args[0].device.type == "cpu"
 
 
-class Counter(TorchDispatchMode):
-    """While active, counts every operation that reaches the dispatcher, through autograd and ``torch.func`` alike.
+class Logged(NamedTuple):
+    """One operation that reached the dispatcher."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]  # of its tensors, those it makes where it is given none
+    flops: float | None  # by its rule; None of one that has none
+    elements: int  # that it touches, each tensor's once; none of a view
+    uncounted: bool  # a matrix operation without a rule
+
+    @property
+    def work(self) -> float:
+        """FLOPs, else elements touched."""
+        return float(self.elements) if self.flops is None else self.flops
+
+
+class OperationLog(TorchDispatchMode):
+    """While active, logs every operation that reaches the dispatcher, through autograd and ``torch.func`` alike.
 
     ``uncounted`` names matrix operations it saw and has no rule for: with such a remainder ``flops`` is a lower bound.
+    What ``torch.compile`` has compiled runs as it is written while this is active, and in this process ever after.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = 0.0
-        self.operations = 0
+        self.operations: list[Logged] = []
         self.synchronisations = 0
-        self.uncounted: set[str] = set()
+
+    @property
+    def flops(self) -> float:
+        return sum(operation.flops or 0.0 for operation in self.operations)
+
+    @property
+    def uncounted(self) -> set[str]:
+        return {operation.name for operation in self.operations if operation.uncounted}
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: Keywords | None = None
     ) -> object:
         operation = _out_of_place(func.overloadpacket)
-        self.operations += 1
         self.synchronisations += operation in SYNCHRONISING or _brings_to_host(operation, args, kwargs or {})
-        if operation in RULES:
-            self.flops += RULES[operation](*args)
-        elif operation not in FREE and UNKNOWN.search(operation.__name__):
-            self.uncounted.add(operation.__name__)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        given, made = _tensors((args, kwargs)), _tensors(result)
+        self.operations.append(
+            Logged(
+                name=operation.__name__,
+                shapes=tuple(tuple(tensor.shape) for tensor in given or made),
+                flops=RULES[operation](*args) if operation in RULES else None,
+                elements=0 if _is_view(func) else _touched([*given, *made]),
+                uncounted=operation not in RULES
+                and operation not in FREE
+                and UNKNOWN.search(operation.__name__) is not None,
+            )
+        )
+        return result
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _is_view(func: OpOverload) -> bool:
+    """Whether an operation returns its input's own memory, and writes nothing."""
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _touched(tensors: Sequence[Tensor]) -> int:
+    """Elements of distinct tensors: a foreach operation lists one several times."""
+    return sum({(tensor.data_ptr(), tensor.numel()): tensor.numel() for tensor in tensors}.values())
 
 
 class Allocated(TorchDispatchMode):
@@ -129,9 +174,7 @@ class Allocated(TorchDispatchMode):
         return result
 
     def _meet(self, tensors: object, new: bool) -> None:
-        for tensor in tree_leaves(tensors):
-            if not isinstance(tensor, Tensor):
-                continue
+        for tensor in _tensors(tensors):
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes() if new else 0
             if key not in self._known:

@@ -1,0 +1,55 @@
+"""How the work of each operation grows: the same step logged at a dim and at one nearby, without any clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+
+from stepscale.bench.counting.operation_counts import Logged
+
+WHOLE = 0.1  # an exponent further from a whole number is no order: what it counts has switched, or rounds with dim
+
+
+def second_dims(dim: int) -> Iterator[int]:
+    """Yield the dims to log at beside ``dim``: an eighth below, then its neighbours, should that be beyond a switch."""
+    yield from dict.fromkeys([dim - dim // 8 if dim >= 16 else dim + 1, dim + 1, dim - 1 if dim > 1 else dim + 2])
+
+
+def exponents(here: Sequence[Logged], there: Sequence[Logged], dim: int, second_dim: int) -> list[float | None]:
+    """Return d log work / d log dim of each operation logged at ``dim``, from its counterpart at ``second_dim``.
+
+    0 of an operation without work, as a view. None where it has no counterpart, or works there and not here.
+    """
+    found: list[float | None] = []
+    for operation, place in zip(here, counterparts(here, there), strict=True):
+        other = None if place is None else there[place].work
+        if not operation.work:
+            found.append(None if other else 0.0)
+        elif not other:
+            found.append(None)
+        else:
+            found.append(math.log(operation.work / other) / math.log(dim / second_dim))
+    return found
+
+
+def counterparts(here: Sequence[Logged], there: Sequence[Logged]) -> list[int | None]:
+    """Return the place of each operation's counterpart: the same, where both logs hold the same operations.
+
+    Where they do not, since a method switches between the dims, the longest runs that agree are matched.
+    """
+    one, other = (
+        [(operation.name, tuple(map(len, operation.shapes))) for operation in log] for log in (here, there)
+    )
+    if one == other:
+        return list(range(len(one)))
+    found: list[int | None] = [None] * len(one)
+    for block in SequenceMatcher(a=one, b=other, autojunk=False).get_matching_blocks():
+        for k in range(block.size):
+            found[block.a + k] = block.b + k
+    return found
+
+
+def inexact(exponent: float | None) -> bool:
+    """Whether an exponent is no order."""
+    return exponent is None or abs(exponent - round(exponent)) > WHOLE

@@ -1,0 +1,155 @@
+"""The time of each operation of a step, one by one, as the dispatcher meets them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stepscale.bench.machine.clock import Clock, name_of
+from stepscale.bench.records.schema import PeriodLog, Traced
+from stepscale.bench.timing.log_period import kinds_by_step
+from stepscale.bench.timing.workload import Workload
+from stepscale.optimizers import no_mark
+
+CALLS = 2000  # of an operation that does nothing, to learn what timing one costs
+TAG = "stepscale kind "  # of the ranges a profiler finds kernels by
+Nanoseconds = Callable[[], int]
+HOST: dict[str, Nanoseconds] = {"cpu": time.process_time_ns, "wall": time.perf_counter_ns}
+
+
+class TimedOperations(TorchDispatchMode):
+    """While active, notes the nanoseconds of each operation, by a clock of the host's."""
+
+    def __init__(self, now: Nanoseconds) -> None:
+        super().__init__()
+        self.now = now
+        self.ns: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        now = self.now
+        began = now()
+        result = func(*args, **(kwargs or {}))
+        self.ns.append(now() - began)
+        return result
+
+
+class TaggedOperations(TorchDispatchMode):
+    """While active, has a profiler know each operation's kernels by the kind of the operation."""
+
+    def __init__(self, kinds: Sequence[int]) -> None:
+        super().__init__()
+        self.kinds, self.met = kinds, 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        kind = self.kinds[self.met] if self.met < len(self.kinds) else -1
+        self.met += 1
+        with record_function(f"{TAG}{kind}"):
+            return func(*args, **(kwargs or {}))
+
+
+class OperationTimes:
+    """Times the operations of a workload that was logged, block by block.
+
+    Args:
+        workload: whose steps are as logged.
+        log: its period.
+        clock: that times its blocks; on a CUDA device kernels are timed.
+        classes: positions of the period whose steps do the same work.
+    """
+
+    def __init__(self, workload: Workload, log: PeriodLog, clock: Clock, classes: Sequence[Sequence[int]]) -> None:
+        if workload.compiled is not None or compiled_here():
+            raise RuntimeError("the step is compiled: timed by operation, it would run as it is written")
+        self.workload, self.log, self.classes = workload, log, classes
+        self.by_step = kinds_by_step(log)
+        self.now = HOST.get(name_of(clock))
+        self.cost_ns = 0.0 if self.now is None else cost_of_timing(self.now)
+        self.blocks: list[int] = []
+        self.seconds: list[np.ndarray] = []  # a step, in each kind
+
+    def run(self, steps: int, block: int | None) -> None:
+        """Time so many steps from the start of a period; None for a block that is thrown away.
+
+        Steps of a class are taken as alike, and each class counts by its share of the period.
+
+        Raises:
+            RuntimeError: a step ran other operations than were logged.
+        """
+        period, kinds = self.workload.period, len(self.log.kinds)
+        totals, counts = np.zeros((period, kinds)), np.zeros(period)
+        for _ in range(steps):
+            position = self.workload.position % period
+            totals[position] += self._step(self.by_step[position])
+            counts[position] += 1
+        if block is not None:
+            shares = [(list(positions), len(positions) / period) for positions in self.classes]
+            found = [totals[at].sum(0) / counts[at].sum() * share for at, share in shares]
+            self.blocks.append(block)
+            self.seconds.append(np.sum(found, axis=0))
+
+    def found(self) -> Traced:
+        """Return the seconds of all blocks by order, and the median seconds of each kind."""
+        seconds = np.array(self.seconds)
+        orders = np.array([kind.order for kind in self.log.kinds])
+        by_order = {int(order): seconds[:, orders == order].sum(1).tolist() for order in np.unique(orders)}
+        return Traced(self.blocks, by_order, np.median(seconds, axis=0).tolist())
+
+    def _step(self, kinds: Sequence[int]) -> np.ndarray:
+        """Seconds of one step in each kind."""
+        if self.now is None:
+            return self._kernels(kinds)
+        with TimedOperations(self.now) as timed:
+            self.workload.run(1, no_mark)
+        require_as_logged(len(timed.ns), len(kinds))
+        own = np.maximum(0, np.array(timed.ns, dtype=float) - self.cost_ns)
+        return np.bincount(np.array(kinds, dtype=int), own, len(self.log.kinds)) * 1e-9
+
+    def _kernels(self, kinds: Sequence[int]) -> np.ndarray:
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+        with profile(activities=activities, acc_events=True) as seen, TaggedOperations(kinds) as tagged:
+            self.workload.run(1, no_mark)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize(self.workload.device)
+        require_as_logged(tagged.met, len(kinds))
+        found = np.zeros(len(self.log.kinds))
+        for event in seen.key_averages():
+            if str(event.key).startswith(TAG):
+                found[int(str(event.key).removeprefix(TAG))] += event.device_time_total * 1e-6
+        return found
+
+
+def require_as_logged(found: int, logged: int) -> None:
+    """Raise a ``RuntimeError`` where a step has run other operations than were logged."""
+    if found != logged:
+        raise RuntimeError(f"a step ran {found} operations where {logged} were logged")
+
+
+def cost_of_timing(now: Nanoseconds) -> float:
+    """Return the nanoseconds that timing adds to an operation: those of one that does nothing, timed, less untimed."""
+    nothing = torch.zeros(1)
+    nothing.detach()
+    began = now()
+    for _ in range(CALLS):
+        nothing.detach()
+    bare = (now() - began) / CALLS
+    with TimedOperations(now) as timed:
+        for _ in range(CALLS):
+            nothing.detach()
+    return max(0.0, float(np.median(timed.ns)) - bare)
+
+
+def compiled_here() -> bool:
+    """Whether ``torch.compile`` has compiled anything in this process."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and bool(dynamo.utils.counters["frames"])
