@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import pandas as pd
@@ -35,6 +35,9 @@ class Spread(NamedTuple):
     dof: int
 
 
+NO_PRIOR = Spread(0.0, 0)
+
+
 class Spreads(NamedTuple):
     """The spread over a whole run, and that at each dim: small steps vary by several times what large ones do."""
 
@@ -46,34 +49,43 @@ class Spreads(NamedTuple):
         return self.by_dim.get(int(dim), self.run)
 
 
-def spreads(cells: pd.DataFrame, column: str) -> Spreads:
-    """Pool the variance of log ``column`` over seeds of otherwise equal cells: over the run, and by dim.
+def spreads(
+    cells: pd.DataFrame, column: str, scale: Callable[[float], float] = math.log, prior: Spread = NO_PRIOR
+) -> Spreads:
+    """Pool the variance of ``scale(column)`` over seeds of otherwise equal cells: over the run, and by dim."""
+    measured = undisturbed(cells)
+    values = measured[column].map(scale).groupby([measured[axis] for axis in SAME_CELL])
+    freedom = (values.count() - 1).clip(lower=0)
+    squares = (values.var().fillna(0) * freedom).groupby("dim").sum()
+    return moderated(squares, freedom.groupby("dim").sum(), prior)
+
+
+def moderated(squares: pd.Series, dofs: pd.Series, prior: Spread = NO_PRIOR) -> Spreads:
+    """Make spreads of sums of squares and their degrees of freedom, both by dim.
 
     A dim has few cells, so that its variance is moderated by the run's, as if that were of ``PRIOR_DOF`` degrees of
-    freedom (Smyth 2004, "Linear models and empirical Bayes methods", section 3).
+    freedom (Smyth 2004, "Linear models and empirical Bayes methods", section 3). The ``prior`` is counted as if it were
+    data of the run, so that one process has a spread, too.
     """
-    measured = undisturbed(cells)
-    logs = measured[column].map(math.log).groupby([measured[axis] for axis in SAME_CELL])
-    freedom = logs.count() - 1
-    squares = (logs.var().fillna(0) * freedom).groupby("dim").sum()
-    dofs = freedom.groupby("dim").sum()
-    dof = int(dofs.sum())
+    dof = int(dofs.sum()) + prior.dof
     if dof < 1:
         return Spreads(Spread(math.nan, 0), {})
-    variance = float(squares.sum()) / dof
-    moderated = (squares + PRIOR_DOF * variance) / (dofs + PRIOR_DOF)
-    own = {int(d): Spread(math.sqrt(moderated[d]), min(dof, int(dofs[d]) + PRIOR_DOF)) for d in dofs.index}
-    return Spreads(Spread(math.sqrt(variance), dof), own)
+    variance = (float(squares.sum()) + prior.dof * prior.sd**2) / dof
+    own = (squares + PRIOR_DOF * variance) / (dofs + PRIOR_DOF)
+    by_dim = {int(d): Spread(math.sqrt(own[d]), min(dof, int(dofs[d]) + PRIOR_DOF)) for d in dofs.index}
+    return Spreads(Spread(math.sqrt(variance), dof), by_dim)
 
 
-def half_width(means: Iterable[tuple[Spread, float]], comparisons: int = 1) -> float:
+def half_width(
+    means: Iterable[tuple[Spread, float]], comparisons: int = 1, confidence: float = CONFIDENCE
+) -> float:
     """Half the interval of a sum or difference of means, each of so many processes; infinite without repeats.
 
-    Of that many ``comparisons`` (Bonferroni), so that all of them hold together with 95 %.
+    Of that many ``comparisons`` (Bonferroni), so that all of them hold together with that ``confidence``.
     """
     parts = list(means)
     dof = min(spread.dof for spread, _ in parts)
-    if dof < 1:
+    if dof < 1 or not all(processes for _, processes in parts):
         return math.inf
-    t = stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, dof)
+    t = stats.t.ppf(1 - (1 - confidence) / 2 / comparisons, dof)
     return float(t * math.sqrt(sum(spread.sd**2 / processes for spread, processes in parts)))

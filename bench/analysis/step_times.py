@@ -2,7 +2,7 @@
 
 Times are compared as ratios to the limit measured in the same loop, so that clocks and caches cancel. Seeds are
 processes, and intervals speak of processes: logs of figures are averaged over seeds, with the process-to-process
-variance of their dim (``spread``). What is cubic is told by ``growth``, who overtakes whom by ``crossovers``.
+variance of their dim. What is cubic is told by ``cubic_work``, who is faster by ``factors`` and ``crossovers``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _row(part: pd.DataFrame, spread: dict[str, Spreads]) -> dict[str, object]:
     row: dict[str, object] = {"seeds": len(part), "ok": len(ok), "status": ", ".join(sorted(set(part["status"])))}
     for column in ("step_ms", "ratio"):
         mean = geometric_mean(ok[column])
-        half = half_width([(spread[column].at(part["dim"].iloc[0]), len(ok))]) if len(ok) else math.nan
+        half = half_width([(spread[column].at(part["dim"].iloc[0]), ok[column].count())])
         row |= {column: mean, f"{column}_low": mean * math.exp(-half), f"{column}_high": mean * math.exp(half)}
     row |= {column: geometric_mean(ok[column]) for column in PLAIN}
     row["cosine"] = ok["cosine"].median()

@@ -1,0 +1,113 @@
+"""How two optimizers' step times differ, and how that difference varies from process to process."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stepscale.bench.analysis.process_variance import NO_PRIOR, Spread, Spreads, moderated, usable
+from stepscale.bench.records.schema import GROUP
+
+EQUAL = 1.05  # a factor nearer to 1 than that is of no practical interest
+IN_TURNS = Spread(0.015, 4)  # prior of the log factor: two starts of the same code differ by up to 2 %
+PAIR = [*GROUP, "dim", "one", "other"]
+Row = dict[str, object]
+
+
+class Gap(NamedTuple):
+    """Log of one's step time less that of the other, of the processes of one seed."""
+
+    log: float
+    error: float  # its standard error, as the rounds tell it; 0 where there are none
+    rounds: int  # that both were measured in; 0 where they took no turns
+    block: str  # what the two share with others of the same seed
+
+
+class Pair(NamedTuple):
+    """Two optimizers at one dim: a gap for each seed they have in common."""
+
+    one: str
+    other: str
+    gaps: list[Gap]
+
+    @property
+    def turns(self) -> bool:
+        return all(gap.rounds for gap in self.gaps)
+
+
+def pairs(cells: pd.DataFrame) -> pd.DataFrame:
+    """One row a (group, dim, one, other), for every two optimizers that have a seed in common.
+
+    ``gap`` is the log of one's step time less that of the other, the mean over ``seeds``. Of processes that took turns
+    it is the median over rounds of the gap within a round, which leaves out the machine's drift; of others the gap of
+    the ratios to the limit, or of the times where there is no limit. ``rounds`` adds up those of all seeds.
+
+    ``sd`` and ``dof`` are the gap's spread from seed to seed, pooled over all pairs of a dim and moderated by the run.
+    Pairs that took turns have a spread apart from the others, with a prior (``IN_TURNS``), so that one seed has one,
+    too; it is never less than their own rounds tell.
+    """
+    keyed = [(key, _pairs_of(part)) for key, part in usable(cells).groupby([*GROUP, "dim"])]
+    spread = {turns: _spread([(key[-1], found) for key, found in keyed], turns) for turns in (True, False)}
+    rows = []
+    for key, found in keyed:
+        for pair in found:
+            logs, errors, rounds, _ = zip(*pair.gaps, strict=True)
+            sd, dof = spread[pair.turns].at(key[-1])
+            own = math.sqrt(np.mean(np.square(errors)))
+            figures = [float(np.mean(logs)), len(logs), sum(rounds), max(sd, own), dof]
+            rows.append([*key, pair.one, pair.other, *figures])
+    return pd.DataFrame(rows, columns=[*PAIR, "gap", "seeds", "rounds", "sd", "dof"])
+
+
+def _pairs_of(part: pd.DataFrame) -> list[Pair]:
+    """Pair the optimizers of one group and dim."""
+    by_name: dict[str, dict[int, Row]] = {}
+    for cell in part.to_dict("records"):
+        by_name.setdefault(cell["optimizer"], {})[cell["seed"]] = cell | {"rounds": np.log(cell["round_ms"])}
+    found = []
+    for one, other in itertools.combinations(sorted(by_name), 2):
+        shared = by_name[one].keys() & by_name[other].keys()
+        gaps = [_gap(by_name[one][seed], by_name[other][seed]) for seed in sorted(shared)]
+        found += [Pair(one, other, gaps)] if gaps else []
+    return found
+
+
+def _gap(one: Row, other: Row) -> Gap:
+    """Compare two cells of one seed."""
+    if one["turns"] is not None and one["turns"] == other["turns"]:
+        rounds = min(len(one["rounds"]), len(other["rounds"]))
+        logs = one["rounds"][:rounds] - other["rounds"][:rounds]
+        middle = np.median(logs)
+        # of normal values, of which a tenth or so may be wild: sd from the median deviation, and the median's error
+        error = 1.4826 * 1.2533 * np.median(abs(logs - middle)) / math.sqrt(rounds)
+        return Gap(float(middle), float(error), rounds, f"{one['turns']} {one['seed']}")
+    figure = "step_ms" if math.isnan(one["ratio"]) or math.isnan(other["ratio"]) else "ratio"
+    return Gap(math.log(one[figure] / other[figure]), 0.0, 0, str(one["seed"]))
+
+
+def _spread(by_dim: list[tuple[int, list[Pair]]], turns: bool) -> Spreads:
+    """Spread of the gaps from seed to seed, of the pairs that took turns or of those that did not."""
+    rows = [[dim, *_pooled([pair for pair in found if pair.turns == turns])] for dim, found in by_dim]
+    sums = pd.DataFrame(rows, columns=["dim", "squares", "dof"]).groupby("dim").sum()
+    return moderated(sums["squares"], sums["dof"], IN_TURNS if turns else NO_PRIOR)
+
+
+def _pooled(found: list[Pair]) -> tuple[float, int]:
+    """Sum of squares and degrees of freedom of the gaps between the pairs of one dim.
+
+    All pairs are looked at, but they hold no more than the optimizers' departures from their own means and from those
+    of the seed: of O optimizers and S seeds, (O - 1)(S - 1) degrees of freedom.
+    """
+    repeats = sum(len(pair.gaps) - 1 for pair in found)
+    if not repeats:
+        return 0.0, 0
+    squares = sum(float(np.var([gap.log for gap in pair.gaps])) * len(pair.gaps) for pair in found)
+    names = {name for pair in found for name in (pair.one, pair.other)}
+    processes = {(gap.block, name) for pair in found for gap in pair.gaps for name in (pair.one, pair.other)}
+    blocks = {block for block, _ in processes}
+    dof = max(1, len(processes) - len(blocks) - len(names) + 1)
+    return squares / repeats * dof, dof
