@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,9 @@ INLINE = MarkdownIt("zero").enable(["backticks", "emphasis"])
 CODE = r"(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
 # a tag, a table's next cell, an entity, a bracket behind which a link's address would come, or that defines a link
 ACTIVE = r"<|\||&(?=#?\w+;)|\](?=[(\[])|^\["
+HEAD = 10  # characters of a column's name in a line of a terminal
 DIGITS = 3  # of a number of which no interval is known
-MOST_DIGITS = 4  # of one whose interval is narrower than anybody reads
+MOST_DIGITS = 4  # of one whose interval is narrower than that, and in tables that were not laid out for people
 
 TableRow = dict[Hashable, Any]  # as pandas gives it, which does not say what a column holds
 
@@ -106,13 +108,14 @@ def percent(share: float, low: float = math.nan, high: float = math.nan) -> str:
     return f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def number(value: float) -> str:
-    """Write a number in three digits, a whole one in all of its own, one that is none as nothing."""
+def number(value: float, digits: int = DIGITS) -> str:
+    """Write a number in so many digits, a whole one in all of its own, one that is none as nothing."""
     if not math.isfinite(value):
         return "" if math.isnan(value) else "never"
     if float(value).is_integer() and abs(value) < 1e9:
         return str(int(value))
-    return _rounded(value, DIGITS - 1 - _exponent(value)) if 1e-4 < abs(value) < 1e9 else f"{value:.{DIGITS}g}"
+    plain = 1e-4 < abs(value) < 1e9
+    return _rounded(value, max(0, digits - 1 - _exponent(value))) if plain else f"{value:.{digits}g}"
 
 
 def _exponent(value: float) -> int:
@@ -145,7 +148,7 @@ def _cell(value: object) -> Shown:
     if isinstance(value, bool | str) or not pd.api.types.is_number(value):
         missing = value is None or value is pd.NA or value is pd.NaT
         return Shown("" if missing else str(value), math.nan)
-    return Shown(number(float(value)), float(value))  # type: ignore[arg-type]
+    return Shown(number(float(value), MOST_DIGITS), float(value))  # type: ignore[arg-type]
 
 
 def _cells(table: pd.DataFrame) -> list[list[Shown]]:
@@ -157,7 +160,8 @@ def _markdown_table(table: pd.DataFrame) -> str:
 
 
 def _text_table(table: pd.DataFrame) -> str:
-    return _laid_out([str(name) for name in table], _cells(table), "simple", str)
+    names = [textwrap.fill(str(name), HEAD, break_long_words=False) for name in table]  # lines of a terminal are short
+    return _laid_out(names, _cells(table), "simple", str)
 
 
 def _laid_out(names: list[str], rows: list[list[Shown]], kind: str, written: Callable[[str], str]) -> str:

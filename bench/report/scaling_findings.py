@@ -120,8 +120,8 @@ def _pairs(judged: Judged, group: tuple[object, ...], place: str, *, notable: bo
     alike: dict[str, list[str]] = {}  # of pairs of which no more is to be said, one line for all
     for row in rows:
         pair, said = _pair(row, place)
-        alike.setdefault(said, []).append(pair)
-    return [f"{', '.join(some)}{said}." for said, some in alike.items()]
+        alike.setdefault(said if row["kind"] in ("equal", "undecided") else pair + said, []).append(pair)
+    return [f"{', '.join(some)}{said.removeprefix(some[0])}." for said, some in alike.items()]
 
 
 def _pair(row: TableRow, place: str) -> tuple[str, str]:
@@ -152,18 +152,24 @@ def _factors(judged: Judged, row: TableRow) -> tuple[float, float]:
     """Return the least and the largest factor over the dims at which a pair is decided; NaN where none is."""
     if row["kind"] != "none":
         return math.nan, 0.0
-    sides = [_figures(judged, row, row[side]) for side in ("slower", "faster")]
-    factors = (sides[0] / sides[1]).dropna()
+    factors = _by_dim(judged, row)
     factors = factors[(factors.index >= row["decided_min"]) & (factors.index <= row["decided_max"])]
     factors = factors[factors > 1]  # between decided dims one may be undecided
     return float(factors.min()), float(factors.max())
 
 
-def _figures(judged: Judged, row: TableRow, optimizer: str) -> pd.Series:
-    """Return an optimizer's figure by dim, of which quotients are factors: steps over the limit where there is one."""
-    own = of_group(judged.times, tuple(row[axis] for axis in PER_GROUP))
-    own = own[own["optimizer"] == optimizer].set_index("dim")
-    return own["step_ms"] if own["ratio"].isna().all() else own["ratio"]
+def _by_dim(judged: Judged, row: TableRow) -> pd.Series:
+    """Return by dim how many times as fast the faster of a pair is: from ``factors`` where one is a baseline."""
+    group = tuple(row[axis] for axis in PER_GROUP)
+    own, faster, slower = of_group(judged.factors, group), row["faster"], row["slower"]
+    for optimizer, baseline, sign in ((faster, slower, 1), (slower, faster, -1)):
+        both = own[(own["optimizer"] == optimizer) & (own["baseline"] == baseline)]
+        if len(both):
+            return both.set_index("dim")["factor"] ** sign
+    times = of_group(judged.times, group)
+    sides = [times[times["optimizer"] == name].set_index("dim") for name in (slower, faster)]
+    by_limit = (sides[0]["ratio"] / sides[1]["ratio"]).dropna()
+    return by_limit if len(by_limit) else (sides[0]["step_ms"] / sides[1]["step_ms"]).dropna()
 
 
 def _percent(spread: Spreads) -> str:
@@ -191,12 +197,23 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
             f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
             " avoid. Their times are compared as they are."
         )
+    if len(endless := ok[ok["repeats"].eq(False)]):
+        found.append(
+            f"The work of {_listed(endless)} does not repeat after a period, as far as it was watched: it was timed in"
+            " blocks that follow each other."
+        )
+    if ok["clock"].nunique() > 1 and len(waiting := ok[ok["clock"] == "wall"]):
+        found.append(f"Timed by the wall clock, since a step waits: {_listed(waiting)}.")
     found += _repeats(cells, ok)
     if len(ok) and ok["dim"].nunique() == 1:
         found.append("All cells are of one dim: sweep dims, as dim=64,128,256,512, to see growth.")
     if not any(base(name) == HONEST for name in cells["optimizer"]):
         found.append(f"The baseline `{HONEST}` is not in this run.")
     return found
+
+
+def _listed(cells: pd.DataFrame) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(cells["optimizer"].unique()))
 
 
 def _repeats(cells: pd.DataFrame, ok: pd.DataFrame) -> list[str]:

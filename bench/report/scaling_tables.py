@@ -15,8 +15,9 @@ from stepscale.bench.report.page import Shown, TableRow, measured, number, perce
 
 PER_GROUP = list(GROUP)
 BUDGETS_MS, BUDGETS_MIB = (1, 10, 100), (1024,)
-NOT_COUNTED = "not counted"
-PLAIN_VERDICTS = ("no cubic work", NOT_COUNTED)  # beside which no share stands
+NOT_COUNTED, NOT_JUDGED = "not counted", "nothing to judge"  # the latter where no cell could be used
+CLOCKS = {"cpu": "CPU time", "wall": "wall time", "cuda": "time of the GPU"}
+PLAIN_VERDICTS = ("no cubic work", NOT_COUNTED, NOT_JUDGED)  # beside which no share stands
 
 
 class Judged(NamedTuple):
@@ -63,10 +64,16 @@ def _facts(group: tuple[object, ...]) -> dict[str, object]:
     return dict(zip(PER_GROUP, group, strict=True))
 
 
+def clocks(cells: pd.DataFrame) -> str:
+    """Say by which clock cells were timed; the clock of most cells first."""
+    return " and ".join(CLOCKS[clock] for clock in cells["clock"].value_counts().index)
+
+
 def headlines(judged: Judged) -> dict[str, pd.DataFrame]:
     """Return the table that answers, of the group with most cells, and one of all other groups where there are any."""
     main, *others = groups(judged.cells)
-    titled = {words(main): pd.DataFrame(headline(judged, main))}
+    title = ", ".join(filter(None, [words(main), clocks(of_group(judged.cells, main))]))
+    titled = {title: pd.DataFrame(headline(judged, main))}
     rows = [
         {axis: _facts(group)[axis] for axis in PER_GROUP if judged.cells[axis].nunique() > 1} | row
         for group in others
@@ -153,7 +160,7 @@ def by_count(row: TableRow) -> Shown:
 
 def by_clock(row: TableRow) -> Shown:
     """The verdict, with the share of the step that is in cubic work."""
-    verdict, share = row.get("verdict", NOT_COUNTED), row.get("cubic_share", math.nan)
+    verdict, share = row.get("verdict", NOT_JUDGED), row.get("cubic_share", math.nan)
     if verdict in PLAIN_VERDICTS or math.isnan(share):
         return Shown(str(verdict), 0.0 if verdict == PLAIN_VERDICTS[0] else math.nan)
     return Shown(f"{verdict} {percent(share, row['cubic_low'], row['cubic_high'])}", share)
@@ -163,7 +170,7 @@ def growth_csv(growth: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
     """Verdicts and exponents, and the largest measured dim within each budget."""
     everyone = times.groupby([*PER_GROUP, "optimizer"]).size().index
     table = growth.set_index([*PER_GROUP, "optimizer"]).reindex(everyone)
-    table["verdict"] = table["verdict"].fillna(NOT_COUNTED) if len(growth) else NOT_COUNTED
+    table["verdict"] = table["verdict"].fillna(NOT_JUDGED) if len(growth) else NOT_JUDGED
     for budget in BUDGETS_MS:
         table[f"dim_in_{budget}_ms"] = step_times.within_budget(times, "step_ms", budget)
     for budget in BUDGETS_MIB:
@@ -285,8 +292,8 @@ def times_table(times: pd.DataFrame) -> pd.DataFrame:
 def phases(cells: pd.DataFrame) -> pd.DataFrame:
     """Median over seeds of each phase's milliseconds a step, amortised over its period."""
     key = [*PER_GROUP, "optimizer", "dim"]
-    measured_cells = cells[cells["status"] == "ok"].to_dict("records")
-    table = pd.DataFrame([{axis: row[axis] for axis in key} | row["phases_ms"] for row in measured_cells])
+    known = cells[cells["phases_ms"].notna()].to_dict("records")
+    table = pd.DataFrame([{axis: row[axis] for axis in key} | row["phases_ms"] for row in known])
     return table.groupby(key, as_index=False).median() if len(table) else pd.DataFrame(columns=key)
 
 
