@@ -13,7 +13,6 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
-from tabulate import tabulate
 
 from stepscale.bench.records.schema import GROUP
 from stepscale.bench.report.style import Drawn
@@ -65,7 +64,7 @@ def markdown(sections: list[Section], where: str) -> str:
 
 def text(section: Section) -> str:
     """Lay out what a terminal shows: the findings, then the answer, which stays on the screen."""
-    tables = [f"{title}\n\n{_text_table(table)}" for title, table in section.headline.items()]
+    tables = [f"{title}\n\n{text_table(table)}" for title, table in section.headline.items()]
     return "\n\n".join(["\n".join(f"- {line}" for line in section.findings), *tables])
 
 
@@ -159,7 +158,8 @@ def _markdown_table(table: pd.DataFrame) -> str:
     return _laid_out([inactive(str(name)) for name in table], _cells(table), "pipe", inactive)
 
 
-def _text_table(table: pd.DataFrame) -> str:
+def text_table(table: pd.DataFrame) -> str:
+    """Lay out a table for a terminal."""
     names = [textwrap.fill(str(name), HEAD, break_long_words=False) for name in table]  # lines of a terminal are short
     return _laid_out(names, _cells(table), "simple", str)
 
@@ -170,7 +170,9 @@ def _laid_out(names: list[str], rows: list[list[Shown]], kind: str, written: Cal
         return "nothing to show"
     sides = ["right" if numeric else "left" for numeric in _numeric(rows)]
     texts = [[written(cell.text) for cell in row] for row in rows]
-    return tabulate(texts, names, tablefmt=kind, colalign=sides, disable_numparse=True)
+    return pd.DataFrame(texts, columns=names).to_markdown(
+        index=False, tablefmt=kind, colalign=sides, disable_numparse=True
+    )
 
 
 def _numeric(rows: list[list[Shown]]) -> list[bool]:
