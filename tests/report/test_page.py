@@ -155,3 +155,5 @@ def test_a_column_of_numbers_stands_to_the_right_even_if_one_is_missing() -> Non
     )
     html = page.page([section("mine")._replace(headline={"t": table})], [[]], "here")
     assert '<td data-key="3.4">3.4 [3.1, 3.8]</td><td class="text">cubic 5 %</td>' in html
+    assert re.search(r"^ +12  none$", page.text_table(table), flags=re.MULTILINE)
+    assert re.search(r"\|-+:\|:-+\|", page.markdown([section("mine")._replace(headline={"t": table})], "here"))
