@@ -24,7 +24,10 @@ CODE = r"(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
 ACTIVE = r"<|\||&(?=#?\w+;)|\](?=[(\[])|^\["
 HEAD = 10  # characters of a column's name in a line of a terminal
 DIGITS = 3  # of a number of which no interval is known
-MOST_DIGITS = 4  # of one whose interval is narrower than that, and in tables that were not laid out for people
+LEAST_DIGITS, MOST_DIGITS = (
+    2,
+    4,
+)  # of one whose interval is narrower than that, and in tables that were not laid out for people
 
 TableRow = dict[Hashable, Any]  # as pandas gives it, which does not say what a column holds
 
@@ -88,15 +91,15 @@ def varying(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 def measured(value: float, low: float, high: float, unit: str = "") -> str:
     """Write a figure with its 95 % interval, in the digits that the interval bears.
 
-    The last digit is that of the interval's half width: ``measured(3.412, 3.06, 3.77)`` is ``3.4 [3.1, 3.8]``. Without
-    an interval there are ``DIGITS`` digits. ``unit`` stands between the two: ``57 % [54, 60]``.
+    The last digit is the first of the interval's half width: ``measured(3.412, 3.06, 3.77)`` is ``3.4 [3.1, 3.8]``; two
+    digits are the fewest. Without an interval there are ``DIGITS``. ``unit`` stands between the two: ``3× [2, 4]``.
     """
     if not math.isfinite(value):
         return ""
     if not (math.isfinite(low) and math.isfinite(high)):
         return number(value) + unit
     half, own = (high - low) / 2, _exponent(value)
-    places = min(max(-_exponent(half), -own), MOST_DIGITS - 1 - own) if half else DIGITS - 1 - own
+    places = min(max(-_exponent(half), LEAST_DIGITS - 1 - own), MOST_DIGITS - 1 - own) if half else DIGITS - 1 - own
     return f"{_rounded(value, places)}{unit} [{_rounded(low, places)}, {_rounded(high, places)}]"
 
 
