@@ -20,7 +20,6 @@ from tests.support.synthetic import RATE, cell, limit_seconds
 LARGEST = 1000  # the dim at which a step has the share of cubic work it is named after
 LAUNCHES_S, HOST_S, VECTORS_S = 7e-6, 150e-6, 5e-8  # of the limit; of a step; of a step, times d
 DIMS = [64, 128, 256, 512, 1000]  # the default sweep's
-NEW = ("clock", "turns", "round_ms", "shares", "cubic_share", "order_flops", "flop_exponent", "cubic_operations", "inexact")
 
 
 class Step(NamedTuple):
@@ -120,7 +119,7 @@ def table(
         for d, dim in enumerate(dims)
         for seed in range(seeds)
     ]
-    columns = [*AXES, *FACTS, *dict.fromkeys([*FIGURES, *NEW])]
+    columns = [*AXES, *FACTS, *FIGURES]
     return pd.DataFrame(rows, columns=columns).astype({"contended": bool, "launch_bound": bool})
 
 
