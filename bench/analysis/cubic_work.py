@@ -27,14 +27,14 @@ NAMES = ("cubic_operations", "uncounted", "inexact")
 
 
 def shares(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row a (group, optimizer, dim, order): ``share`` of the step in work that grows as d^order, the mean over seeds.
+    """One row a (group, optimizer, dim, order): ``share`` of the step in work that grows as d^order, mean over seeds.
 
     Order 0 holds what does not grow and what is no operation, order -1 operations of unknown order.
     """
     rows = []
     for key, part in usable(cells).dropna(subset="shares").groupby(SAME_CELL):
         means = pd.DataFrame(part["shares"].to_list()).fillna(0.0).mean()
-        rows += [[*key, int(order), share] for order, share in means.sort_index().items()]
+        rows += [[*key, order, share] for order, share in means.sort_index().items()]
     return pd.DataFrame(rows, columns=[*SAME_CELL, "order", "share"])
 
 
@@ -97,8 +97,8 @@ def _scale(odds: np.ndarray, blocks: float) -> np.ndarray:
 def growth(cells: pd.DataFrame) -> pd.DataFrame:
     """One row a (group, optimizer): verdict and cubic share at the largest dim at which it is known, and their check.
 
-    ``half_dim`` is the dim from which on half of the step is cubic. ``fit_agrees`` tells whether the interval of the fit
-    (``flop_fit``) and that of the measured share have something in common; None where there is no fit.
+    ``half_dim`` is the dim from which on half of the step is cubic. ``fit_agrees`` tells whether the fit of counted
+    FLOPs (``flop_fit``) and the measured share have intervals that meet; it is None where there is no fit.
     """
     measured, spread, rows = cubic_shares(cells), spreads(cells, "ratio"), []
     found = dict(list(measured.groupby(OPTIMIZER)))
@@ -106,7 +106,8 @@ def growth(cells: pd.DataFrame) -> pd.DataFrame:
         own = found.get(key, measured.iloc[:0])
         judged = part[part["dim"].isin(own["dim"])] if len(own) else part
         rows.append(dict(zip(OPTIMIZER, key, strict=True)) | _row(judged, own, spread))
-    return pd.DataFrame(rows, columns=None if rows else OPTIMIZER)
+    table = pd.DataFrame(rows, columns=None if rows else OPTIMIZER)
+    return table.astype({"fit_agrees": object}) if rows else table
 
 
 def _row(part: pd.DataFrame, own: pd.DataFrame, spread: Spreads) -> dict[str, object]:
@@ -128,7 +129,7 @@ def _row(part: pd.DataFrame, own: pd.DataFrame, spread: Spreads) -> dict[str, ob
         "fit_share": fit_share,
         "fit_low": fit_low,
         "fit_high": fit_high,
-        "fit_agrees": None if math.isnan(fit_share) or math.isnan(low) else fit_low <= high and low <= fit_high,
+        "fit_agrees": None if math.isnan(fit_share + low) else bool(fit_low <= high and low <= fit_high),
         "ratio_at_max": geometric_mean(largest["ratio"]),
     }
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from stepscale.bench.analysis import baselines, step_times
 from stepscale.bench.analysis.crossovers import crossovers as crossovers_of
-from stepscale.bench.analysis.cubic_share import growth as growth_of
+from stepscale.bench.analysis.cubic_work import growth as growth_of
 from stepscale.bench.records.schema import GROUP
 from stepscale.bench.report import scaling_figures, scaling_findings, style
 from stepscale.bench.report.page import Section, TableRow, varying

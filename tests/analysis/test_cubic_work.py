@@ -153,7 +153,7 @@ def test_intervals_cover_and_no_word_is_wrong() -> None:
 
 
 def test_a_machine_is_told_whether_blocks_or_processes_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks off by a twentieth, processes alike: by one spread of the log odds a large share is covered far too seldom."""
+    """Blocks off by a twentieth, processes alike: one spread of all log odds covers a large share far too seldom."""
     rng, wide = np.random.default_rng(0), {"small": Step(0.15), "middle": Step(0.3), "large": Step(0.9)}
     runs = [table(wide, noise=0.01, block_noise=0.05, seeds=3, rng=rng) for _ in range(60)]
 

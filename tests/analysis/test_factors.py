@@ -97,7 +97,7 @@ def test_seeds_that_only_some_have_count() -> None:
 
 
 def test_what_a_further_seed_would_decide() -> None:
-    """The twin is neither told from layerwise nor known to be equal; relative is faster at every dim but the smallest."""
+    """The twin is neither told from layerwise nor known to be equal; relative is faster at every dim."""
     cells = table(STEPS, noise=0.04, dims=[256, 1000], rng=np.random.default_rng(3))
     found = {key[-2:] for key in undecided(cells)}
     assert {(256, "layerwise"), (256, "twin"), (1000, "layerwise"), (1000, "twin")} == found
