@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 HONEST, NAIVE = "layerwise", "naive"
-BASELINES = (
-    f"`{HONEST}` (one log-determinant a layer) is the honest baseline, `{NAIVE}` (the full Jacobian of every sample) "
-    "the naive one; a factor over `naive` says little about a method."
-)
 
 
 def base(optimizer: object) -> str:

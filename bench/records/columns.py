@@ -83,20 +83,46 @@ STEP = {
     "cosine": Column("", "between what the direction writes and the exact gradient, at a period's end; 1 is the same"),
 }
 
+WORK = {
+    "clock": Column("", "by which steps are timed: cpu, the process's CPU time; wall; or cuda"),
+    "repeats": Column("", "whether the work repeats after a period, as far as it was watched"),
+    "turns": Column("", "cells of the same value were measured in turns: their blocks of one number are of one round"),
+    "round_ms": Column("ms", "a list: a step in each block, in order"),
+    "shares": Column(
+        "",
+        "a dict: share of the step, 0 … 1, in operations whose work grows as d^order; 0 holds what does not grow and is"
+        " no operation, -1 what is of unknown order",
+    ),
+    "order_flops": Column("FLOP", "a dict: flops by order"),
+    "cubic_operations": Column("", "operations of order 3 and above"),
+    "inexact": Column("", "operations whose work grows by no whole power of d"),
+    "work": Column("", "a list of the step's operations: shapes, calls, order and milliseconds of each"),
+    "order": Column("", "k of work that grows as d^k; 0 is what does not grow and is no operation, -1 is not known"),
+    "share": Column("", "of the step, 0 … 1, spent in work of that order: the mean over processes"),
+}
+
 OVER_SEEDS = {
     "seeds": Column("", "how many there are, failures included"),
     "ok": Column("seeds", "those that the figures are of"),
 }
 
 GROWTH = {
-    "sizes": Column("", "dims that could be used; a verdict needs five, over a decade"),
+    "sizes": Column("", "dims that could be used"),
     "dim_min": Column("", "the smallest of the dims"),
-    "dim_max": Column("", "the largest of the dims"),
-    "cubic_share": Column("", "share of the step at dim_max that a d³ term takes, 0 … 1"),
+    "dim_max": Column("", "the largest of the dims, at which the verdict is"),
+    "cubic_share": Column("", "share of the step, 0 … 1, in work of order 3 and above; exactly 0 where there is none"),
+    "scaling.cubic_share": Column("", "the same at dim_max, over processes"),
     "cubic_low": Column("", "lower end of its 95 % interval"),
     "cubic_high": Column("", "upper end of its 95 % interval"),
-    "verdict": Column("", "cubic, no cubic term, undecided, or what is lacking for a verdict"),
-    "flop_exponent": Column("", "e where the counted FLOPs grow as d^e, between the two largest dims; free of noise"),
+    "verdict": Column(
+        "", "no cubic work, partly cubic (below 25 %), cubic (above), undecided, not counted, or nothing to judge"
+    ),
+    "half_dim": Column("dim", "from which on half of the step is cubic, interpolated; empty where none was passed"),
+    "flop_exponent": Column("", "e where the counted FLOPs grow as d^e, from the next dim on; free of noise"),
+    "fit_share": Column("", "a check of cubic_share: the share by which counted FLOPs explain how times grow with d"),
+    "fit_low": Column("", "lower end of its 95 % interval"),
+    "fit_high": Column("", "upper end of its 95 % interval"),
+    "fit_agrees": Column("", "whether that interval and the one of cubic_share have something in common"),
     "ratio_at_max": Column("limits", "ratio at dim_max"),
     "dim_in_1_ms": Column("", "largest dim measured whose step takes at most 1 ms; never above largest_dim"),
     "dim_in_10_ms": Column("", "largest dim measured whose step takes at most 10 ms; never above largest_dim"),
@@ -113,11 +139,23 @@ GROWTH = {
     "slopes.high": Column("", "upper end of the 95 % interval of slope"),
 }
 
+FACTORS = {
+    "baseline": Column("", "the optimizer that is compared with: layerwise, naive, or the slowest if neither is there"),
+    "factor": Column("", "time of the baseline / time of the optimizer: above 1 the optimizer is faster"),
+    "factors.low": Column("", "lower end of the 95 % interval of factor"),
+    "factors.high": Column("", "upper end of the 95 % interval of factor"),
+    "factors.seeds": Column("", "how many both have in common"),
+    "rounds": Column("", "in which both were measured, of all seeds; 0 where they took no turns"),
+    "factors.verdict": Column("", "faster, slower, equal (the interval lies within 5 % of 1) or undecided"),
+}
+
 CROSSOVERS = {
     "faster": Column("", "the optimizer that is faster; of a crossover, above it"),
     "slower": Column("", "the other"),
     "kind": Column(
-        "", "crossover; none, where one is faster at every decided dim; or undecided, where no dim is decided"
+        "",
+        "crossover; none, where one is faster wherever it is told; equal, where they are within 5 %; undecided, where"
+        " nothing is decided",
     ),
     "at": Column("dim", "where the one overtakes the other, interpolated; empty unless kind is crossover"),
     "crossovers.low": Column("dim", "the last decided dim below the crossover"),
@@ -165,7 +203,7 @@ TRAINING = {
     "of_baseline": Column("", "seconds / those of layerwise to the same target; below 1 is faster"),
 }
 
-COLUMNS = AXES | STEP | OVER_SEEDS | GROWTH | CROSSOVERS | OPERATIONS | TRAINING
+COLUMNS = AXES | STEP | WORK | OVER_SEEDS | GROWTH | FACTORS | CROSSOVERS | OPERATIONS | TRAINING
 
 
 def key_of(table: str, name: str) -> str:

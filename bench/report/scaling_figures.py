@@ -7,33 +7,42 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from scipy import optimize
 
-from stepscale.bench.report.style import GUIDE, RC, Style
+from stepscale.bench.report.page import number
+from stepscale.bench.report.style import GUIDE, RC, WIDTH, Style
 
-LEGEND_WIDTH = 120  # characters
+NARROW_SLOPE = 0.5  # half-width of a slope's interval: wider ones do not tell 2 from 3, and there is no panel
+CLEAR, GUIDE_SPAN = 0.75, 12.0  # how far guides lie below the lowest curve, and how far down they go: factors
+WIDE = 24  # labels of dims across a panel as wide as the figure
+LEGEND_WIDTH = 150  # characters
+LINE = 11.0  # points from one name to the next, where curves end together
 
 
 def scaling_figure(times: pd.DataFrame, slopes: pd.DataFrame, look: dict[str, Style], title: str) -> Figure:
-    """Four panels of one group: time, local slope, ratio to the limit, peak memory, against dim.
+    """Draw a group's time against dim; below it memory, ratio to the limit and local slope, where they are known.
 
     Args:
-        times: rows of ``scaling.times`` of one group.
-        slopes: rows of ``scaling.local_slopes`` of the same group.
+        times: rows of ``step_times.times`` of one group.
+        slopes: rows of ``step_times.local_slopes`` of the same group.
         look: ``styles`` of the whole run.
         title: what was measured, where and when.
     """
+    narrow = len(slopes) > 0 and ((slopes["high"] - slopes["low"]) / 2 < NARROW_SLOPE).all()
+    small = ["memory", *["ratio"] * bool(times["ratio"].notna().any()), *["slope"] * bool(narrow)]
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(10, 7.6), layout="constrained")
-        axes = figure.subplots(2, 2)
-        draw_times(axes[0, 0], times, look)
-        draw_slopes(axes[0, 1], slopes, look, times["dim"])
-        draw_ratios(axes[1, 0], times, look)
-        draw_memory(axes[1, 1], times, look)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        columns = max(1, min(4, LEGEND_WIDTH // max(map(len, labels), default=1)))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+        figure = Figure(figsize=(WIDTH, 8.6), layout="constrained")
+        axes = figure.subplot_mosaic([["time"] * len(small), small], height_ratios=[1.35, 1])
+        draw_times(axes["time"], times, look)
+        draw_memory(axes["memory"], times, look)
+        if "ratio" in axes:
+            draw_ratios(axes["ratio"], times, look)
+        if "slope" in axes:
+            draw_slopes(axes["slope"], slopes, look, times["dim"])
         figure.suptitle(title, fontsize=9)
+        name_curves(figure, axes["time"], times, look)
     return figure
 
 
@@ -43,7 +52,7 @@ def draw_times(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
     ax.set(xscale="log", yscale="log", ylabel="step, ms (amortised)", title="Time of one step")
     _guides(ax, times)
     _end_caps(ax, times, look)
-    _axes(ax, times["dim"])
+    _axes(ax, times["dim"], WIDE)
 
 
 def draw_ratios(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
@@ -67,15 +76,11 @@ def draw_slopes(ax: Axes, slopes: pd.DataFrame, look: dict[str, Style], dims: pd
     for name, part in slopes.groupby("optimizer"):
         style = look[str(name)]
         ax.plot(part["dim"], part["slope"], **style)
-        ax.fill_between(part["dim"], part["low"], part["high"], color=style["color"], alpha=0.12, linewidth=0)
+        ax.vlines(part["dim"], part["low"], part["high"], color=style["color"], linewidth=0.8)
     for order in (2, 3):
         ax.axhline(order, linestyle="--", **GUIDE)
-    finite = slopes["slope"].dropna()
-    top = max(3.5, float(finite.max()) + 0.3) if len(finite) else 3.5
-    ax.set(xscale="log", ylim=(min(0.0, float(finite.min()) - 0.2) if len(finite) else 0.0, top))
+    ax.set(xscale="log", ylim=(min(0.0, float(slopes["low"].min())), max(3.5, float(slopes["high"].max()))))
     ax.set(ylabel="Δ log time / Δ log dim", title="Local slope of the time (2 quadratic, 3 cubic)")
-    if not len(slopes):
-        ax.text(0.5, 0.3, "no two dims to tell a slope from", transform=ax.transAxes, ha="center", color="0.4")
     _axes(ax, dims)
 
 
@@ -94,18 +99,47 @@ def _draw(ax: Axes, times: pd.DataFrame, look: dict[str, Style], column: str, *b
 
 
 def _guides(ax: Axes, times: pd.DataFrame) -> None:
-    """Draw d² and d³ through the middle of the plot's lower right, so that slopes can be compared by eye."""
+    """Draw d² and d³ from a point at the largest dim so far down that they meet no curve; name them at their ends."""
     known = times.dropna(subset=["step_ms"])
     if known["dim"].nunique() < 2:
         return
-    dims = np.array([known["dim"].min(), known["dim"].max()], dtype=float)
-    anchor = float(known.loc[known["dim"] == known["dim"].max(), "step_ms"].median())
-    bottom = float(known["step_ms"].min())
+    first, last = float(known["dim"].min()), float(known["dim"].max())
+    # where each point would be at the largest dim, had it grown as d² or d³ from there: the lowest bounds the guides
+    at_last = [known["step_ms"] * (last / known["dim"]) ** order for order in (2, 3)]
+    anchor = CLEAR * float(min(values.min() for values in at_last))
+    bottom = anchor / GUIDE_SPAN
     for order in (2, 3):
-        line = anchor * (dims / dims[-1]) ** order
-        start = dims[-1] * (max(bottom, line[0]) / anchor) ** (1 / order)  # where it leaves the plot
-        ax.plot([start, dims[-1]], [anchor * (start / dims[-1]) ** order, anchor], linestyle="--", **GUIDE)
-        ax.annotate(f"d{'²³'[order - 2]}", (start, anchor * (start / dims[-1]) ** order), color="0.4", fontsize=9)
+        start = max(first, last * (bottom / anchor) ** (1 / order))
+        height = anchor * (start / last) ** order
+        ax.plot([start, last], [height, anchor], linestyle="--", **GUIDE | {"color": "0.35"})
+        ax.annotate(
+            f"d{'²³'[order - 2]}", (start, height), (0, -2), textcoords="offset points", ha="center", va="top",
+            color="0.25", fontsize=9,
+        )  # fmt: skip
+    ax.set_ylim(bottom=min(bottom / 1.8, 0.8 * float(known["step_ms"].min())))
+
+
+def name_curves(figure: Figure, ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
+    """Write each curve's name at its end, apart from each other, and all names with their markers below the figure."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = max(1, min(5, LEGEND_WIDTH // max(map(len, labels), default=1)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3)
+    known = times.dropna(subset=["step_ms"]).sort_values("dim")
+    if not len(known):
+        return
+    ends = known.groupby("optimizer").tail(1).sort_values("step_ms")
+    figure.draw_without_rendering()  # or there are no points yet to measure distances in
+    for _, part in ends.groupby("dim"):
+        heights = ax.transData.transform(part[["dim", "step_ms"]])[:, 1] * 72 / figure.dpi
+        ranks = LINE * np.arange(len(part))
+        places = optimize.isotonic_regression(heights - ranks).x + ranks
+        for row, shift in zip(part.to_dict("records"), places - heights, strict=True):
+            line = {"arrowstyle": "-", "color": look[row["optimizer"]]["color"], "linewidth": 0.6, "shrinkB": 4}
+            ax.annotate(
+                row["optimizer"], (row["dim"], row["step_ms"]), (16, shift), textcoords="offset points", color="0.15",
+                va="center", fontsize=8.5, annotation_clip=False, arrowprops={"shrinkA": 0, **line},
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+            )  # fmt: skip
 
 
 def _end_caps(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
@@ -118,18 +152,17 @@ def _end_caps(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
             style["label"] = name
         ax.plot(part["dim"], [height] * len(part), transform=ax.get_xaxis_transform(), clip_on=False, **style)
         first = part.sort_values("dim").iloc[0]
-        words = f"{first['status'].replace('_', ' ')}  "
         ax.annotate(
-            words, (first["dim"], height), xycoords=ax.get_xaxis_transform(), ha="right", va="center", fontsize=7,
-            color=style["color"],
+            first["status"].replace("_", " "), (first["dim"], height), (-6, 0), textcoords="offset points",
+            xycoords=ax.get_xaxis_transform(), ha="right", va="center", fontsize=7, color=style["color"],
         )  # fmt: skip
 
 
-def _axes(ax: Axes, dims: pd.Series) -> None:
+def _axes(ax: Axes, dims: pd.Series, most: int = 9) -> None:
     """Label the dims measured, as many as do not touch, and plain numbers on a logarithmic y axis."""
     ticks: list[int] = []
     for dim in sorted(set(dims), reverse=True):
-        if not ticks or ticks[-1] / dim > 1.3:
+        if not ticks or ticks[-1] / dim > (dims.max() / dims.min()) ** (1 / most):
             ticks.append(int(dim))
     margin = max(2.0, dims.max() / dims.min()) ** 0.05
     ax.set_xlim(dims.min() / margin, dims.max() * margin)
@@ -142,3 +175,16 @@ def _axes(ax: Axes, dims: pd.Series) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def alt(times: pd.DataFrame, what: str) -> str:
+    """Say in a sentence what the figure shows."""
+    known = times.dropna(subset=["step_ms"])
+    if not len(known):
+        return f"Time of one step against dim ({what}): no cell was measured."
+    last = known[known["dim"] == known["dim"].max()].sort_values("step_ms")
+    told = ", ".join(f"{row['optimizer']} {number(row['step_ms'])} ms" for row in last.to_dict("records"))
+    return (
+        f"Time of one step against dim on logarithmic axes, with guides for d² and d³; below it peak memory and what"
+        f" else is known ({what}). At dim {known['dim'].max()}: {told}."
+    )

@@ -1,87 +1,175 @@
-"""A run's findings in sentences: what a reader wants before any table."""
+"""A run's findings in sentences, the most important first."""
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
-from stepscale.bench.analysis.baselines import HONEST, base
+from stepscale.bench.analysis.baselines import HONEST, NAIVE, base
 from stepscale.bench.analysis.process_variance import SAME_CELL, Spreads, spreads
 from stepscale.bench.records.schema import GROUP
-from stepscale.bench.report.page import TableRow
+from stepscale.bench.report.page import TableRow, percent
+from stepscale.bench.report.scaling_tables import NOT_COUNTED, PER_GROUP, Judged, disagrees, groups, of_group
+
+VERDICTS = ("no cubic work", "partly cubic", "cubic", "undecided", NOT_COUNTED)  # in the order they are told
+KINDS = ("crossover", "none", "equal", "undecided")  # of pairs, likewise
+GLOSSARY = {
+    "limit": "the model's matrix products that no exact step can avoid, run alone in the same loop",
+    "cubic share": (
+        "the share of a step's measured time that it spends in operations whose work grows as d³ or faster; which they "
+        "are is counted exactly, at two dims. *Cubic* is a step with more than 25 % of it, *partly cubic* one with less"
+    ),
+    "batch": "rows B of a step; a step over B rows costs at least of the order of B d²",
+    HONEST: "the honest baseline: autodiff through one log-determinant a layer",
+    NAIVE: "the full Jacobian of every sample; a factor over it says little about a method",
+}
 
 
-def findings(cells: pd.DataFrame, growth: pd.DataFrame, crossovers: pd.DataFrame, times: pd.DataFrame) -> list[str]:
-    """Say who overtakes whom, what is cubic, and what of the run failed or was disturbed."""
-    varying = [column for column in GROUP if cells[column].nunique() > 1]
-    found = [_overtaking(row, times, varying) for row in _largest_first(_notable(crossovers), cells)]
-    rows = _largest_first(growth, cells)
-    found += [_growth(row, varying) for row in rows if not row["verdict"].startswith("too few")]
-    found += _unjudged([row for row in rows if row["verdict"].startswith("too few") and row["sizes"] > 1], varying)
-    if any(row["sizes"] < 2 for row in rows):  # one line for all of them, not one each
-        found.append("What was measured at one dim only says nothing of growth: sweep dims, as dim=64,128,256,512.")
-    return found + _caveats(cells)
+def findings(judged: Judged) -> list[str]:
+    """Say how each optimizer grows, who is faster than whom, and what of the run failed or was disturbed."""
+    varying = [column for column in GROUP if judged.cells[column].nunique() > 1]
+    found: list[str] = []
+    for group in groups(judged.cells):
+        place = _where(dict(zip(GROUP, group, strict=True)), varying)
+        growth = of_group(judged.growth, group).to_dict("records")
+        found += _growth(growth, place)
+        found += _pairs(judged, group, place, notable=True)
+        found += _disagreements(growth, place)
+    return found + _caveats(judged.cells)
 
 
-def _largest_first(table: pd.DataFrame, cells: pd.DataFrame) -> list[TableRow]:
-    """Rows of a table, those of the group with most cells first."""
-    size = cells.groupby(list(GROUP)).size().rename("cells")
-    joined = table.merge(size, left_on=list(GROUP), right_index=True)
-    return joined.sort_values("cells", ascending=False, kind="stable").to_dict("records")
-
-
-def _notable(crossovers: pd.DataFrame) -> pd.DataFrame:
-    """Pairs with the honest baseline, but for what one dim leaves undecided; all pairs where it is not there."""
-    own = crossovers[(crossovers["faster"].map(base) == HONEST) | (crossovers["slower"].map(base) == HONEST)]
-    own = own if len(own) else crossovers
-    return own[(own["kind"] != "undecided") | (own["dims"] > 1)]
+def pairs(judged: Judged) -> pd.DataFrame:
+    """Say of every pair who is faster where, one row a pair."""
+    varying = [column for column in GROUP if judged.cells[column].nunique() > 1]
+    found = [
+        sentence
+        for group in groups(judged.cells)
+        for sentence in _pairs(judged, group, _where(dict(zip(GROUP, group, strict=True)), varying), notable=False)
+    ]
+    return pd.DataFrame({"pair": [sentence.replace("`", "") for sentence in found]})
 
 
 def _where(row: TableRow, varying: list[str]) -> str:
     return "".join(f", {column} {row[column]}" for column in varying)
 
 
-def _overtaking(row: TableRow, times: pd.DataFrame, varying: list[str]) -> str:
-    faster, slower, where = f"`{row['faster']}`", f"`{row['slower']}`", _where(row, varying)
-    if row["kind"] == "crossover":
-        return f"{faster} overtakes {slower} at dim {row['low']:g}–{row['high']:g}{where}."
-    dims = dict.fromkeys([row["dim_min"], row["dim_max"]])
-    span = f"dim {'–'.join(map(str, dims))}{where}"
-    if row["kind"] == "undecided":
-        return f"{faster} and {slower}: undecided at {span}."
-    factors = []
-    for dim in dict.fromkeys([row["decided_min"], row["decided_max"]]):
-        factor = _ratio(times, row, row["slower"], dim) / _ratio(times, row, row["faster"], dim)
-        factors.append(f"{factor:.3g}× at {dim:g}")
-    extent = "at" if row["decided"] == row["dims"] else f"at {row['decided']} of the {row['dims']} dims in"
-    extent += " all of" if extent == "at" and len(dims) > 1 else ""
-    return f"{faster} is faster than {slower} {extent} {span}: {', '.join(factors)}."
+def _growth(rows: list[TableRow], place: str) -> list[str]:
+    """One line a verdict, the optimizers with most cubic work first."""
+    found = []
+    for verdict in VERDICTS:
+        own = [row for row in rows if row["verdict"] == verdict]
+        own.sort(key=lambda row: (-row["cubic_share"] if row["cubic_share"] > 0 else 0, row["optimizer"]))
+        same: dict[str, list[TableRow]] = {}
+        for row in own:
+            same.setdefault(_details(row), []).append(row)
+        if own:
+            told = "; ".join(_names(some) + f" ({details})" * bool(details) for details, some in same.items())
+            found.append(f"**{verdict.capitalize()}**{place}: {told}{_ADDED.get(verdict, '')}.")
+    return found
 
 
-def _ratio(times: pd.DataFrame, row: TableRow, optimizer: str, dim: int) -> float:
-    same = (times["optimizer"] == optimizer) & (times["dim"] == dim)
-    for column in GROUP:
-        same &= times[column] == row[column]
-    return float(times.loc[same, "ratio"].iloc[0])
+_ADDED = {
+    "undecided": ", where 25 % lies within the interval: more blocks or processes would decide it",
+    NOT_COUNTED: ". Their operations were not timed one by one, so nothing is said of their growth",
+}
 
 
-def _growth(row: TableRow, varying: list[str]) -> str:
-    where = _where(row, varying)
-    name, span = f"`{row['optimizer']}`{where}", f"dims {row['dim_min']}–{row['dim_max']}"
-    known = row["flop_exponent"] == row["flop_exponent"]  # no NaN: another library's FLOPs are not counted
-    flops = f"FLOPs grow as d^{row['flop_exponent']:.2f} at the end" if known else "FLOPs are not counted"
+def _details(row: TableRow) -> str:
+    """Say what an optimizer's cubic work is, by clock and by count."""
+    parts = []
+    if row["cubic_share"] > 0:
+        share = percent(row["cubic_share"], row["cubic_low"], row["cubic_high"])
+        parts.append(f"{share} of a step at dim {row['dim_max']}")
+    if not math.isnan(row["half_dim"]):
+        parts.append(f"half of it from dim {row['half_dim']:.0f} on")
+    if not math.isnan(row["flop_exponent"]):
+        parts.append(f"FLOPs grow as d^{row['flop_exponent']:.2f}")
     if row["uncounted"]:
-        flops += f", not counting {row['uncounted']}"
-    share = f"{100 * row['cubic_low']:.0f}–{100 * row['cubic_high']:.0f} % of a step at dim {row['dim_max']} is cubic"
-    return f"{name}: **{row['verdict']}**; {share} ({row['sizes']} {span}); {flops}."
+        parts.append(f"not counting {row['uncounted']}")
+    if row["inexact"]:
+        parts.append(f"{row['inexact']} by no whole power of d")
+    return ", ".join(parts)
 
 
-def _unjudged(rows: list[TableRow], varying: list[str]) -> list[str]:
-    """One line for all optimizers that lack the same thing over the same dims."""
-    found: dict[str, list[str]] = {}
+def _names(rows: list[TableRow]) -> str:
+    return ", ".join(f"`{row['optimizer']}`" for row in rows)
+
+
+def _disagreements(rows: list[TableRow], place: str) -> list[str]:
+    """Say where the fit of times against dim reads another share than the operations have."""
+    return [
+        f"The fit of times against dim disagrees about `{row['optimizer']}`{place}: it reads"
+        f" {percent(row['fit_share'], row['fit_low'], row['fit_high'])} of a step at dim {row['dim_max']} as cubic;"
+        f" cubic operations take {percent(row['cubic_share'], row['cubic_low'], row['cubic_high'])} of it. The fit"
+        " takes a change of speed with dim for growth; the verdict is by operations."
+        for row in rows
+        if disagrees(row)
+    ]
+
+
+def _pairs(judged: Judged, group: tuple[object, ...], place: str, *, notable: bool) -> list[str]:
+    """Sentences on pairs, those that say most first; the notable ones are with the honest baseline, if it is there."""
+    table = of_group(judged.crossovers, group)
+    if notable:
+        own = table[(table["faster"].map(base) == HONEST) | (table["slower"].map(base) == HONEST)]
+        table = own if len(own) else table
+        table = table[(table["kind"] != "undecided") | (table["dims"] > 1)]
+    rows = [row | {"range": _factors(judged, row)} for row in table.to_dict("records")]
+    rows.sort(key=lambda row: (KINDS.index(row["kind"]), -row["range"][1], row["faster"], row["slower"]))
+    alike: dict[str, list[str]] = {}  # of pairs of which no more is to be said, one line for all
     for row in rows:
-        span = f"({row['sizes']} sizes, dims {row['dim_min']}–{row['dim_max']})"
-        found.setdefault(f"{_where(row, varying)}: {row['verdict']} for a verdict {span}.", []).append(row["optimizer"])
-    return [", ".join(f"`{name}`" for name in names) + rest for rest, names in found.items()]
+        pair, said = _pair(row, place)
+        alike.setdefault(said if row["kind"] in ("equal", "undecided") else pair + said, []).append(pair)
+    return [f"{', '.join(some)}{said.removeprefix(some[0])}." for said, some in alike.items()]
+
+
+def _pair(row: TableRow, place: str) -> tuple[str, str]:
+    """Name a pair, and say what there is to say of it."""
+    faster, slower = f"`{row['faster']}`", f"`{row['slower']}`"
+    dims = dict.fromkeys([row["dim_min"], row["dim_max"]])
+    span = f"{'dims' if len(dims) > 1 else 'dim'} {'–'.join(map(str, dims))}{place}"
+    if row["kind"] == "crossover":
+        return faster, f" overtakes {slower} between dim {row['low']:g} and {row['high']:g}{place}"
+    if row["kind"] == "undecided":
+        return f"{faster} and {slower}", f": undecided ({span})"
+    if row["kind"] == "equal":
+        return f"{faster} and {slower}", f": equal within 5 % ({span})"
+    factor = _range(*row["range"])
+    if row["decided"] == row["dims"]:
+        return faster, f" is faster than {slower}{' throughout' * (len(dims) > 1)}, {factor} ({span})"
+    decided = f"at {row['decided']} of {row['dims']} dims"
+    return faster, f" is faster than {slower} {decided}, {factor}, elsewhere undecided ({span})"
+
+
+def _range(low: float, high: float) -> str:
+    """Write a range of factors: ``1.2–1.7×``, ``1.3×``, ``9–52×``."""
+    ends = dict.fromkeys(f"{end:.2g}" if end < 100 else f"{end:.0f}" for end in (low, high))
+    return f"{'–'.join(ends)}×"
+
+
+def _factors(judged: Judged, row: TableRow) -> tuple[float, float]:
+    """Return the least and the largest factor over the dims at which a pair is decided; NaN where none is."""
+    if row["kind"] != "none":
+        return math.nan, 0.0
+    factors = _by_dim(judged, row)
+    factors = factors[(factors.index >= row["decided_min"]) & (factors.index <= row["decided_max"])]
+    factors = factors[factors > 1]  # between decided dims one may be undecided
+    return float(factors.min()), float(factors.max())
+
+
+def _by_dim(judged: Judged, row: TableRow) -> pd.Series:
+    """Return by dim how many times as fast the faster of a pair is: from ``factors`` where one is a baseline."""
+    group = tuple(row[axis] for axis in PER_GROUP)
+    own, faster, slower = of_group(judged.factors, group), row["faster"], row["slower"]
+    for optimizer, baseline, sign in ((faster, slower, 1), (slower, faster, -1)):
+        both = own[(own["optimizer"] == optimizer) & (own["baseline"] == baseline)]
+        if len(both):
+            return both.set_index("dim")["factor"] ** sign
+    times = of_group(judged.times, group)
+    sides = [times[times["optimizer"] == name].set_index("dim") for name in (slower, faster)]
+    by_limit = (sides[0]["ratio"] / sides[1]["ratio"]).dropna()
+    return by_limit if len(by_limit) else (sides[0]["step_ms"] / sides[1]["step_ms"]).dropna()
 
 
 def _percent(spread: Spreads) -> str:
@@ -97,20 +185,49 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
         found.append(f"{len(part)} of {len(cells)} cells: {status}.")
     if contended := int(ok["contended"].sum()):
         found.append(
-            f"{contended} of {len(ok)} cells were measured while other processes used the machine: in no fit, and drawn"
-            " hollow where there is nothing better. On a busy machine threads=1 suffers least."
+            f"{contended} of {len(ok)} cells were measured while other processes used the machine: in no verdict, and"
+            " drawn hollow where there is nothing better. On a busy machine threads=1 suffers least."
         )
     if hollow := int(ok["launch_bound"].sum()):
         found.append(
-            f"{hollow} of {len(ok)} cells wait for the host, or no kernel was seen: drawn hollow, and in no fit."
+            f"{hollow} of {len(ok)} cells wait for the host, or no kernel was seen: drawn hollow, and in no verdict."
         )
-    spread = spreads(cells, "ratio")
-    if spread.run.dof:
-        found.append(f"Step / limit varies by {_percent(spread)} (sd) between processes of the same cell.")
-    elif len(ok):
-        alone = (ok.groupby(SAME_CELL).size() == 1).all()
-        why = "One process a cell" if alone else "Too few cells were undisturbed"
-        found.append(f"{why}: no interval over processes can be given; run more seeds, as seed=0,1.")
+    if len(ok) and (free := int(ok["ratio"].isna().sum())):
+        found.append(
+            f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
+            " avoid. Their times are compared as they are."
+        )
+    if len(endless := ok[ok["repeats"].eq(False)]):
+        found.append(
+            f"The work of {_listed(endless)} does not repeat after a period, as far as it was watched: it was timed in"
+            " blocks that follow each other."
+        )
+    if ok["clock"].nunique() > 1 and len(waiting := ok[ok["clock"] == "wall"]):
+        found.append(f"Timed by the wall clock, since a step waits: {_listed(waiting)}.")
+    found += _repeats(cells, ok)
+    if len(ok) and ok["dim"].nunique() == 1:
+        found.append("All cells are of one dim: sweep dims, as dim=64,128,256,512, to see growth.")
     if not any(base(name) == HONEST for name in cells["optimizer"]):
-        found.append(f"The baseline `{HONEST}` is not in this run: no factors to it.")
+        found.append(f"The baseline `{HONEST}` is not in this run.")
     return found
+
+
+def _listed(cells: pd.DataFrame) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(cells["optimizer"].unique()))
+
+
+def _repeats(cells: pd.DataFrame, ok: pd.DataFrame) -> list[str]:
+    """Say how far processes differ; where it is not known, why, and what would tell."""
+    figure = "ratio" if ok["ratio"].notna().any() else "step_ms"
+    spread = spreads(cells, figure)
+    if spread.run.dof:
+        what = "Step / limit" if figure == "ratio" else "The step's time"
+        return [f"{what} varies by {_percent(spread)} (sd) between processes of the same cell."]
+    if not len(ok):
+        return []
+    if (ok.groupby(SAME_CELL).size() == 1).all():
+        return ["One process a cell: times have no interval over processes; more seeds, as seed=0,1, give them one."]
+    return [
+        "Too few cells were undisturbed: times have no interval over processes. Measure again on a quieter machine, or"
+        " with threads=1."
+    ]

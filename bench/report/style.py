@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
+from markupsafe import escape
 from matplotlib.figure import Figure
 
 # Okabe & Ito 2008, "Color universal design", less its yellow, which vanishes on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "*", "h")
-LINES = ("-", "--", ":")
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
+LARGEST, SMALLEST = 7.5, 3.3  # markers, points: where curves coincide, a later one lies inside an earlier one
+WIDTH = 12.0  # inches of a figure that fills the page
 Style = dict[str, Any]  # words of matplotlib's
 GUIDE: Style = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
-RC: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False}
+RC: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def styles(optimizers: Iterable[str]) -> dict[str, Style]:
-    """Give each optimizer a look that no other of the run has: 8 colours with markers, then a new line style."""
+    """Give each optimizer a look that no other of the run has, told apart also in grey and where curves coincide.
+
+    Neighbours differ in colour, marker, the marker's size and the line; after 8 the line is another one.
+    """
     names = sorted(set(optimizers))
-    looks = itertools.product(LINES, zip(COLOURS, MARKERS, strict=True))
-    return {
-        name: {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.3}
-        for name, (line, (colour, marker)) in zip(names, itertools.cycle(looks), strict=False)
-    }
+    sizes = np.linspace(LARGEST, SMALLEST, len(COLOURS))
+    looks = {}
+    for k, name in enumerate(names):
+        turn, place = divmod(k, len(COLOURS))
+        looks[name] = {
+            "color": COLOURS[place],
+            "marker": MARKERS[place],
+            "markersize": float(sizes[place]),
+            "linestyle": LINES[(place + turn) % len(LINES)],
+            "linewidth": 1.3,
+        }
+    return looks
 
 
 def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
@@ -37,9 +50,10 @@ def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
 
 
 class Drawn(NamedTuple):
-    """A figure, and the name of its files; None for one that is in the page alone."""
+    """A figure, what it shows in a sentence, and the name of its files; None for one that is in the page alone."""
 
     figure: Figure
+    alt: str
     stem: str | None = None
 
 
@@ -50,7 +64,8 @@ def written(drawn: Drawn, folder: Path) -> str:
         engine.execute(figure)
         figure.set_layout_engine("none")
     save(figure, buffer, "svg")
+    svg = buffer.getvalue().replace("<svg ", f'<svg role="img" aria-label="{escape(drawn.alt)}" ', 1)
     if drawn.stem is not None:
         save(figure, folder / f"{drawn.stem}.png", "png")
-        (folder / f"{drawn.stem}.svg").write_text(buffer.getvalue(), encoding="utf-8")
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+        (folder / f"{drawn.stem}.svg").write_text(svg, encoding="utf-8")
+    return svg[svg.index("<svg") :]

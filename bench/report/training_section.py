@@ -14,13 +14,18 @@ from stepscale.bench.report import style, training_figures
 from stepscale.bench.report.page import Section, TableRow, varying
 from stepscale.bench.report.style import Drawn
 
+TITLE = "What a step buys"
+ASKED = (
+    "Which optimizer reaches which held-out likelihood in the same time, and how soon is it where the baseline ends?"
+)
+
 
 def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Path, where: str) -> Section:
     """Say what training runs and the points of their curves tell; ``pictures`` is the folder of what they look like."""
     final = runs[~runs["trial"]]
     if not len(final):
         trials = {"Trials": trials_table(runs)}
-        return Section("What a step buys", [learning_curves.budget(runs)], [], trials, {}, "no final run yet")
+        return Section(TITLE, ASKED, {}, ["No final run yet.", learning_curves.budget(runs)], [], {}, trials, {})
     results, reached = learning_curves.results(runs), learning_curves.reached(runs, points)
     joined = (
         learning_curves.to_target(runs, reached)
@@ -31,15 +36,20 @@ def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Path, where: str
     shown = varying(results.dropna(axis=1, how="all"), final)
     drawn = figures(final, points, learning_curves.targets(runs, points), pictures, where)
     if len(profiles):
-        look = style.styles(final["optimizer"])
-        drawn.append(Drawn(training_figures.profile_figure(profiles, look, len(learning_curves.targets(runs, points)))))
+        look, count = style.styles(final["optimizer"]), len(learning_curves.targets(runs, points))
+        alt = (
+            f"Performance profile: share of {count} targets that each optimizer reaches within a factor of the fastest."
+        )
+        drawn.append(Drawn(training_figures.profile_figure(profiles, look, count), alt))
     return Section(
-        title="What a step buys",
+        title=TITLE,
+        asked=ASKED,
+        headline={"Held-out likelihood": shown},
         findings=findings(runs, joined, results),
         figures=drawn,
-        tables={"Held-out likelihood": shown, "Time to target": varying(joined, final)} | more_tables(runs, results),
+        glossary={},
+        tables={"Time to target": varying(joined, final)} | more_tables(runs, results),
         files={"curves.csv": points, "training.csv": results, "targets.csv": joined},
-        overview=shown.to_markdown(index=False, tablefmt="simple", floatfmt=".4g", missingval=""),
     )
 
 
@@ -129,18 +139,22 @@ def figures(
     varied = [axis for axis in learning_curves.WORKLOAD if final[axis].nunique() > 1]
     for key, part in final.groupby(learning_curves.WORKLOAD):
         facts = dict(zip(learning_curves.WORKLOAD, key, strict=True))
-        title = (
-            "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts) + f"\n{where}"
-        )
+        what = "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts)
+        title = f"{what}\n{where}"
         own = points[points["identity"].isin(part["identity"])]
         if not len(own):
             continue
         aims = targets[(targets[learning_curves.WORKLOAD] == list(key)).all(axis=1)]
         suffix = "".join(_suffix(axis, facts[axis]) for axis in varied)
-        drawn.append(Drawn(training_figures.curves_figure(own, aims, look, title), f"training{suffix}"))
+        names = ", ".join(sorted(part["optimizer"].unique()))
+        curves = f"Held-out log-likelihood against steps and against seconds ({what}), a curve a run of {names}."
+        drawn.append(Drawn(training_figures.curves_figure(own, aims, look, title), curves, f"training{suffix}"))
         seen = training_figures.pictures_figure(_pictures(pictures, part), title)
         if seen is not None:
-            drawn.append(Drawn(seen, f"pictures{suffix}"))
+            learned = (
+                f"The data, and what models trained by {names} make of it ({what}): samples, and filters or density."
+            )
+            drawn.append(Drawn(seen, learned, f"pictures{suffix}"))
     return drawn
 
 

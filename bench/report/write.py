@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Record, Task
-from stepscale.bench.report import page, scaling_section, style, training_section
+from stepscale.bench.report import page, scaling_section, scaling_tables, style, training_section
 
 
 def write(folder: Path) -> str:
@@ -30,7 +30,7 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
         raise FileNotFoundError(" ".join([empty, *complaints]))
     where = provenance(records)
     cells, runs = (tables.cells_of(records, task) for task in (Task.TIME, Task.TRAIN))
-    sections = [scaling_section.section(cells, where)] if len(cells) else []
+    sections = [scaling_section.section(scaling_tables.judge(cells), where)] if len(cells) else []
     if len(runs):
         sections.append(training_section.section(runs, tables.points_of(records), folder / "pictures", where))
     sections[0].findings[:0] = [f"Left out: {complaint}." for complaint in complaints] + older(records)
@@ -40,8 +40,7 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
     figures = [[style.written(figure, folder) for figure in section.figures] for section in sections]
     (folder / "summary.md").write_text(page.markdown(sections, where), encoding="utf-8")
     (folder / "report.html").write_text(page.page(sections, figures, where), encoding="utf-8")
-    said = ["\n".join([part.overview, "", *(f"- {line}" for line in part.findings)]) for part in sections]
-    return "\n\n".join([*said, f"report in {folder / 'report.html'}"])
+    return "\n\n".join([*map(page.text, sections), f"report in {folder / 'report.html'}"])
 
 
 def older(records: Collection[Record]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Curve, DataFacts, Final, Operation, Record, Status, Trained
-from stepscale.bench.report import scaling_section, training_section
+from stepscale.bench.report import scaling_section, scaling_tables, training_section
 from tests.support.synthetic import COSTS, DIMS, bare, cell, record, run_of
 
 
@@ -22,7 +22,7 @@ def columns_of_every_table() -> dict[str, list[str]]:
                 store.save(training(optimizer, seed), trained)
         cells, runs = tables.load(timed), tables.load(trained, "train")
         sections = [
-            scaling_section.section(cells, "made"),
+            scaling_section.section(scaling_tables.judge(cells), "made"),
             training_section.section(runs, tables.curves(trained), trained, "made"),
         ]
     found = {"cells": list(cells), "runs": list(runs)}
