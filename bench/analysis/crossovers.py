@@ -28,7 +28,7 @@ def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
     for key, part in pairs(cells).groupby([*GROUP, "one", "other"]):
         spread = [(Spread(sd, dof), n) for sd, dof, n in zip(part["sd"], part["dof"], part["seeds"], strict=True)]
         half = np.array([half_width([mean], len(part)) for mean in spread])
-        for found in _pair_rows(*key[-2:], part.set_index("dim")["gap"], half):
+        for found in _pair_rows(str(key[-2]), str(key[-1]), part.set_index("dim")["gap"], half):
             rows.append(dict(zip(GROUP, key, strict=False)) | found)
     return pd.DataFrame(rows, columns=[*GROUP, "faster", "slower", "kind", "at", "low", "high", *SPAN])
 

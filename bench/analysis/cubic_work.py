@@ -14,26 +14,27 @@ import pandas as pd
 from scipy.special import expit, logit
 
 from stepscale.bench.analysis.flop_fit import fitted
-from stepscale.bench.analysis.process_variance import SAME_CELL, Spread, Spreads, half_width, spreads, usable
+from stepscale.bench.analysis.process_variance import SAME_CELL, Spread, Spreads, half_width, moderated, spreads, usable
 from stepscale.bench.analysis.step_times import geometric_mean
-from stepscale.bench.records.schema import GROUP
+from stepscale.bench.records.schema import GROUP, UNKNOWN_ORDER
 
 CUBIC_ABOVE = 0.25  # share of the step from which it is called cubic
 RESOLVED = 0.01  # a share nearer to 0 or to 1 is not told from them: clocks and tracing err by as much
 PRIOR = Spread(0.033, 1)  # of the log odds between processes
+BLOCKS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)  # error of a share by its blocks, relative, in spreads of the log odds
 OPTIMIZER = [*GROUP, "optimizer"]
 NAMES = ("cubic_operations", "uncounted", "inexact")
 
 
 def shares(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row a (group, optimizer, dim, order): ``share`` of the step in work that grows as d^order, the mean over seeds.
+    """One row a (group, optimizer, dim, order): ``share`` of the step in work that grows as d^order, mean over seeds.
 
     Order 0 holds what does not grow and what is no operation, order -1 operations of unknown order.
     """
     rows = []
     for key, part in usable(cells).dropna(subset="shares").groupby(SAME_CELL):
         means = pd.DataFrame(part["shares"].to_list()).fillna(0.0).mean()
-        rows += [[*key, int(order), share] for order, share in means.sort_index().items()]
+        rows += [[*key, order, share] for order, share in means.sort_index().items()]
     return pd.DataFrame(rows, columns=[*SAME_CELL, "order", "share"])
 
 
@@ -42,40 +43,62 @@ def cubic_shares(cells: pd.DataFrame) -> pd.DataFrame:
 
     It is exactly 0, by deduction and without a clock, where no operation is cubic in any process. Else the log odds of
     the share are averaged over processes. Their variance is pooled over the run and moderated by dim
-    (``process_variance.spreads``), with a prior that counts as data of one degree of freedom (``PRIOR``): one process
-    alone then gets ± 0.42, which is 40 to 60 % at a half. That is as wide as the largest spread seen between processes
-    (0.15, with four degrees of freedom), and soon forgotten where there are repeats, most of which agree far better.
+    (``process_variance.moderated``), with a prior that counts as data of one degree of freedom (``PRIOR``): one process
+    alone then gets ± 0.42, which is 40 to 60 % at a half. That is as wide as four degrees of freedom of the largest
+    spread seen (0.15) make it, and soon forgotten where there are repeats, most of which agree far better.
 
-    What is uncounted may be cubic too: the interval then reaches to 1. Where it is all there may be, nothing is known.
-    A share that was not told from 0 or 1 (``RESOLVED``) in some process has an interval that reaches there.
+    Work of unknown order may be cubic too: the interval reaches as much higher. Where there is no other, no share is
+    known. A share that some process did not tell from 0 or 1 (``RESOLVED``) has an interval that reaches there.
     """
     known = usable(cells).dropna(subset="cubic_share")
-    known = known.assign(
-        partly_counted=known["uncounted"].notna(), none=(known["cubic_share"] == 0) & known["cubic_operations"].isna()
-    )
-    known = known[~(known["partly_counted"] & known["none"])]
-    none = known.groupby(SAME_CELL)["none"].transform("all").astype(bool)
+    none = (known["cubic_share"] == 0) & known["cubic_operations"].isna()
+    known = known.assign(none=none, unknown=[(found or {}).get(UNKNOWN_ORDER, 0.0) for found in known["shares"]])
+    known = known[~(none & known["uncounted"].notna())]
     clipped = known["cubic_share"].astype(float).clip(RESOLVED, 1 - RESOLVED)
-    known = known.assign(odds=logit(clipped).mask(none))
-    spread = spreads(known[clipped == known["cubic_share"]], "odds", float, PRIOR)
-    table = known.groupby(SAME_CELL, as_index=False).agg(
-        none=("none", "all"), processes=("odds", "count"), odds=("odds", "mean"), least=("cubic_share", "min"),
-        most=("cubic_share", "max"), partly_counted=("partly_counted", "any"),
+    table = known.assign(odds=logit(clipped)).groupby(SAME_CELL, as_index=False).agg(
+        none=("none", "all"), processes=("odds", "count"), odds=("odds", "mean"), variance=("odds", "var"),
+        least=("cubic_share", "min"), most=("cubic_share", "max"), unknown=("unknown", "mean"),
     )  # fmt: skip
-    half = np.array([half_width([(spread.at(d), n)]) for d, n in zip(table["dim"], table["processes"], strict=True)])
+    from_0, from_1 = table["least"] >= RESOLVED, table["most"] <= 1 - RESOLVED
+    spread, blocks = _spread(table[from_0 & from_1])
     odds = table["odds"].to_numpy(dtype=float)
-    open_above = (table["most"] > 1 - RESOLVED) | table["partly_counted"]
+    half = [half_width([(spread.at(dim), n)]) for dim, n in zip(table["dim"], table["processes"], strict=True)]
+    half = np.array(half) * _scale(odds, blocks)
+    high = np.where(from_1, np.minimum(1.0, expit(odds + half) + table["unknown"]), 1.0)
     table["cubic_share"] = np.where(table["none"], 0.0, expit(odds))
-    table["cubic_low"] = np.where(table["none"] | (table["least"] < RESOLVED), 0.0, expit(odds - half))
-    table["cubic_high"] = np.where(table["none"], 0.0, np.where(open_above, 1.0, expit(odds + half)))
+    table["cubic_low"] = np.where(from_0, expit(odds - half), 0.0)
+    table["cubic_high"] = np.where(table["none"], 0.0, high)
     return table[[*SAME_CELL, "processes", "cubic_share", "cubic_low", "cubic_high"]]
+
+
+def _spread(table: pd.DataFrame) -> tuple[Spreads, float]:
+    """Spread of the log odds between processes, from their variance by cell, and which of ``BLOCKS`` goes with it.
+
+    Processes differ in the odds, by as much at every share. Blocks of one process differ in the share, by a part e of
+    it, which is e / (1 - share) in log odds. How one compares with the other is the likeliest by the residuals: divided
+    by their own scale they then vary alike, and are pooled.
+    """
+    freedom, dims = table["processes"] - 1, table["dim"]
+    squares = table["variance"].fillna(0.0) * freedom
+    fits: list[tuple[float, Spreads, float]] = []
+    for blocks in BLOCKS:
+        scale = _scale(table["odds"].to_numpy(dtype=float), blocks)
+        spread = moderated((squares / scale**2).groupby(dims).sum(), freedom.groupby(dims).sum(), PRIOR)
+        unlikely = float((freedom * np.log(scale)).sum()) + spread.run.dof * math.log(spread.run.sd)
+        fits.append((unlikely, spread, blocks))
+    return min(fits, key=lambda fit: fit[0])[1:]
+
+
+def _scale(odds: np.ndarray, blocks: float) -> np.ndarray:
+    """How much more the log odds of a share vary than processes alone make them."""
+    return np.hypot(1.0, blocks / expit(-odds))
 
 
 def growth(cells: pd.DataFrame) -> pd.DataFrame:
     """One row a (group, optimizer): verdict and cubic share at the largest dim at which it is known, and their check.
 
-    ``half_dim`` is the dim from which on half of the step is cubic. ``fit_agrees`` tells whether the interval of the fit
-    (``flop_fit``) and that of the measured share have something in common; None where there is no fit.
+    ``half_dim`` is the dim from which on half of the step is cubic. ``fit_agrees`` tells whether the fit of counted
+    FLOPs (``flop_fit``) and the measured share have intervals that meet; it is None where there is no fit.
     """
     measured, spread, rows = cubic_shares(cells), spreads(cells, "ratio"), []
     found = dict(list(measured.groupby(OPTIMIZER)))
@@ -83,7 +106,8 @@ def growth(cells: pd.DataFrame) -> pd.DataFrame:
         own = found.get(key, measured.iloc[:0])
         judged = part[part["dim"].isin(own["dim"])] if len(own) else part
         rows.append(dict(zip(OPTIMIZER, key, strict=True)) | _row(judged, own, spread))
-    return pd.DataFrame(rows, columns=None if rows else OPTIMIZER)
+    table = pd.DataFrame(rows, columns=None if rows else OPTIMIZER)
+    return table.astype({"fit_agrees": object}) if rows else table
 
 
 def _row(part: pd.DataFrame, own: pd.DataFrame, spread: Spreads) -> dict[str, object]:
@@ -105,7 +129,7 @@ def _row(part: pd.DataFrame, own: pd.DataFrame, spread: Spreads) -> dict[str, ob
         "fit_share": fit_share,
         "fit_low": fit_low,
         "fit_high": fit_high,
-        "fit_agrees": None if math.isnan(fit_share) or math.isnan(low) else fit_low <= high and low <= fit_high,
+        "fit_agrees": None if math.isnan(fit_share + low) else bool(fit_low <= high and low <= fit_high),
         "ratio_at_max": geometric_mean(largest["ratio"]),
     }
 

@@ -35,9 +35,9 @@ def factors(cells: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame
 
 
 def undecided(cells: pd.DataFrame, confidence: float = CONFIDENCE) -> set[tuple[object, ...]]:
-    """Cells but for the seed, (group, dim, optimizer) in the axes' order, of which a further seed would decide something.
+    """Cells, as (*group, dim, optimizer), of which a further seed might decide something.
 
-    Those are the optimizers whose factor over the honest baseline, or over any other where it was not measured at that
+    They are the optimizers whose factor over the honest baseline, or over any other where it was not measured at that
     dim, is undecided; and that baseline.
     """
     found: set[tuple[object, ...]] = set()

@@ -11,9 +11,9 @@ from scipy import optimize, stats
 
 from stepscale.bench.analysis.process_variance import CONFIDENCE, Spreads
 from stepscale.bench.analysis.step_times import geometric_mean
+from stepscale.bench.records.schema import CUBIC
 
 MIN_SIZES = 5  # fewer dims than that leave the terms nothing to be wrong about
-CUBIC = 3  # the least order that is called cubic
 SPEEDING_UP = (0.0, 100.0, 200.0, 400.0, 800.0)  # dims at which cubic work runs at half its final rate
 SHARES = np.linspace(0, 1, 101)
 NO_FIT = (math.nan, math.nan, math.nan)
@@ -43,8 +43,9 @@ def fitted(part: pd.DataFrame, spread: Spreads) -> tuple[float, float, float]:
     known = part.dropna(subset=["ratio", "limit_flops", "order_flops"])
     by_dim = known.groupby("dim")
     dims = by_dim.size().index.to_numpy(dtype=float)
-    orders = pd.DataFrame(by_dim["order_flops"].first().to_list()).fillna(0.0)
-    cubic = orders[[order for order in orders if order >= CUBIC]].sum(axis=1).to_numpy()
+    counted = by_dim["order_flops"].first().to_list()
+    total = np.array([sum(flops.values()) for flops in counted])
+    cubic = np.array([sum(work for order, work in flops.items() if order >= CUBIC) for flops in counted], dtype=float)
     if len(dims) < MIN_SIZES or not cubic[-1]:
         return NO_FIT
     curve = Curve(
@@ -52,7 +53,7 @@ def fitted(part: pd.DataFrame, spread: Spreads) -> tuple[float, float, float]:
         ratio=by_dim["ratio"].agg(geometric_mean).to_numpy(dtype=float),
         limit_s=by_dim["limit_ms"].agg(geometric_mean).to_numpy(dtype=float) * 1e-3,
         limit_flops=by_dim["limit_flops"].mean().to_numpy(dtype=float),
-        flops=orders.sum(axis=1).to_numpy() - cubic,
+        flops=total - cubic,
         cubic_flops=cubic,
         sd=np.array([spread.at(dim).sd for dim in dims]) / np.sqrt(by_dim.size().to_numpy(dtype=float)),
     )

@@ -15,7 +15,16 @@ from stepscale.bench.records.schema import GROUP
 EQUAL = 1.05  # a factor nearer to 1 than that is of no practical interest
 IN_TURNS = Spread(0.015, 4)  # prior of the log factor: two starts of the same code differ by up to 2 %
 PAIR = [*GROUP, "dim", "one", "other"]
-Row = dict[str, object]
+
+
+class Timed(NamedTuple):
+    """What is compared of one cell."""
+
+    seed: int
+    turns: str | None
+    ratio: float
+    step_ms: float
+    round_ms: list[float]
 
 
 class Gap(NamedTuple):
@@ -50,24 +59,24 @@ def pairs(cells: pd.DataFrame) -> pd.DataFrame:
     Pairs that took turns have a spread apart from the others, with a prior (``IN_TURNS``), so that one seed has one,
     too; it is never less than their own rounds tell.
     """
-    keyed = [(key, _pairs_of(part)) for key, part in usable(cells).groupby([*GROUP, "dim"])]
-    spread = {turns: _spread([(key[-1], found) for key, found in keyed], turns) for turns in (True, False)}
+    keyed = [(key, int(part["dim"].iloc[0]), _pairs_of(part)) for key, part in usable(cells).groupby([*GROUP, "dim"])]
+    by_dim = [(dim, found) for _, dim, found in keyed]
+    spread = {turns: _spread(by_dim, turns) for turns in (True, False)}
     rows = []
-    for key, found in keyed:
+    for key, dim, found in keyed:
         for pair in found:
             logs, errors, rounds, _ = zip(*pair.gaps, strict=True)
-            sd, dof = spread[pair.turns].at(key[-1])
+            sd, dof = spread[pair.turns].at(dim)
             own = math.sqrt(np.mean(np.square(errors)))
-            figures = [float(np.mean(logs)), len(logs), sum(rounds), max(sd, own), dof]
-            rows.append([*key, pair.one, pair.other, *figures])
+            rows.append([*key, pair.one, pair.other, float(np.mean(logs)), len(logs), sum(rounds), max(sd, own), dof])
     return pd.DataFrame(rows, columns=[*PAIR, "gap", "seeds", "rounds", "sd", "dof"])
 
 
 def _pairs_of(part: pd.DataFrame) -> list[Pair]:
     """Pair the optimizers of one group and dim."""
-    by_name: dict[str, dict[int, Row]] = {}
-    for cell in part.to_dict("records"):
-        by_name.setdefault(cell["optimizer"], {})[cell["seed"]] = cell | {"rounds": np.log(cell["round_ms"])}
+    by_name: dict[str, dict[int, Timed]] = {}
+    for name, *figures in part[["optimizer", *Timed._fields]].itertuples(index=False):
+        by_name.setdefault(name, {})[figures[0]] = Timed(*figures)
     found = []
     for one, other in itertools.combinations(sorted(by_name), 2):
         shared = by_name[one].keys() & by_name[other].keys()
@@ -76,17 +85,18 @@ def _pairs_of(part: pd.DataFrame) -> list[Pair]:
     return found
 
 
-def _gap(one: Row, other: Row) -> Gap:
+def _gap(one: Timed, other: Timed) -> Gap:
     """Compare two cells of one seed."""
-    if one["turns"] is not None and one["turns"] == other["turns"]:
-        rounds = min(len(one["rounds"]), len(other["rounds"]))
-        logs = one["rounds"][:rounds] - other["rounds"][:rounds]
+    if one.turns is not None and one.turns == other.turns:
+        rounds = min(len(one.round_ms), len(other.round_ms))
+        logs = np.log(one.round_ms[:rounds]) - np.log(other.round_ms[:rounds])
         middle = np.median(logs)
-        # of normal values, of which a tenth or so may be wild: sd from the median deviation, and the median's error
+        # the sd of normal values is 1.48 times their median deviation, and a median's error 1.25 times a mean's
         error = 1.4826 * 1.2533 * np.median(abs(logs - middle)) / math.sqrt(rounds)
-        return Gap(float(middle), float(error), rounds, f"{one['turns']} {one['seed']}")
-    figure = "step_ms" if math.isnan(one["ratio"]) or math.isnan(other["ratio"]) else "ratio"
-    return Gap(math.log(one[figure] / other[figure]), 0.0, 0, str(one["seed"]))
+        return Gap(float(middle), float(error), rounds, f"{one.turns} {one.seed}")
+    limited = one.ratio > 0 and other.ratio > 0  # neither is NaN
+    times = (one.ratio, other.ratio) if limited else (one.step_ms, other.step_ms)
+    return Gap(math.log(times[0] / times[1]), 0.0, 0, str(one.seed))
 
 
 def _spread(by_dim: list[tuple[int, list[Pair]]], turns: bool) -> Spreads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
@@ -49,15 +49,13 @@ class Spreads(NamedTuple):
         return self.by_dim.get(int(dim), self.run)
 
 
-def spreads(
-    cells: pd.DataFrame, column: str, scale: Callable[[float], float] = math.log, prior: Spread = NO_PRIOR
-) -> Spreads:
-    """Pool the variance of ``scale(column)`` over seeds of otherwise equal cells: over the run, and by dim."""
+def spreads(cells: pd.DataFrame, column: str) -> Spreads:
+    """Pool the variance of log ``column`` over seeds of otherwise equal cells: over the run, and by dim."""
     measured = undisturbed(cells)
-    values = measured[column].map(scale).groupby([measured[axis] for axis in SAME_CELL])
-    freedom = (values.count() - 1).clip(lower=0)
-    squares = (values.var().fillna(0) * freedom).groupby("dim").sum()
-    return moderated(squares, freedom.groupby("dim").sum(), prior)
+    logs = measured[column].map(math.log).groupby([measured[axis] for axis in SAME_CELL])
+    freedom = (logs.count() - 1).clip(lower=0)
+    squares = (logs.var().fillna(0) * freedom).groupby("dim").sum()
+    return moderated(squares, freedom.groupby("dim").sum())
 
 
 def moderated(squares: pd.Series, dofs: pd.Series, prior: Spread = NO_PRIOR) -> Spreads:
@@ -76,9 +74,7 @@ def moderated(squares: pd.Series, dofs: pd.Series, prior: Spread = NO_PRIOR) -> 
     return Spreads(Spread(math.sqrt(variance), dof), by_dim)
 
 
-def half_width(
-    means: Iterable[tuple[Spread, float]], comparisons: int = 1, confidence: float = CONFIDENCE
-) -> float:
+def half_width(means: Iterable[tuple[Spread, float]], comparisons: int = 1, confidence: float = CONFIDENCE) -> float:
     """Half the interval of a sum or difference of means, each of so many processes; infinite without repeats.
 
     Of that many ``comparisons`` (Bonferroni), so that all of them hold together with that ``confidence``.

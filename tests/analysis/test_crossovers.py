@@ -9,6 +9,7 @@ import pytest
 
 from stepscale.bench.analysis.crossovers import crossovers
 from stepscale.bench.records import tables
+from tests.support.known_work import Step, table
 from tests.support.synthetic import DIMS, Cost, falling, polynomial, run_of
 
 pytestmark = pytest.mark.numerical
@@ -38,6 +39,22 @@ def test_equal_costs_are_undecided(tmp_path: Path) -> None:
     assert two(tmp_path, polynomial(1, 0, 1e-3), polynomial(1, 0, 1e-3), noise=0.05)["kind"].item() == "undecided"
 
 
+def test_costs_within_a_twentieth_are_called_equal_where_that_is_known() -> None:
+    """Two steps of the same work, and one of 3 % more, in turns: equal at every dim that is decided."""
+    same, more = Step(0.5), Step(0.5, products=1.2 * 1.03)
+    cells = table({"one": same, "other": same, "more": more}, seeds=5, noise=0.005, block_noise=0.01)
+    found = crossovers(cells).set_index(["faster", "slower"])
+    assert (found["kind"] == "equal").all() and (found["decided"] >= 3).all()
+
+
+def test_equal_at_some_dims_and_faster_at_others_is_faster() -> None:
+    """Products fall out of a cache at dim 400: equal below, slower above, and no crossover anywhere."""
+    cells = table({"one": Step(), "other": Step(cliff=400)}, seeds=4, noise=0.005, block_noise=0.01)
+    found = crossovers(cells).iloc[0]
+    assert (found["kind"], found["faster"], found["dims"]) == ("none", "one", 5)
+    assert 128 < found["decided_min"] <= 512 and found["decided"] <= 3
+
+
 def test_equal_costs_are_seldom_told_apart_though_small_dims_are_noisier(tmp_path: Path) -> None:
     """One spread for all dims tells a fifth of such pairs apart; 5 % is what the intervals promise."""
     cost = polynomial(20, 0, 1e-2)
@@ -46,4 +63,5 @@ def test_equal_costs_are_seldom_told_apart_though_small_dims_are_noisier(tmp_pat
         run_of(tmp_path, costs, [32, 64, 256, 1024], seeds=3, noise=falling, batch=pair, rng=rng)
     found = crossovers(tables.load(tmp_path))
     assert len(found) == 80
-    assert (found["kind"] != "undecided").mean() <= 0.1
+    assert found["kind"].isin(["none", "crossover"]).mean() <= 0.1
+    assert (found["kind"] == "equal").any()

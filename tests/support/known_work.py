@@ -1,7 +1,7 @@
 """Steps whose work is known by order, and the table of cells that a run of them leaves: the truth of the shares.
 
-A simulated machine multiplies at a rate that rises with d; every class of work (host, vectors, products, cubic) of every
-process is off by a factor of its own. Seconds and FLOPs are of one step, amortised over its period.
+A simulated machine multiplies at a rate that rises with d. Every class of work (host, vectors, products, cubic) of
+every process is off by a factor of its own. Seconds and FLOPs are of one step, amortised over its period.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from tests.support.synthetic import RATE, cell, limit_seconds
 LARGEST = 1000  # the dim at which a step has the share of cubic work it is named after
 LAUNCHES_S, HOST_S, VECTORS_S = 7e-6, 150e-6, 5e-8  # of the limit; of a step; of a step, times d
 DIMS = [64, 128, 256, 512, 1000]  # the default sweep's
-NEW = ("clock", "turns", "round_ms", "shares", "cubic_share", "order_flops", "flop_exponent", "cubic_operations", "inexact")
 
 
 class Step(NamedTuple):
     """A step of known work."""
 
     share: float = 0.0  # of cubic work at dim ``LARGEST``
-    speeding_up: float = 0.0  # dim at which cubic work runs at half its final rate, beside the products': an LU's is 700
-    cliff: float = math.inf  # dim above which its products, and not the limit's, fall out of a cache, to half their rate
+    speeding_up: float = 0.0  # dim at which cubic work has half its final rate, in that of products; of an LU 700
+    cliff: float = math.inf  # dim above which its products, and not the limit's, leave a cache, for half their rate
     products: float = 1.2  # FLOPs of its products, in the limit's
 
     def seconds(self, dim: int) -> np.ndarray:
@@ -88,8 +87,8 @@ def table(
         dims: of the sweep.
         seeds: processes a cell.
         noise: sd of the log of the time of one class of work relative to another's, from process to process: each
-            class, and the limit, has a lognormal factor of sd noise / √2. So the log odds of a share, and a step / limit
-            that is all products, have the sd ``noise``.
+            class, and the limit, has a lognormal factor of sd noise / √2. So the log odds of a share, and the log of
+            a step / limit that is all products, have the sd ``noise``.
         block_noise: sd of every class of work from block to block; traced and untraced blocks vary apart.
         drift: sd of the machine's speed from round to round, which all cells of a round share if they take turns.
         blocks: of each process.
@@ -105,7 +104,8 @@ def table(
     untraced, traced = (own * _lognormal(rng, block_noise, (*shape, blocks, 4)) for _ in range(2))
     step_s = untraced.sum(axis=-1)
     limit_s = np.array([LAUNCHES_S + limit_seconds(dim) * RATE / _rate(dim) for dim in dims])[:, None, None]
-    limit_s = limit_s * _lognormal(rng, noise / math.sqrt(2), (*shape, 1)) * _lognormal(rng, block_noise, (*shape, blocks))
+    limit_s = limit_s * _lognormal(rng, noise / math.sqrt(2), (*shape, 1))
+    limit_s = limit_s * _lognormal(rng, block_noise, (*shape, blocks))
     shares = np.median(traced / step_s[..., None], axis=-2)
     shares[..., 0] = 1 - shares[..., 1:].sum(axis=-1)
     figures = {
@@ -120,7 +120,7 @@ def table(
         for d, dim in enumerate(dims)
         for seed in range(seeds)
     ]
-    columns = [*AXES, *FACTS, *dict.fromkeys([*FIGURES, *NEW])]
+    columns = [*AXES, *FACTS, *FIGURES]
     return pd.DataFrame(rows, columns=columns).astype({"contended": bool, "launch_bound": bool})
 
 
@@ -128,7 +128,8 @@ def _row(of: Cell, step: Step, found: dict[str, np.ndarray], turns: bool) -> dic
     flops, cubic = step.flops(of.dim), step.share > 0
     beyond = step.flops(of.dim + 1)
     return {axis: getattr(of, axis) for axis in AXES if axis != "machine"} | {
-        "machine": "simulated", "status": "ok", "task": "time", "clock": "cpu", "contended": False, "launch_bound": False,
+        "machine": "simulated", "status": "ok", "task": "time", "clock": "cpu",
+        "contended": False, "launch_bound": False,
         "round_ms": found["round_ms"].tolist(), "step_ms": float(np.median(found["round_ms"])),
         "ratio": float(found["ratio"]), "limit_ms": float(found["limit_ms"]),
         "limit_flops": limit_seconds(of.dim) * RATE, "flops": flops.sum(),

@@ -1,0 +1,112 @@
+"""How many times faster than a baseline, on steps of known work measured in turns and not."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stepscale.bench.analysis.factors import factors, undecided
+from stepscale.bench.analysis.pairs import pairs
+from tests.support.known_work import DIMS, Step, table
+
+pytestmark = pytest.mark.numerical
+
+STEPS = {"layerwise": Step(0.77), "relative": Step(), "naive": Step(0.85, speeding_up=700), "twin": Step(0.77)}
+
+
+def of(found: pd.DataFrame, optimizer: str, baseline: str, dim: int = 1000) -> pd.Series:
+    return found.set_index(["optimizer", "baseline", "dim"]).loc[(optimizer, baseline, dim)]
+
+
+def test_factors_are_times_of_the_baseline_over_those_of_the_optimizer() -> None:
+    found = factors(table(STEPS, noise=0.01))
+    assert set(found["baseline"]) == {"layerwise", "naive"}
+    assert len(found) == len(DIMS) * 2 * 3
+    truth = STEPS["naive"].seconds(1000).sum() / STEPS["relative"].seconds(1000).sum()
+    row = of(found, "relative", "naive")
+    assert row["factor"] == pytest.approx(truth, rel=0.03) and row["verdict"] == "faster"
+    assert (row["seeds"], row["rounds"]) == (2, 16)
+    back = of(found, "naive", "layerwise")
+    assert back["verdict"] == "slower"
+    assert back["factor"] == pytest.approx(1 / of(found, "layerwise", "naive")["factor"])
+
+
+def test_without_a_baseline_the_slowest_at_the_largest_dim_is_one() -> None:
+    steps = {"small": Step(products=0.5), "large": Step(0.9), "middle": Step()}
+    assert set(factors(table(steps))["baseline"]) == {"large"}
+
+
+def test_drift_that_all_share_in_a_round_is_left_out() -> None:
+    """The machine runs at half to twice its speed; within a round that is the same for both."""
+    cells = table({"layerwise": Step(), "twin": Step()}, seeds=1, noise=0, block_noise=0.002, drift=0.5)
+    found = factors(cells)
+    assert found["factor"].to_list() == pytest.approx([1.0] * len(DIMS), abs=0.005)
+    assert (found["verdict"] == "equal").all()
+
+
+def test_cells_that_took_no_turns_are_compared_by_their_limits_or_else_by_their_times() -> None:
+    cells = table({"layerwise": Step(), "other": Step(products=2.4)}, noise=0.02, turns=False)
+    found = factors(cells)
+    part = cells.set_index(["optimizer", "dim", "seed"])
+    for column in ("ratio", "step_ms"):
+        logs = [math.log(part.loc[("layerwise", 512, s), column] / part.loc[("other", 512, s), column]) for s in (0, 1)]
+        assert of(found, "other", "layerwise", 512)["factor"] == pytest.approx(math.exp(np.mean(logs)))
+        assert of(found, "other", "layerwise", 512)["rounds"] == 0
+        found = factors(cells.assign(ratio=math.nan))
+
+
+def test_one_seed_has_an_interval_if_it_took_turns_and_none_if_not() -> None:
+    """The prior alone: ± 0.015 times the 97.5 % quantile of Student's t with four degrees of freedom, 2.776."""
+    alone = table({"layerwise": Step(), "other": Step(0.5)}, seeds=1, block_noise=0.001)
+    row = of(factors(alone), "other", "layerwise")
+    assert math.log(row["high"] / row["factor"]) == pytest.approx(2.7764 * 0.015, rel=1e-3)
+    assert math.log(of(factors(alone, 0.99), "other", "layerwise")["high"] / row["factor"]) > 0.06
+    row = of(factors(alone.assign(turns=None)), "other", "layerwise")
+    assert (row["low"], row["high"], row["verdict"]) == (0, math.inf, "undecided")
+
+
+def test_noisy_rounds_make_the_interval_of_one_seed_wider() -> None:
+    rough = table({"layerwise": Step(), "other": Step()}, seeds=1, block_noise=0.3)
+    assert (pairs(rough)["sd"] > 0.03).all()
+
+
+def test_intervals_cover_and_are_as_wide_as_the_pairs_vary() -> None:
+    """200 pairs of equal steps, three seeds each: process noise of 7 % of one class, and so of their ratio."""
+    steps = {f"o{k:02d}": Step(products=50) for k in range(21)}
+    covered, sd = [], []
+    for run in range(10):
+        cells = table(steps, dims=[512, 1000], seeds=3, noise=0.07, block_noise=0.005, rng=np.random.default_rng(run))
+        found = pairs(cells)
+        sd += found["sd"].to_list()
+        renamed = factors(cells.replace({"optimizer": {"o00": "layerwise"}}))
+        covered += ((renamed["low"] <= 1) & (renamed["high"] >= 1)).to_list()
+    assert np.median(sd) == pytest.approx(0.07, rel=0.1)
+    assert 0.91 <= np.mean(covered) <= 0.99
+
+
+def test_seeds_that_only_some_have_count() -> None:
+    cells = table(STEPS, seeds=3, noise=0.01)
+    fewer = cells[(cells["seed"] < 2) | cells["optimizer"].isin(["layerwise", "twin"])]
+    found = factors(fewer)
+    assert of(found, "twin", "layerwise")["seeds"] == 3
+    assert of(found, "relative", "layerwise")["seeds"] == 2
+    gaps = pairs(fewer).set_index(["one", "other", "dim"])
+    # degrees of freedom of a dim: 10 processes less 3 seeds less 4 optimizers plus 1, and 4 of the run
+    assert (gaps["dof"] == 4 + 4).all()
+
+
+def test_what_a_further_seed_would_decide() -> None:
+    """The twin is neither told from layerwise nor known to be equal; relative is faster at every dim."""
+    cells = table(STEPS, noise=0.04, dims=[256, 1000], rng=np.random.default_rng(3))
+    found = {key[-2:] for key in undecided(cells)}
+    assert {(256, "layerwise"), (256, "twin"), (1000, "layerwise"), (1000, "twin")} == found
+    assert undecided(cells[cells["optimizer"] != "twin"]) == set()
+    assert {key[-2:] for key in undecided(cells, 1 - 1e-9)} > found
+
+
+def test_of_two_baselines_the_honest_one_says_what_is_undecided() -> None:
+    cells = table({"naive": Step(), "twin": Step(), "layerwise": Step(0.9)}, dims=[1000], noise=0.1)
+    assert undecided(cells) == set()
+    without = cells[cells["optimizer"] != "layerwise"]
+    assert {key[-1] for key in undecided(without)} == {"naive", "twin"}
