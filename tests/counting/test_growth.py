@@ -1,0 +1,84 @@
+"""How the work of an operation grows, against orders that are known from the algebra."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from stepscale.bench.counting.growth import counterparts, exponents, inexact, second_dims
+from stepscale.bench.counting.operation_counts import Logged, OperationLog
+
+B = 100
+
+
+def logged(run: Callable[[int], object], dim: int) -> list[Logged]:
+    with OperationLog() as log:
+        run(dim)
+    return log.operations
+
+
+def growth_of(run: Callable[[int], object], dim: int) -> dict[str, float | None]:
+    """Exponent of each operation by its name, from the first second dim."""
+    second = next(second_dims(dim))
+    here = logged(run, dim)
+    found = exponents(here, logged(run, second), dim, second)
+    return {operation.name: exponent for operation, exponent in zip(here, found, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "order"),
+    [
+        (lambda d: torch.ones(B, d) @ torch.ones(d, d), "mm", 2),
+        (lambda d: torch.ones(d, d) @ torch.ones(d, d), "mm", 3),
+        (lambda d: torch.ones(d, B) @ torch.ones(B, d), "mm", 2),
+        (lambda d: torch.linalg.slogdet(torch.eye(d)), "_linalg_slogdet", 3),
+        (lambda d: torch.linalg.inv(torch.eye(d).expand(7, d, d)), "linalg_inv_ex", 3),
+        (lambda d: torch.ones(d, d, d).sqrt(), "sqrt", 3),
+        (lambda d: torch.ones(d, d) @ torch.ones(d), "mv", 2),
+        (lambda d: torch.ones(B, d) * 2, "mul", 1),
+        (lambda d: torch.ones(B, B) * d, "mul", 0),
+        (lambda d: torch.ones(d, d).t(), "t", 0),
+        (lambda d: torch.ones(d, 1, d) @ torch.ones(d, d, d), "bmm", 3),
+    ],
+)
+@pytest.mark.parametrize("dim", [16, 100, 112])  # 100: as many as there are rows, which no shape would tell apart
+def test_orders_of_operations(run: Callable[[int], object], name: str, order: int, dim: int) -> None:
+    assert growth_of(run, dim)[name] == pytest.approx(order, abs=0.01)
+
+
+def test_an_operation_that_switches_is_no_order_near_the_switch() -> None:
+    """min(B, d) columns: quadratic below the batch, cubic above it, and neither across it."""
+    switch = lambda d: torch.ones(d, min(B, d)) @ torch.ones(min(B, d), d)  # noqa: E731
+    assert growth_of(switch, 64)["mm"] == pytest.approx(3)
+    assert growth_of(switch, 128)["mm"] == pytest.approx(2)
+    assert inexact(growth_of(switch, 104)["mm"]), "91 is below the batch and 104 above it"
+    here = logged(switch, 104)
+    assert exponents(here, logged(switch, 105), 104, 105)[-1] == pytest.approx(2), "the next dim is on the same side"
+    assert list(second_dims(104)) == [91, 105, 103]
+
+
+def test_second_dims_are_near_and_at_least_one() -> None:
+    assert list(second_dims(1024))[0] == 896
+    for dim in range(1, 40):
+        others = list(second_dims(dim))
+        assert dim not in others and all(other >= 1 for other in others) and len(others) >= 2
+
+
+def test_a_method_that_switches_is_matched_by_what_both_sides_share() -> None:
+    here = logged(lambda d: torch.ones(d, d).exp().sqrt() @ torch.ones(d, d), 8)
+    there = logged(lambda d: torch.ones(d, d).sqrt().tanh() @ torch.ones(d, d), 8)
+    names = [operation.name for operation in here]
+    found = counterparts(here, there)
+    assert found[names.index("exp")] is None
+    for name in ("sqrt", "mm"):
+        place = found[names.index(name)]
+        assert place is not None and there[place].name == name
+
+
+def test_what_has_no_counterpart_or_works_there_alone_is_unknown() -> None:
+    one = Logged("mm", ((2, 2), (2, 2)), 16.0, 12, False)
+    idle = one._replace(flops=0.0)
+    assert exponents([one], [], 2, 3) == [None]
+    assert exponents([one], [idle], 2, 3) == [None]
+    assert exponents([idle], [one], 2, 3) == [None]
+    assert exponents([idle], [idle], 2, 3) == [0.0]

@@ -1,0 +1,154 @@
+"""A step's operations, logged: periods that updates have of their own, counts and orders that are known."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stepscale.bench.errors import TooSlowError
+from stepscale.bench.notes import Notes
+from stepscale.bench.records.schema import CUBIC, PeriodLog
+from stepscale.bench.timing.log_period import classes_of, counts_of, log_growth, log_here
+from stepscale.bench.timing.workload import Workload
+from stepscale.optimizers import Layerwise, pair
+from tests.support.compose import built, composed, named
+
+DEPTH, BATCH = 2, 5
+
+
+class Eigen(torch.optim.SGD):
+    """An eigendecomposition of each weight every so many steps, and nothing that says so."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], every: int, random: bool = False) -> None:
+        super().__init__(parameters, lr=1e-6)
+        self.every, self.random, self.count = every, random, 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        if torch.rand(()).item() < 1 / self.every if self.random else self.count % self.every == 0:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    torch.linalg.eigh(parameter.detach() @ parameter.detach().T)
+        self.count += 1
+
+
+class Squares(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.eye(dim) for _ in range(DEPTH))
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        for weight in self.weights:
+            batch = batch @ weight
+        return batch.square().mean()
+
+
+def maker(every: int, random: bool = False, period: int | None = None) -> Callable[[int], Workload]:
+    def make(dim: int) -> Workload:
+        model = Squares(dim)
+        step = pair(model, Layerwise, lambda parameters: Eigen(parameters, every, random), period)
+        return Workload(model, step, [torch.ones(BATCH, dim)])
+
+    return make
+
+
+def eigen_flops(dim: int) -> float:
+    """One product and one eigendecomposition for each weight."""
+    return DEPTH * (2 + 9) * dim**3
+
+
+def logged(make: Callable[[int], Workload], dim: int) -> tuple[PeriodLog, Notes]:
+    notes = Notes()
+    return log_growth(make, dim, math.inf, notes), notes
+
+
+@pytest.mark.parametrize("dim", [16, 48])
+def test_the_period_of_an_update_that_tells_nothing_is_found(dim: int) -> None:
+    log, notes = logged(maker(10), dim)
+    assert (log.period, log.regular, dict(notes)) == (10, True, {})
+    shares = sorted(len(positions) / log.period for positions in classes_of(log))
+    assert shares == [0.1, 0.9], "one step in ten is dear"
+    products = 3 * DEPTH - 1  # of the loss: no gradient with respect to the rows
+    counts = counts_of(log, 0.0)
+    assert counts.flops == pytest.approx(products * 2 * BATCH * dim**2 + eigen_flops(dim) / 10, rel=1e-12)
+    cubic = sum(calls * (kind.flops or 0) for kind, calls in zip(counts.kinds, counts.calls, strict=True) if kind.order == CUBIC)
+    assert cubic == pytest.approx(eigen_flops(dim) / 10, rel=1e-12)
+
+
+def test_a_period_that_is_said_is_believed() -> None:
+    log, _ = logged(maker(10, period=20), 16)
+    assert (log.period, log.regular) == (20, True)
+
+
+def test_a_period_must_be_a_whole_number_of_steps() -> None:
+    with pytest.raises(ValueError, match="optimizer.period must be null or a whole number of at least 1, got 0"):
+        maker(10, period=0)(16)
+
+
+def test_work_that_does_not_repeat_is_said_to() -> None:
+    log, _ = logged(maker(3, random=True), 16)
+    assert not log.regular and len(log.lengths) == 16
+
+
+def test_torch_s_own_updates_are_not_watched() -> None:
+    model = Squares(8)
+    facts = pair(model, Layerwise, lambda parameters: torch.optim.Adam(parameters)).facts
+    assert facts.period_known and facts.period == 1
+    assert not pair(model, Layerwise, lambda parameters: Eigen(parameters, 10)).facts.period_known
+    assert pair(model, Layerwise, lambda parameters: Eigen(parameters, 10), period=10).facts.period == 10
+
+
+def test_a_model_of_one_dim_is_counted_and_its_growth_is_not_known() -> None:
+    def make(dim: int) -> Workload:
+        if dim != 16:
+            raise ValueError("this data has 16 columns")
+        return maker(10)(dim)
+
+    log, notes = logged(make, 16)
+    assert log.period == 10 and log.second_dim is None
+    assert notes["growth"] == "ValueError: this data has 16 columns"
+    assert {kind.order for kind in log.kinds} == {-1}
+    assert counts_of(log, 0.0).flops > 0
+
+
+def test_a_slow_step_ends_the_logging() -> None:
+    with pytest.raises(TooSlowError, match="timing.max_step_s=1e-09"):
+        log_growth(maker(10), 16, 1e-9, Notes())
+
+
+def test_a_workload_s_own_period_is_logged_in_place() -> None:
+    workload = maker(1)(16)
+    log = log_here(workload)
+    assert log.second_dim is None and len(log.sequence) == sum(log.lengths) > 0
+
+
+# which of the optimizers' files do work that grows as d³, by the algebra of their methods; the README's column of costs
+CUBIC_BY_ALGEBRA = {
+    **dict.fromkeys(["adam", "sgd_momentum", "layerwise", "naive", "inverse", "stale_inverse"], True),
+    **dict.fromkeys(["kfac", "kfac_clipped", "kfac_low_rank", "kfac_whole", "ekfac", "foof"], True),
+    **dict.fromkeys(["relative", "relative_adam", "relative_fused", "relative_momentum"], False),
+    "stochastic_trace": True,
+    "natural": False,
+    "self_normalizing": False,
+}
+
+
+@pytest.mark.parametrize("name", named("optimizer"))
+def test_which_methods_do_cubic_work(name: str) -> None:
+    """At dim 32, above the batch of 20: below it, what takes min(B, d) is cubic too."""
+
+    def make(dim: int) -> Workload:
+        torch.manual_seed(0)
+        config = composed(f"optimizer={name}", f"dim={dim}", "batch=20")
+        model = built(config["model"])
+        return Workload(model, built(config["optimizer"])(model), [torch.randn(20, dim) for _ in range(3)])
+
+    log, notes = logged(make, 32)
+    assert not notes
+    unknown = {kind.name for kind in log.kinds if kind.order < 0}
+    assert not unknown
+    assert any(kind.order >= CUBIC for kind in log.kinds) is CUBIC_BY_ALGEBRA[name]
+    assert max(kind.order for kind in log.kinds) <= 3

@@ -1,0 +1,154 @@
+"""The time of each operation, on a clock whose every reading is known."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+
+from stepscale.bench.machine.clock import WallClock
+from stepscale.bench.records.schema import UNKNOWN_ORDER, Kind
+from stepscale.bench.timing import operation_times
+from stepscale.bench.timing.log_period import classes_of, counts_of, kinds_by_step, log_here
+from stepscale.bench.timing.operation_times import OperationTimes, TimedOperations, cost_of_timing
+from tests.support.workloads import workload_of
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each reading of the clock is 1 µs after the last, so that an operation takes 1 µs."""
+    readings = count(0, 1000)
+    monkeypatch.setitem(operation_times.HOST, "wall", lambda: next(readings))
+    monkeypatch.setattr(operation_times, "cost_of_timing", lambda now: 0.0)
+    yield
+
+
+@pytest.mark.parametrize("name", ["relative", "kfac", "layerwise"])
+@pytest.mark.usefixtures("ticking")
+def test_the_seconds_of_all_operations_add_up_kind_by_kind(name: str) -> None:
+    """Every operation takes 1 µs: a kind takes as many as its calls, amortised over the period, and so does an order."""
+    workload = workload_of(name)
+    workload.run(workload.period)
+    log = log_here(workload)
+    times = OperationTimes(workload, log, WallClock(), classes_of(log))
+    for block in (0, 1, 2):
+        times.run(2 * workload.period, block)
+    found, counts = times.found(), counts_of(log, 0.0)
+    assert found.block == [0, 1, 2]
+    assert found.kind_s == pytest.approx([1e-6 * calls for calls in counts.calls], rel=1e-9)
+    assert sum(values[0] for values in found.order_s.values()) == pytest.approx(1e-6 * counts.operations, rel=1e-9)
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_walk_weighs_each_class_by_its_share() -> None:
+    """The dear step of ten and two of the cheap ones stand for the period."""
+    workload = workload_of("kfac")
+    workload.run(workload.period)
+    log = log_here(workload)
+    times = OperationTimes(workload, log, WallClock(), classes_of(log))
+    times.run(3, 0)
+    dear, *cheap = map(len, kinds_by_step(log))
+    assert len(set(cheap)) == 1 and dear > cheap[0]
+    total = sum(values[0] for values in times.found().order_s.values())
+    assert total == pytest.approx(1e-6 * (dear + 9 * cheap[0]) / 10, rel=1e-9)
+
+
+@pytest.mark.usefixtures("ticking")
+def test_seconds_are_told_apart_by_order() -> None:
+    workload = workload_of("layerwise")
+    workload.run(1)
+    log = log_here(workload)
+    log.kinds = [
+        Kind(name=kind.name, shapes=kind.shapes, flops=kind.flops, exponent=3.0 if "lu" in kind.name else 1.0)
+        for kind in log.kinds
+    ]
+    times = OperationTimes(workload, log, WallClock(), classes_of(log))
+    times.run(1, 0)
+    calls = {kind.name: called for kind, called in zip(log.kinds, counts_of(log, 0.0).calls, strict=True)}
+    lu = sum(called for name, called in calls.items() if "lu" in name)
+    assert lu == 4, "a factorisation and a solve for each of two layers"
+    assert times.found().order_s[3] == pytest.approx([1e-6 * lu])
+    assert UNKNOWN_ORDER not in times.found().order_s
+
+
+def test_a_step_that_does_something_else_than_was_logged_is_refused() -> None:
+    workload = workload_of("relative")
+    workload.run(1)
+    log = log_here(workload)
+    times = OperationTimes(workload, log, WallClock(), classes_of(log))
+    step = workload.step
+    workload.step = lambda batch, mark: (step(batch, mark), torch.ones(1))  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match=r"a step ran 29 operations where 28 were logged"):
+        times.run(1, 0)
+
+
+def test_a_compiled_step_is_not_timed_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = workload_of("relative")
+    workload.run(1)
+    log = log_here(workload)
+    monkeypatch.setattr(operation_times, "compiled_here", lambda: True)
+    with pytest.raises(RuntimeError, match="compiled: timed by operation, it would run as it is written"):
+        OperationTimes(workload, log, WallClock(), classes_of(log))
+
+
+def test_whether_anything_was_compiled_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setitem(counters, "frames", counters["frames"].__class__())
+    assert not operation_times.compiled_here()
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+    assert operation_times.compiled_here()
+
+
+def test_what_timing_costs_is_what_an_idle_operation_takes_more() -> None:
+    """A clock that a timed operation's two readings move by 3 µs, and an untimed one not at all."""
+    readings = iter(np.cumsum([0, 0, *[0, 3000] * operation_times.CALLS]).tolist())
+    assert cost_of_timing(lambda: next(readings)) == 3000
+
+
+def test_operations_are_timed_inside_backward_and_vmap_too() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with TimedOperations(lambda: 0) as forward:
+        loss = (x * x).sum()
+    with TimedOperations(lambda: 0) as backward:
+        loss.backward()
+    assert len(forward.ns) == 2 and len(backward.ns) >= 3
+
+
+def test_on_a_gpu_kernels_are_found_by_the_kind_of_their_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every range that a kind's name marks has 2 µs of kernels; the profiler is a fake, its ranges are real."""
+    names: list[str] = []
+
+    class Range:
+        def __init__(self, name: str) -> None:
+            names.append(name)
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    class Profile(Range):
+        def __init__(self, **_: object) -> None:
+            names.clear()
+
+        def __enter__(self) -> "Profile":  # type: ignore[override]
+            return self
+
+        def key_averages(self) -> list[object]:
+            from types import SimpleNamespace
+
+            made = [SimpleNamespace(key=name, device_time_total=2.0 * names.count(name)) for name in set(names)]
+            return [*made, SimpleNamespace(key="aten::mm", device_time_total=1e9)]
+
+    monkeypatch.setattr(operation_times, "record_function", Range)
+    monkeypatch.setattr(operation_times, "profile", Profile)
+    workload = workload_of("relative")
+    workload.run(1)
+    log = log_here(workload)
+    times = OperationTimes(workload, log, WallClock(), classes_of(log))
+    times.now = None
+    times.run(3, 0)
+    assert times.found().kind_s == pytest.approx([2e-6 * calls for calls in counts_of(log, 0.0).calls])
