@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from stepscale.bench.counting.operation_counts import Allocated, Counter
+from stepscale.bench.counting.operation_counts import Allocated, OperationLog
 from stepscale.bench.timing.workload import Workload
 from tests.support.compose import built, composed, named
 
@@ -40,12 +40,13 @@ def count(optimizer: str, dim: int) -> Row:
     gc.collect()
     gc.disable()  # or a cycle's end would move the peak
     try:
-        with Counter() as counts, Allocated() as allocated:
+        with OperationLog() as counts, Allocated() as allocated:
             workload.run(workload.period)
     finally:
         gc.enable()
     assert not counts.uncounted, f"{optimizer}: no rule for the FLOPs of {counts.uncounted}"
-    means = {name: getattr(counts, name) / workload.period for name in FIELDS[:3]}
+    totals = counts.flops, len(counts.operations), counts.synchronisations
+    means = {name: total / workload.period for name, total in zip(FIELDS, totals, strict=False)}
     return {"optimizer": optimizer, "dim": dim, **means, "peak_bytes": allocated.peak_bytes}
 
 

@@ -18,13 +18,15 @@ from stepscale.bench.counting.growth import second_dims
 from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version, cores, description
 from stepscale.bench.machine.device import choose_device, require_present
-from stepscale.bench.records.schema import Cell, Config, Record, Task
+from stepscale.bench.records import tables
+from stepscale.bench.records.schema import GROUP, Cell, Config, Record, Task
 from stepscale.bench.runs.locks import measuring_part
 from stepscale.bench.runs.plan import Plan
 from stepscale.bench.runs.run import Run
 from stepscale.bench.timing.log_period import SMALL
 
 Tell = Callable[[str], None]
+TOGETHER = 16  # cells that are measured in turns: each is a process that keeps its memory
 
 
 def conduct(plan: Plan, run: Run, command: str) -> list[str]:
@@ -46,7 +48,36 @@ def conduct(plan: Plan, run: Run, command: str) -> list[str]:
             faults.append(str(error))
             continue
         faults += measure_part(cells, number, run, command)[1]
+    faults += measure_further(plan, run, command)
     return list(dict.fromkeys(faults))
+
+
+def measure_further(plan: Plan, run: Run, command: str) -> list[str]:
+    """Measure further seeds of the cells of which a factor is undecided, until none is or the plan has no more.
+
+    Whoever looks several times, and stops when a difference shows, finds one too often: the error of 5 % is spent over
+    all the looks (Bonferroni).
+    """
+    faults, looks = list[str](), 1 + len(plan.further)
+    for number, cells in enumerate(plan.further, len(plan.parts) + len(plan.points)):
+        from stepscale.bench.analysis.factors import undecided  # scipy.stats: not before the first cell
+
+        table = tables.cells_of(run.records.values(), Task.TIME)
+        open_ = undecided(table, confidence=1 - (1 - CONFIDENCE) / looks)
+        wanted = [words for words in cells if open_ and _place(words) in open_]
+        if not wanted:
+            break
+        run.tell(f"undecided yet are {len(wanted)} cells: another seed of them")
+        run.planned = None if run.planned is None else run.planned + len(wanted)
+        faults += measure_part(wanted, number, run, command)[1]
+    return faults
+
+
+def _place(words: Words) -> tuple[object, ...]:
+    """Return what a cell is of, as ``undecided`` tells it."""
+    job = describe(compose_cell(words), "", Path())
+    axes = msgspec.structs.asdict(job.cell) | {"machine": job.machine.name}
+    return tuple(axes[axis] for axis in (*GROUP, "dim", "optimizer"))
 
 
 def measure_part(cells: list[Words], number: int, run: Run, command: str) -> tuple[list[Record], list[str]]:
@@ -57,7 +88,8 @@ def measure_part(cells: list[Words], number: int, run: Run, command: str) -> tup
     records, faults = [], list[str]()
     with measuring_part(run.path, number, run.tell):
         for _, group in itertools.groupby(_described(cells, run, command, faults), key=compared):
-            records += run.measure(list(group))
+            while jobs := list(itertools.islice(group, TOGETHER)):
+                records += run.measure(jobs)
     return records, faults
 
 

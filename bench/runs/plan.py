@@ -1,6 +1,7 @@
 """What is to be measured: parts, each a list of cells; planned from a sweep's file or from the words of a multirun.
 
-Of timing, each grid is a part for each seed: optimizers are shuffled anew within the dims, which ascend. Of training,
+Of timing, each grid is a part for each seed: optimizers are shuffled anew within the dims, which ascend. Further seeds
+are measured only of what is undecided by then. Of training,
 the trials of each point of the grids are a part, and what they chose is trained on new seeds by another, which is
 planned from the folder once the trials are there.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,13 +47,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     parts: list[list[list[str]]]  # of cells, each the words that compose it
     points: list[Point] = []  # of training, and how many seeds of each
     seeds: int = 0
+    further: list[list[list[str]]] = []  # parts of which only the cells are measured that may decide what is undecided
     faults: list[str] = []  # what could not be planned, and why
     code: str
     torch: str
 
     @property
     def cells(self) -> int:
-        """How many cells it has, those that are planned later too."""
+        """How many cells it has, those that are planned later too; not those that further seeds may add."""
         return sum(map(len, self.parts)) + self.seeds * len(self.points)
 
     @property
@@ -90,14 +93,27 @@ def plan_sweep(name: str, words: Words) -> Plan:
     grids = [merged(merged(settings, shlex.split(grid)), asked) for grid in config["grids"][device]]
     if "tuning" in config:
         return _training_plan(Path(name).stem, grids, config)
-    seeded = [merged([f"seed={seed}"], grid) for seed in range(config["seeds"]) for grid in grids]
-    return _plan(Path(name).stem, [expand(part) for part in _distinct(seeded)])
+    seeds, further = config["seeds"], config.get("further", 0)
+    seeded = _distinct(merged([f"seed={seed}"], grid) for seed in range(seeds) for grid in grids)
+    parts = [in_turns(expand(part)) for part in seeded]
+    added = [_distinct(merged([f"seed={seed}"], grid) for grid in grids) for seed in range(seeds, seeds + further)]
+    more = [[cell for grid in grids for cell in in_turns(expand(grid))] for grids in added if grids[0] not in seeded]
+    return msgspec.structs.replace(_plan(Path(name).stem, parts), further=more)
 
 
 def plan_multirun(words: Words) -> Plan:
     """Plan the cells of ``stepscale -m``, as one part."""
     asked = [word for word in searchable(words) if not word.startswith(NOT_THE_PLANS)]
-    return _plan("multirun", [expand(asked)])
+    return _plan("multirun", [in_turns(expand(asked))])
+
+
+def in_turns(cells: Iterable[Words]) -> list[Words]:
+    """Bring together the cells that differ in their optimizer alone: those that are measured in turns."""
+    groups: dict[tuple[str, ...], list[Words]] = {}
+    for words in cells:
+        shared = tuple(word for word in words if not re.match(r"[+~]*optimizer\b", word))
+        groups.setdefault(shared, []).append(words)
+    return [words for group in groups.values() for words in group]
 
 
 def device_of(words: Words) -> str:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from stepscale.bench.errors import UsageError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records import store
+from stepscale.bench.runs.run import LOGS
 
 RESULTS = Path("results")
 
@@ -35,14 +36,14 @@ def publish(run: Path, name: str) -> Path:
     there, complaints = store.read_all(run)
     recorded = {record.identity for record in there}
     wanted = set(plan.get("identities", ()))  # once the run was whole; older versions counted
-    whole = wanted <= recorded if wanted else len(there) >= plan["cells"] and plan.get("finished", False)
+    whole = wanted <= recorded if wanted else plan.get("finished", False) and len(there) >= plan.get("cells", 1)
     if complaints or not whole:
-        missing = f"{len(there)} of its {plan['cells']} cells are whole"
+        missing = f"{len(there)} of its {plan.get('cells', 'unknown')} cells are whole"
         raise UsageError(
             f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
         )
     shutil.copytree(
-        run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints", "locks")
+        run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints", "locks", LOGS)
     )
     here = f"{Path.cwd()}/"  # commands name the folder they were given in, and records their host: nobody's business
     for path in target.rglob("*.json"):

@@ -1,7 +1,7 @@
 """A run's folder: what it holds is not measured again, whoever has measured it; what is too slow is foretold."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -13,7 +13,7 @@ from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
 from stepscale.bench.machine import code_version
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import Record, Status
+from stepscale.bench.records.schema import PeriodLog, Record, Status
 from stepscale.bench.runs import locks
 from stepscale.bench.runs.conduct import conduct
 from stepscale.bench.runs.plan import Plan, plan_multirun
@@ -28,40 +28,70 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Jobs in the order in which they were measured, each of which leaves a record at once."""
     jobs: list[Job] = []
 
-    def fake(asked: Job) -> Record:
-        jobs.append(asked)
-        found = replace(record("relative", 8, 0, 1e-3), identity=asked.identity, cell=asked.cell)
-        store.save(found, asked.folder)
-        return found
+    def fake(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+        jobs.extend(asked)
+        made = [replace(record("relative", 8, 0, 1e-3), identity=job.identity, cell=job.cell) for job in asked]
+        for found in made:
+            store.save(found, asked[0].folder)
+            tell(found)
+        return made
 
     monkeypatch.setattr(process, "run", fake)
+    monkeypatch.setattr(process, "log", lambda job: "not logged")
     return jobs
 
 
-def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    made = record("relative", 8, 0, 1e-3)
-
-    def fake(asked: Job) -> Record:
-        calls.append(asked)
-        found = replace(made, identity=asked.identity)
-        store.save(found, asked.folder)
-        return found
-
-    monkeypatch.setattr(process, "run", fake)
+def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, measured: list[Job]) -> None:
     asked = job(tmp_path)
-    Run(tmp_path, None, print).measure(asked)
-    again = Run(tmp_path, None, print)
-    again.measure(asked)
-    assert len(calls) == 1
-    (tmp_path / "records" / f"{asked.identity}.json").write_text("{")
-    Run(tmp_path, None, print).measure(asked)
-    assert len(calls) == 2, "a damaged record is measured anew"
-    made.status, made.reason = Status.FAILED, "a bug of the user's"
-    (tmp_path / "records" / f"{asked.identity}.json").unlink()
-    for _ in range(2):
-        Run(tmp_path, None, print).measure(asked)
-    assert len(calls) == 4, "one that failed is too: the cause may be mended"
+    Run(tmp_path, None, print).measure([asked])
+    Run(tmp_path, None, print).measure([asked])
+    assert len(measured) == 1
+    path = store.path_of(tmp_path, asked.identity)
+    path.write_text("{")
+    Run(tmp_path, None, print).measure([asked])
+    assert len(measured) == 2, "a damaged record is measured anew"
+    store.save(replace(store.read(path), status=Status.FAILED, reason="a bug of the user's"), tmp_path)
+    Run(tmp_path, None, print).measure([asked])
+    assert len(measured) == 3, "one that failed is too: the cause may be mended"
+
+
+def test_what_had_no_room_beside_the_others_is_measured_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, said = [], list[str]()
+
+    def crowded(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+        calls.append([job.cell.optimizer for job in asked])
+        made = [replace(record("relative", 8, 0, 1e-3), identity=job.identity, cell=job.cell) for job in asked]
+        if len(made) > 1:
+            made[1] = replace(made[1], status=Status.OUT_OF_MEMORY, reason="no room")
+        for found in made:
+            tell(found)
+        return made
+
+    monkeypatch.setattr(process, "run", crowded)
+    monkeypatch.setattr(process, "log", lambda job: "not logged")
+    run = Run(tmp_path, 2, said.append)
+    found = run.measure([job(tmp_path), job(tmp_path, optimizer="layerwise")])
+    assert calls == [["relative", "layerwise"], ["layerwise"]]
+    assert [made.status for made in found] == ["ok", "ok"] and len(said) == 2 and run.seen == 2
+
+
+def test_operations_are_logged_once_for_all_seeds(
+    tmp_path: Path, measured: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[Job] = []
+    log = PeriodLog(period=1, lengths=[0], sequence=[], kinds=[], synchronisations=0)
+    monkeypatch.setattr(process, "log", lambda job: logged.append(job) or log)
+    planned = plan_multirun(GRID)
+    conduct(planned, Run(tmp_path, planned.cells, quiet), "typed")
+    assert len(measured) == 8 and all(made.log == log for made in measured)
+    assert {(made.cell.optimizer, made.cell.dim) for made in logged} == {
+        (name, dim) for name in ("relative", "layerwise") for dim in (8, 16)
+    }
+    assert len(logged) == 4, "a log is shared by the seeds"
+    conduct(plan_multirun(["dim=8", "seed=2"]), Run(tmp_path, None, quiet), "typed")
+    assert len(measured) == 9 and len(logged) == 4, "and by what goes on from a folder"
 
 
 def asked(optimizer: str, dim: int, seed: int, max_step_s: float, **axes: object) -> Job:
@@ -199,6 +229,25 @@ def test_time_waited_for_the_machine_is_no_part_of_the_time_left(
     planned = plan_multirun(GRID)
     conduct(planned, Run(tmp_path, planned.cells, said.append), "typed")
     assert len(measured) == 8 and all("   0:00 left" in line for line in said)
+
+
+def test_cells_that_differ_in_their_optimizer_alone_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+
+    def fake(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+        groups.append({(job.cell.optimizer, job.cell.dim, job.cell.seed) for job in asked})
+        made = [replace(record("relative", 8, 0, 1e-3), identity=job.identity, cell=job.cell) for job in asked]
+        for found in made:
+            tell(found)
+        return made
+
+    monkeypatch.setattr(process, "run", fake)
+    monkeypatch.setattr(process, "log", lambda job: "not logged")
+    planned = plan_multirun(GRID)
+    conduct(planned, Run(tmp_path, planned.cells, quiet), "typed")
+    assert groups == [
+        {(name, dim, seed) for name in ("relative", "layerwise")} for dim in (8, 16) for seed in (0, 1)
+    ]
 
 
 def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:

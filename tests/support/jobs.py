@@ -1,5 +1,6 @@
 """Cells to measure, brief ones."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import torch
 
 from stepscale.bench.cells.identity import identity
 from stepscale.bench.cells.job import Job
+from stepscale.bench.cells.measure import log_operations
+from stepscale.bench.counting.growth import second_dims
 from stepscale.bench.machine import description
+from stepscale.bench.records.schema import PeriodLog
 from tests.support.compose import composed
 from tests.support.synthetic import cell
 
@@ -20,4 +24,13 @@ def job(path: Path, *overrides: str, optimizer: str = "relative", dim: int = 8, 
     config = composed(f"optimizer={optimizer}", f"dim={dim}", *BRIEF, *overrides)
     facts = cell(optimizer, dim, config["seed"], threads=THREADS, batch=config["batch"], **axes)
     machine = description.machine("cpu")
-    return Job(identity(facts, config, machine, ["code", "torch"], {}), facts, config, machine, "test", path)
+    made = Job(identity(facts, config, machine, ["code", "torch"], {}), facts, config, machine, "test", path)
+    others = {other: composed(f"optimizer={optimizer}", *BRIEF, *overrides, f"dim={other}") for other in second_dims(dim)}
+    return replace(made, nearby=others, log_name=made.identity)
+
+
+def logged(job: Job) -> Job:
+    """Give a cell the log of its operations, made in this process."""
+    log = log_operations(job)
+    assert isinstance(log, PeriodLog), log
+    return replace(job, log=log)

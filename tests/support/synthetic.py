@@ -31,6 +31,7 @@ from stepscale.bench.records.schema import (
     Timing,
 )
 from stepscale.bench.timing import time_step
+from stepscale.bench.timing.log_period import log_here
 from stepscale.bench.timing.time_step import Settings
 from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import Facts, Mark, no_mark
@@ -102,6 +103,7 @@ def measured(
     clock = clock or SimulatedClock()
     monkeypatch.setattr(time_step.time, "perf_counter", clock.stamp)
     workload = Workload(nn.Linear(1, 1), SimulatedStep(clock, seconds), [torch.zeros(1, 1)])
+    log = log_here(Workload(nn.Linear(1, 1), SimulatedStep(SimulatedClock(), seconds), [torch.zeros(1, 1)]))
     return time_step.measure(
         workload,
         lambda: SimulatedLimit(clock, limit_s),  # type: ignore[arg-type, return-value]
@@ -109,6 +111,7 @@ def measured(
         settings,
         lambda: Memory(peak_mib=1.0, read_from="nothing"),
         Notes(),
+        log,
     )
 
 

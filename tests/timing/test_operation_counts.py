@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stepscale.bench.timing.limit import Limit, products_of
-from stepscale.bench.counting.operation_counts import Allocated, Counter, product_flops
+from stepscale.bench.counting.operation_counts import Allocated, OperationLog, product_flops
 from stepscale.models import Autoencoder, Flow
 from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, RelativeSGD
 from stepscale.optimizers.relative import relative
@@ -38,8 +38,8 @@ ORDERS = {
 }
 
 
-def counts_of(direction: object, x: Tensor) -> Counter:
-    with Counter() as counts:
+def counts_of(direction: object, x: Tensor) -> OperationLog:
+    with OperationLog() as counts:
         direction(x)  # type: ignore[operator]
     assert not counts.uncounted
     return counts
@@ -97,20 +97,20 @@ def test_kfac_refresh_and_cheap_step() -> None:
 )
 def test_rules_by_shape(operation: object, expected: float) -> None:
     A = torch.randn(8, 8)
-    with Counter() as counts:
+    with OperationLog() as counts:
         operation(A)  # type: ignore[operator]
     assert counts.flops == pytest.approx(expected)
     assert not counts.uncounted
 
 
 def test_what_has_no_rule_is_named_not_dropped() -> None:
-    with Counter() as counts:
+    with OperationLog() as counts:
         torch.linalg.svd(torch.eye(4))
     assert counts.uncounted == {"_linalg_svd"}
 
 
 def test_a_host_synchronisation_is_counted() -> None:
-    with Counter() as counts:
+    with OperationLog() as counts:
         torch.ones(3).sum().item()
     assert counts.synchronisations == 1
 
@@ -208,7 +208,7 @@ def test_limit_of_a_model_without_products_has_the_flops_of_its_backprop() -> No
 def test_limit_runs_its_products_on_operands_like_the_models() -> None:
     model = Flow(8, 3)
     limit = Limit(model, model.products(5), torch.device("cpu"), torch.float32)
-    with Counter() as counts:
+    with OperationLog() as counts:
         limit.run(2)
     assert counts.flops == 2 * limit.flops
     operands = {b.data_ptr() for a, b, _ in limit.calls if a.shape == (5, 8)}

@@ -174,6 +174,12 @@ def test_contended_blocks_are_labelled_and_measured_again(monkeypatch: pytest.Mo
         def cores(self) -> float:
             return 1.0 if clock.now < end else 0.0
 
+        def pause(self) -> None:
+            pass
+
+        def resume(self) -> None:
+            pass
+
     def disturbed(self: SimulatedStep, batch: object, mark: time_step.Callable = lambda phase: None) -> None:
         self.clock.move(2e-3 if begin < self.clock.now < end else 1e-3)
         mark("gradient")

@@ -96,7 +96,7 @@ def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None
     code = (
         "import pickle, signal, sys; from stepscale.bench.cells import process; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # which a background job ignores
-        "process.run(pickle.load(sys.stdin.buffer))"
+        "process.run([pickle.load(sys.stdin.buffer)])"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert parent.stdin
@@ -109,7 +109,7 @@ def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on(tmp_path: Path) -> None
     parent.send_signal(signal.SIGINT)
     parent.wait(180)
     assert endless.checkpoint.exists() and not (tmp_path / "records").exists()
-    found = process.run(endless)
+    [found] = process.run([endless])
     assert found.status == "ok" and found.training.steps == 2000
     assert 0 < found.training.resumed_at < 2000
     assert not endless.checkpoint.exists()
