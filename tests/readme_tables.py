@@ -12,12 +12,13 @@ from pathlib import Path
 import pandas as pd
 
 from stepscale.bench.cli import listing
+from stepscale.bench.records import tables
 from stepscale.bench.records.columns import COLUMNS, key_of
+from stepscale.bench.report import page, scaling_tables
 from tests.support.every_table import columns_of_every_table
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "bench" / "conf"
-SHOWN_DIMS, SHOWN = (64, 256, 1024, 2048), ("relative", "relative_adam", "kfac", "adam", "layerwise")
 
 
 def optimizers() -> str:
@@ -62,12 +63,10 @@ def in_a_cell(text: str) -> str:
 
 
 def excerpt() -> str:
-    """Some rows of the first table that a published run printed: milliseconds a step and, in brackets, × the limit."""
-    times = pd.read_csv(ROOT / "results" / "cpu-2-cores" / "times.csv")
-    chosen = times[(times["batch"] == 100) & times["dim"].isin(SHOWN_DIMS) & times["optimizer"].isin(SHOWN)]
-    cells = [f"{ms:.3g} ({ratio:.3g}x)" for ms, ratio in zip(chosen["step_ms"], chosen["ratio"], strict=True)]
-    table = chosen.assign(cell=cells).pivot(index="dim", columns="optimizer", values="cell")[list(SHOWN)]
-    return f"```\n{table.reset_index().to_markdown(index=False, tablefmt='simple', stralign='right')}\n```"
+    """The table that a published run's report begins with, as a terminal shows it."""
+    cells = tables.load(ROOT / "results" / "cpu-2-cores")
+    title, table = next(iter(scaling_tables.headlines(scaling_tables.judge(cells)).items()))
+    return f"```\n{title}\n\n{page.text_table(table)}\n```"
 
 
 def settings() -> str:
@@ -81,15 +80,15 @@ def settings() -> str:
 
 def columns() -> str:
     """One row a column of the tables: its unit, the tables that have it, its meaning."""
-    tables: dict[str, list[str]] = {key: [] for key in COLUMNS}
+    found: dict[str, list[str]] = {key: [] for key in COLUMNS}
     for table, names in columns_of_every_table().items():
         for name in names:
-            tables[key_of(table, name)].append(table)
+            found[key_of(table, name)].append(table)
     rows = [
         {
             "column": f"`{key.split('.')[-1]}`",
             "unit": column.unit,
-            "in": ", ".join(tables[key]),
+            "in": ", ".join(found[key]),
             "meaning": column.meaning,
         }
         for key, column in COLUMNS.items()

@@ -13,7 +13,6 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
-from tabulate import tabulate
 
 from stepscale.bench.records.schema import GROUP
 from stepscale.bench.report.style import Drawn
@@ -25,7 +24,10 @@ CODE = r"(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
 ACTIVE = r"<|\||&(?=#?\w+;)|\](?=[(\[])|^\["
 HEAD = 10  # characters of a column's name in a line of a terminal
 DIGITS = 3  # of a number of which no interval is known
-MOST_DIGITS = 4  # of one whose interval is narrower than that, and in tables that were not laid out for people
+LEAST_DIGITS, MOST_DIGITS = (
+    2,
+    4,
+)  # of one whose interval is narrower than that, and in tables that were not laid out for people
 
 TableRow = dict[Hashable, Any]  # as pandas gives it, which does not say what a column holds
 
@@ -65,7 +67,7 @@ def markdown(sections: list[Section], where: str) -> str:
 
 def text(section: Section) -> str:
     """Lay out what a terminal shows: the findings, then the answer, which stays on the screen."""
-    tables = [f"{title}\n\n{_text_table(table)}" for title, table in section.headline.items()]
+    tables = [f"{title}\n\n{text_table(table)}" for title, table in section.headline.items()]
     return "\n\n".join(["\n".join(f"- {line}" for line in section.findings), *tables])
 
 
@@ -89,15 +91,15 @@ def varying(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 def measured(value: float, low: float, high: float, unit: str = "") -> str:
     """Write a figure with its 95 % interval, in the digits that the interval bears.
 
-    The last digit is that of the interval's half width: ``measured(3.412, 3.06, 3.77)`` is ``3.4 [3.1, 3.8]``. Without
-    an interval there are ``DIGITS`` digits. ``unit`` stands between the two: ``57 % [54, 60]``.
+    The last digit is the first of the interval's half width: ``measured(3.412, 3.06, 3.77)`` is ``3.4 [3.1, 3.8]``; two
+    digits are the fewest. Without an interval there are ``DIGITS``. ``unit`` stands between the two: ``3× [2, 4]``.
     """
     if not math.isfinite(value):
         return ""
     if not (math.isfinite(low) and math.isfinite(high)):
         return number(value) + unit
     half, own = (high - low) / 2, _exponent(value)
-    places = min(max(-_exponent(half), -own), MOST_DIGITS - 1 - own) if half else DIGITS - 1 - own
+    places = min(max(-_exponent(half), LEAST_DIGITS - 1 - own), MOST_DIGITS - 1 - own) if half else DIGITS - 1 - own
     return f"{_rounded(value, places)}{unit} [{_rounded(low, places)}, {_rounded(high, places)}]"
 
 
@@ -159,7 +161,8 @@ def _markdown_table(table: pd.DataFrame) -> str:
     return _laid_out([inactive(str(name)) for name in table], _cells(table), "pipe", inactive)
 
 
-def _text_table(table: pd.DataFrame) -> str:
+def text_table(table: pd.DataFrame) -> str:
+    """Lay out a table for a terminal."""
     names = [textwrap.fill(str(name), HEAD, break_long_words=False) for name in table]  # lines of a terminal are short
     return _laid_out(names, _cells(table), "simple", str)
 
@@ -170,7 +173,9 @@ def _laid_out(names: list[str], rows: list[list[Shown]], kind: str, written: Cal
         return "nothing to show"
     sides = ["right" if numeric else "left" for numeric in _numeric(rows)]
     texts = [[written(cell.text) for cell in row] for row in rows]
-    return tabulate(texts, names, tablefmt=kind, colalign=sides, disable_numparse=True)
+    return pd.DataFrame(texts, columns=names).to_markdown(
+        index=False, tablefmt=kind, colalign=sides, disable_numparse=True
+    )
 
 
 def _numeric(rows: list[list[Shown]]) -> list[bool]:

@@ -31,18 +31,18 @@ def scaling_figure(times: pd.DataFrame, slopes: pd.DataFrame, look: dict[str, St
         title: what was measured, where and when.
     """
     narrow = len(slopes) > 0 and ((slopes["high"] - slopes["low"]) / 2 < NARROW_SLOPE).all()
-    small = ["memory", *["ratio"] * bool(times["ratio"].notna().any()), *["slope"] * bool(narrow)]
+    below = "M" + "R" * bool(times["ratio"].notna().any()) + "S" * bool(narrow)
     with mpl.rc_context(RC):
         figure = Figure(figsize=(WIDTH, 8.6), layout="constrained")
-        axes = figure.subplot_mosaic([["time"] * len(small), small], height_ratios=[1.35, 1])
-        draw_times(axes["time"], times, look)
-        draw_memory(axes["memory"], times, look)
-        if "ratio" in axes:
-            draw_ratios(axes["ratio"], times, look)
-        if "slope" in axes:
-            draw_slopes(axes["slope"], slopes, look, times["dim"])
+        axes = figure.subplot_mosaic(f"{'T' * len(below)};{below}", height_ratios=[1.35, 1])
+        draw_times(axes["T"], times, look)
+        draw_memory(axes["M"], times, look)
+        if "R" in axes:
+            draw_ratios(axes["R"], times, look)
+        if "S" in axes:
+            draw_slopes(axes["S"], slopes, look, times["dim"])
         figure.suptitle(title, fontsize=9)
-        name_curves(figure, axes["time"], times, look)
+        name_curves(figure, axes["T"], times, look)
     return figure
 
 

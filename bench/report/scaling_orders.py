@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from stepscale.bench.report.page import number
+from stepscale.bench.report.page import TableRow, number
 from stepscale.bench.report.scaling_tables import by_clock
 from stepscale.bench.report.style import RC, WIDTH, Style
 
@@ -68,7 +68,7 @@ def by_share(times: pd.DataFrame, growth: pd.DataFrame) -> list[str]:
     return sorted(times["optimizer"].unique(), key=lambda name: (-share.get(name, -1.0), name))
 
 
-def draw_panel(ax: Axes, name: str, growth: dict[object, object], shares: pd.DataFrame, times: pd.DataFrame) -> None:
+def draw_panel(ax: Axes, name: str, growth: TableRow, shares: pd.DataFrame, times: pd.DataFrame) -> None:
     """Stack the shares of one optimizer by order, the fastest growing on top; say why where there are none."""
     verdict = by_clock(growth)
     cubic = verdict.key > 0
@@ -123,7 +123,7 @@ def _ticks(ax: Axes, dims: list[int], step_ms: pd.Series) -> None:
 
 def alt(shares: pd.DataFrame, growth: pd.DataFrame, what: str) -> str:
     """Say in a sentence what the picture shows."""
-    told = [f"{name}: {by_clock(row).text}" for name, row in growth.set_index("optimizer").iterrows()]
+    told = [f"{row['optimizer']}: {by_clock(row).text}" for row in growth.to_dict("records")]
     dims = shares["dim"]
     return (
         f"Stacked shares of a step's time by order of growth, against dim {dims.min()} to {dims.max()}, one panel an"

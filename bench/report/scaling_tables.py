@@ -221,13 +221,13 @@ def budgets_table(judged: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
     key = [*PER_GROUP, "optimizer"]
     smallest = times.dropna(subset=["step_ms"]).groupby(key)["dim"].min().rename("smallest")
     table = judged.merge(smallest, left_on=key, right_index=True)
-    names = [name for name in judged if str(name).startswith("dim_in_")]
-    shown = {
-        name: [_within(row[name], row["smallest"], row["largest_dim"]) for row in table.to_dict("records")]
-        for name in names
-    }
-    titles = {name: str(name).removeprefix("dim_in_").replace("_", " ") for name in names}
-    return table[key].assign(**shown).rename(columns=titles)
+    titles = {name: str(name).removeprefix("dim_in_").replace("_", " ") for name in judged if "dim_in_" in str(name)}
+    rows = [
+        {axis: row[axis] for axis in key}
+        | {title: _within(row[name], row["smallest"], row["largest_dim"]) for name, title in titles.items()}
+        for row in table.to_dict("records")
+    ]
+    return pd.DataFrame(rows, columns=[*key, *titles.values()])
 
 
 def _within(dim: float, smallest: float, largest: float) -> Shown:
@@ -238,7 +238,7 @@ def _within(dim: float, smallest: float, largest: float) -> Shown:
 
 def overview(times: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds a step and, in brackets, times the limit: a row a dim, a column an optimizer."""
-    shown = times.assign(cell=[_overview_cell(row) for row in times.to_dict("records")])
+    shown = times.assign(cell=pd.Series(map(_overview_cell, times.to_dict("records")), times.index))
     index = [column for column in PER_GROUP if cells[column].nunique() > 1]
     table = shown.pivot(index=[*index, "dim"], columns="optimizer", values="cell").fillna("")
     return table.rename_axis(columns=None).reset_index()
@@ -256,8 +256,15 @@ def factors_table(found: pd.DataFrame) -> pd.DataFrame:
     """How many times as fast as each baseline, with intervals: a row a dim, a column an optimizer."""
     if not len(found):
         return found
-    cells = [Shown(measured(row["factor"], row["low"], row["high"]), row["factor"]) for row in found.to_dict("records")]
-    shown = found.assign(cell=cells, **{"d/B": (found["dim"] / found["batch"]).map(lambda of: Shown(f"{of:.3g}", of))})
+    rows = [
+        row
+        | {
+            "cell": Shown(measured(row["factor"], row["low"], row["high"]), row["factor"]),
+            "d/B": Shown(f"{row['dim'] / row['batch']:.3g}", row["dim"] / row["batch"]),
+        }
+        for row in found.to_dict("records")
+    ]
+    shown = pd.DataFrame(rows)
     shown = shown[shown["optimizer"] != shown["baseline"]]
     table = shown.pivot(index=[*PER_GROUP, "baseline", "dim", "d/B"], columns="optimizer", values="cell").fillna("")
     return table.rename_axis(columns=None).reset_index()

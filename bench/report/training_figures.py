@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stepscale.bench.report.style import GUIDE, RC, Style
+from stepscale.bench.report.style import GUIDE, RC, WIDTH, Style
 
 ZOOM = 0.08  # share of the whole gain that the lower panels show
 NARROWEST = 7.5  # inches of a figure
@@ -29,7 +29,7 @@ def curves_figure(points: pd.DataFrame, targets: pd.DataFrame, look: dict[str, S
         title: what was trained on what, where and when.
     """
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(10, 7.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 7.6), layout="constrained")
         axes = figure.subplots(2, 2)
         for column, what in enumerate(("step", "seconds")):
             for row, share in enumerate((1.0, ZOOM)):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stepscale.bench.analysis import learning_curves
 from stepscale.bench.report import style, training_figures
-from stepscale.bench.report.page import Section, TableRow, varying
+from stepscale.bench.report.page import Section, Shown, TableRow, measured, varying
 from stepscale.bench.report.style import Drawn
 
 TITLE = "What a step buys"
@@ -33,7 +33,7 @@ def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Path, where: str
         else pd.DataFrame(columns=[*learning_curves.WORKLOAD, "target"])
     )
     profiles = learning_curves.profiles(joined) if len(reached) else pd.DataFrame()
-    shown = varying(results.dropna(axis=1, how="all"), final)
+    shown = varying(likelihoods(results), final)
     drawn = figures(final, points, learning_curves.targets(runs, points), pictures, where)
     if len(profiles):
         look, count = style.styles(final["optimizer"]), len(learning_curves.targets(runs, points))
@@ -51,6 +51,23 @@ def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Path, where: str
         tables={"Time to target": varying(joined, final)} | more_tables(runs, results),
         files={"curves.csv": points, "training.csv": results, "targets.csv": joined},
     )
+
+
+def likelihoods(results: pd.DataFrame) -> pd.DataFrame:
+    """One row a workload and optimizer for people; brackets hold the range over seeds."""
+    nats = [
+        Shown(measured(row["held_out_nats"], row["low"], row["high"]), row["held_out_nats"]) for row in _rows(results)
+    ]
+    seeds = [f"{row['ok']} of {row['seeds']}" for row in _rows(results)]
+    table = results.assign(held_out_nats=pd.Series(nats, results.index), seeds=seeds).drop(
+        columns=["ok", "low", "high"]
+    )
+    units = {"held_out_nats": "held-out nats [seeds' range]", "held_out_bits": "bits a dim", "step_ms": "ms a step"}
+    return table.dropna(axis=1, how="all").rename(columns=units | {"drift_nats": "drift, nats", "seconds": "s"})
+
+
+def _rows(table: pd.DataFrame) -> list[TableRow]:
+    return table.to_dict("records")
 
 
 def more_tables(runs: pd.DataFrame, results: pd.DataFrame) -> dict[str, pd.DataFrame]:

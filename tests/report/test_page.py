@@ -123,13 +123,13 @@ def test_a_column_is_sorted_by_a_button_without_any_library() -> None:
     [
         (3.412, 3.06, 3.77, "3.4 [3.1, 3.8]"),
         (3.412, 3.29, 3.53, "3.4 [3.3, 3.5]"),
-        (20.6, 11, 38, "20 [10, 40]"),
+        (20.6, 11, 38, "21 [11, 38]"),
         (0.0187, 0.0181, 0.0194, "0.0187 [0.0181, 0.0194]"),
         (652.3, 610, 697, "650 [610, 700]"),
         (104.4, 97.2, 112.9, "104 [97, 113]"),
         (1.0, 1.0, 1.0, "1.00 [1.00, 1.00]"),
         (3.14159265, 3.14159264, 3.14159266, "3.142 [3.142, 3.142]"),
-        (4.0, 0.3, 55.0, "4 [0, 55]"),
+        (4.0, 0.3, 55.0, "4.0 [0.3, 55.0]"),
         (1234.5, 0.0, float("inf"), "1234"),
         (12.345, float("nan"), float("nan"), "12.3"),
         (float("nan"), float("nan"), float("nan"), ""),
@@ -155,3 +155,5 @@ def test_a_column_of_numbers_stands_to_the_right_even_if_one_is_missing() -> Non
     )
     html = page.page([section("mine")._replace(headline={"t": table})], [[]], "here")
     assert '<td data-key="3.4">3.4 [3.1, 3.8]</td><td class="text">cubic 5 %</td>' in html
+    assert re.search(r"^ +12  none$", page.text_table(table), flags=re.MULTILINE)
+    assert re.search(r"\|-+:\|:-+\|", page.markdown([section("mine")._replace(headline={"t": table})], "here"))

@@ -188,6 +188,16 @@ def test_pairs_are_told_in_sentences(judged: Judged) -> None:
     assert "at 3 of 5 dims, " in some and some.endswith("elsewhere undecided (dims 64–1000, batch 100).")
 
 
+def test_a_pair_whose_faster_one_is_the_baseline_is_told_by_its_inverse(judged: Judged) -> None:
+    pair = ["kfac", "layerwise"]
+    own = judged.factors[judged.factors["optimizer"].isin(pair) & judged.factors["baseline"].isin(pair)]
+    own = own[own["optimizer"] == "kfac"].assign(factor=0.25)
+    rows = judged.crossovers[(judged.crossovers["faster"] == "kfac") & (judged.crossovers["slower"] == "layerwise")]
+    changed = judged._replace(factors=own, crossovers=rows.assign(faster="layerwise", slower="kfac"))
+    (line,) = scaling_findings.pairs(changed)["pair"]
+    assert line.startswith("layerwise is faster than kfac throughout, 4× (")
+
+
 def test_every_pair_is_told_once(judged: Judged) -> None:
     told = " ".join(scaling_findings.pairs(judged)["pair"])
     assert len(re.findall(r"\w+ (?:is faster than|overtakes|and) \w+", told)) == 6 * 5 // 2 + 1
