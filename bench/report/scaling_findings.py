@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from stepscale.bench.analysis.baselines import HONEST, NAIVE, base
+from stepscale.bench.analysis.cubic_work import CUBIC_ABOVE
 from stepscale.bench.analysis.process_variance import SAME_CELL, Spreads, spreads
 from stepscale.bench.records.schema import GROUP
 from stepscale.bench.report.page import TableRow, percent
@@ -18,7 +19,8 @@ GLOSSARY = {
     "limit": "the model's matrix products that no exact step can avoid, run alone in the same loop",
     "cubic share": (
         "the share of a step's measured time that it spends in operations whose work grows as d³ or faster; which they "
-        "are is counted exactly, at two dims. *Cubic* is a step with more than 25 % of it, *partly cubic* one with less"
+        f"are is counted exactly, at two dims. *Cubic* is a step with more than {percent(CUBIC_ABOVE)} of it, "
+        "*partly cubic* one with less"
     ),
     "batch": "rows B of a step; a step over B rows costs at least of the order of B d²",
     HONEST: "the honest baseline: autodiff through one log-determinant a layer",
@@ -70,7 +72,7 @@ def _growth(rows: list[TableRow], place: str) -> list[str]:
 
 
 _ADDED = {
-    "undecided": ", where 25 % lies within the interval: more blocks or processes would decide it",
+    "undecided": f", where {percent(CUBIC_ABOVE)} lies within the interval: more blocks or processes would decide it",
     NOT_COUNTED: ". Their operations were not timed one by one, so nothing is said of their growth",
 }
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from stepscale.bench.report.page import TableRow, number
+from stepscale.bench.analysis.cubic_work import CUBIC_ABOVE
+from stepscale.bench.report.page import TableRow, number, percent
 from stepscale.bench.report.scaling_tables import by_clock
 from stepscale.bench.report.style import RC, WIDTH, Style
 
@@ -56,7 +57,7 @@ def orders_figure(shares: pd.DataFrame, growth: pd.DataFrame, times: pd.DataFram
         handles = [Patch(edgecolor="white", **look) for order, look in LOOKS.items() if order in present]
         figure.legend(
             handles=handles[::-1], loc="outside lower center", ncols=len(handles), frameon=False,
-            title="below each panel: dim d (log scale) and milliseconds a step; dotted: where a quarter is cubic",
+            title=f"titles: at the largest dim; below: dim d (log), ms a step; dotted: {percent(CUBIC_ABOVE)} cubic",
         )  # fmt: skip
         figure.suptitle(title, fontsize=9)
     return figure
@@ -72,9 +73,8 @@ def draw_panel(ax: Axes, name: str, growth: TableRow, shares: pd.DataFrame, time
     """Stack the shares of one optimizer by order, the fastest growing on top; say why where there are none."""
     verdict = by_clock(growth)
     cubic = verdict.key > 0
-    words = f"{verdict.text} at dim {growth['dim_max']}" if cubic else verdict.text
     ax.set_title(
-        "\n".join([textwrap.shorten(name, 36, placeholder="…"), words]), loc="left", fontsize=8.5,
+        "\n".join([textwrap.shorten(name, 36, placeholder="…"), verdict.text]), loc="left", fontsize=8.5,
         color=CUBIC if cubic else NOT_CUBIC if verdict.key == 0 else "0.3", fontweight="bold" if cubic else "normal",
     )  # fmt: skip
     ax.set(ylim=(0, 1), yticks=[0, 0.25, 0.5, 0.75, 1], yticklabels=["0", "25", "50", "75", "100 %"])
@@ -96,7 +96,7 @@ def draw_panel(ax: Axes, name: str, growth: TableRow, shares: pd.DataFrame, time
     for k, which in enumerate(order):
         ax.fill_between(dims, bottom, tops[:, k], edgecolor="white", linewidth=0.6, **LOOKS[which])
         bottom = tops[:, k]
-    ax.axhline(0.75, color="black", linewidth=0.7, linestyle=":")
+    ax.axhline(1 - CUBIC_ABOVE, color="black", linewidth=0.7, linestyle=":")
     ax.set(xscale="log", xlim=(dims[0], dims[-1]))
     _ticks(ax, sorted(shares["dim"].unique()), times[times["optimizer"] == name].set_index("dim")["step_ms"])
 

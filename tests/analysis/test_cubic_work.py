@@ -137,6 +137,12 @@ def test_shares_of_every_order_are_means_over_processes_and_add_up() -> None:
     assert of.loc["cubic", 256].to_list() == pytest.approx(truth.tolist(), abs=0.02)
 
 
+def test_an_order_that_one_process_has_not_counts_as_nothing_there() -> None:
+    cells = table({"cubic": Step(0.77)}, dims=[256])
+    cells["shares"] = [{2: 0.5, 3: 0.5}, {2: 1.0}]
+    assert shares(cells)[["order", "share"]].to_numpy().tolist() == [[2, 0.75], [3, 0.25]]
+
+
 def test_the_exponent_is_that_of_the_largest_dim(judged: pd.DataFrame) -> None:
     work = STEPS["LU speeding up with d"].flops(1000)
     exact = (2 * work[2] + 3 * work[3]) / work.sum()

@@ -143,7 +143,8 @@ def test_numbers_and_shares_are_plain() -> None:
     cases = [(16384.0, "16384"), (0.5, "0.500"), (12345.6, "12346"), (0.0, "0"), (-9.876, "-9.88"), (2e12, "2e+12")]
     for value, shown in [*cases, (float("nan"), ""), (float("inf"), "never")]:
         assert page.number(value) == shown
-    assert page.percent(0.571, 0.542, 0.604) == "57 % [54, 60]" and page.percent(0.0, 0.0, 0.0) == "0 %"
+    assert page.percent(0.571, 0.542, 0.604) == "57 % [54, 60]"
+    assert page.percent(0.102, 0.098, 0.107) == "10.2 % [9.8, 10.7]" and page.percent(0.0, 0.0, 0.0) == "0 %"
 
 
 def test_a_column_of_numbers_stands_to_the_right_even_if_one_is_missing() -> None:
