@@ -106,7 +106,7 @@ class Blocks(Struct):
     steps: list[int]
     step_s: list[float]
     wall_s: list[float]
-    limit_s: list[float]
+    limit_s: list[float]  # empty where no limit is known
     other_cores: list[float | None]  # used by other processes; None where unknown
 
 
@@ -155,7 +155,7 @@ class Counts(Struct, kw_only=True):
     operations: float
     synchronisations: float
     uncounted: list[str]
-    limit_flops: float
+    limit_flops: float | None  # where a limit is known
 
 
 class Memory(Struct, kw_only=True, omit_defaults=True):

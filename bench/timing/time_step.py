@@ -54,7 +54,7 @@ class Measured(NamedTuple):
 class Settings:
     """How long and how closely to measure; the files in ``conf/timing/``."""
 
-    precision: float  # stop when the 95 % interval of step / limit lies within ± this share of it
+    precision: float  # stop when the 95 % interval of step / limit (or of the step) lies within ± this share of it
     time_limit_s: float  # or when the blocks have taken this long
     warmup_s: float
     block_s: float  # least length of a block of steps
@@ -74,7 +74,7 @@ class Settings:
 
 def measure(
     workload: Workload,
-    limit_of: Callable[[], Limit],
+    limit_of: Callable[[], Limit | None],
     clock: Clock,
     settings: Settings,
     peak_memory: Callable[[], Memory],
@@ -111,10 +111,10 @@ def measure(
 
 @dataclass
 class _Cell:
-    """A warm workload and its limit, measured in turns."""
+    """A warm workload and its limit, measured in turns, or alone where no limit is known."""
 
     workload: Workload
-    limit: Limit
+    limit: Limit | None  # which one need not know
     clock: Clock
     settings: Settings
     boundary: Snapshot  # at the start of a period
@@ -214,24 +214,29 @@ class _Cell:
 
     def _calibrate_limit(self) -> int:
         """Runs of the limit that fill half a block."""
+        if self.limit is None:
+            return 0
         self._limit_seconds(3)
-        return max(1, math.ceil(self.settings.block_s / 2 / max(self._limit_seconds(3), 1e-9)))
+        return max(1, math.ceil(self.settings.block_s / 2 / max(self._limit_seconds(3) or 0.0, 1e-9)))
 
-    def _limit_seconds(self, runs: int) -> float:
+    def _limit_seconds(self, runs: int) -> float | None:
+        if self.limit is None:
+            return None
         self.clock.synchronize()
         return timed(self.clock, self.limit.run, runs) / runs
 
 
-def append(blocks: Blocks, block: Block, limit_s: float) -> None:
-    """Add a block of the step and one of the limit; nobody knows yet what others used meanwhile."""
+def append(blocks: Blocks, block: Block, limit_s: float | None) -> None:
+    """Add a block of the step and one of the limit, if there is one; nobody knows yet what others used meanwhile."""
     blocks.steps.append(block.steps)
     blocks.step_s.append(block.step_s)
     blocks.wall_s.append(block.wall_s)
-    blocks.limit_s.append(limit_s)
+    if limit_s is not None:
+        blocks.limit_s.append(limit_s)
     blocks.other_cores.append(None)
 
 
-def count_period(workload: Workload, limit: Limit) -> tuple[Counts, list[list[int]]]:
+def count_period(workload: Workload, limit: Limit | None) -> tuple[Counts, list[list[int]]]:
     """Run one period and count its work: means a step, and the positions grouped by their FLOPs."""
     total, positions = Counter(), defaultdict(list)
     for position in range(workload.period):
@@ -245,7 +250,7 @@ def count_period(workload: Workload, limit: Limit) -> tuple[Counts, list[list[in
         operations=total.operations / workload.period,
         synchronisations=total.synchronisations / workload.period,
         uncounted=sorted(total.uncounted),
-        limit_flops=limit.flops,
+        limit_flops=limit.flops if limit else None,
     )
     return counts, list(positions.values())
 
