@@ -51,11 +51,13 @@ def limit_of(model: nn.Module, rows: int, products: list[ProductSpec] | None) ->
 def declared(parameters: list[nn.Parameter], shapes: list[Shape]) -> list[ProductSpec]:
     """Lay out products ``[m, k] × [k, n]`` of a model with these parameters in memory.
 
-    Right-hand operands of a weight's shape are the model's own weights, in turn, so that they take no memory. Of any
-    other operand and of outputs there are as many as the model has weights of that shape, and at least one: with one of
-    its own for every product the limit would move more memory than the step does, and flatter it.
+    Right-hand operands of a weight's shape are the model's own weights, in turn, so that they take no memory; square
+    ones first transposed, as the forward pass uses them, then as they lie. Of any other operand and of outputs there
+    are as many as the model has weights of that shape, and at least one: with one of its own for every product the
+    limit would move more memory than the step does, and flatter it.
     """
     weights = [(-1 - k, p) for k, p in enumerate(parameters) if p.ndim == 2]
+    transposed = [(k, W.T) for k, W in weights]
     dtype = str(parameters[0].dtype).removeprefix("torch.")
     places: dict[tuple[str, tuple[int, int]], Iterator[Operand]] = {}
     stretches = 0
@@ -63,10 +65,10 @@ def declared(parameters: list[nn.Parameter], shapes: list[Shape]) -> list[Produc
     def operand(role: str, m: int, n: int) -> Operand:
         nonlocal stretches
         if (role, (m, n)) not in places:
-            like = [(k, W if W.shape == (m, n) else W.T) for k, W in weights if (m, n) in (W.shape, W.T.shape)]
+            like = [(k, W) for k, W in transposed + weights if W.shape == (m, n)]
             found = [Operand(k, int(W.storage_offset()), [m, n], list(W.stride()), dtype) for k, W in like]
             if role != "right" or not found:
-                first, stretches = stretches, stretches + max(1, len(like))
+                first, stretches = stretches, stretches + max(1, len({k for k, _ in like}))
                 found = [Operand(k, 0, [m, n], [n, 1], dtype) for k in range(first, stretches)]
             places[role, (m, n)] = cycle(found)
         return next(places[role, (m, n)])

@@ -36,6 +36,7 @@ def test_its_operands_are_like_the_models() -> None:
     found = operands(limit_for(model, 5))
     weights = {layer.weight.data_ptr() for layer in model.layers}
     assert {b.data_ptr() for a, b, _ in found if len(a) != 8} == weights, "the weights themselves, in turn"
+    assert [b.stride() for a, b, _ in found if len(a) != 8] == [(1, 8)] * 3 + [(8, 1)] * 3, "forward transposed"
     assert len({out.data_ptr() for a, _, out in found if a.shape == (8, 5)}) == 3, "as many outputs as layers"
     assert {part.dtype for parts in found for part in parts} == {torch.float64}
 
