@@ -12,7 +12,7 @@ from stepscale.bench.notes import Notes
 from stepscale.bench.records.headline import limit_fault
 from stepscale.bench.records.schema import Record
 from stepscale.bench.timing.gradient_cosine import agreement
-from stepscale.bench.timing.limit import Limit, limit_of
+from stepscale.bench.timing.limit import limit_of
 from stepscale.bench.timing.products import recorded_here
 from stepscale.bench.timing.time_step import Settings, measure
 from stepscale.bench.timing.workload import Workload
@@ -34,13 +34,7 @@ def time_cell(job: Job, device: torch.device, record: Record) -> None:
     workload = Workload(*build(job, device, dtype), batches, settings.compile)  # type: ignore[arg-type]
     if device.type == "cuda":  # there the model was made at a higher peak than a step may have
         torch.cuda.reset_peak_memory_stats(device)
-
-    def limit() -> Limit | None:
-        products = None
-        with notes.optional("limit"):
-            products = recorded_here(workload.model, batches[0])
-        return limit_of(workload.model, size, products)
-
+    limit = lambda: limit_of(workload.model, size, recorded_here(workload.model, batches[0], notes))  # noqa: E731
     record.timing, record.counts, record.memory = measure(
         workload, limit, clock_of(device), settings, peak_memory, notes
     )

@@ -58,7 +58,7 @@ def declared(parameters: list[nn.Parameter], shapes: list[Shape]) -> list[Produc
     """
     weights = [(-1 - k, p) for k, p in enumerate(parameters) if p.ndim == 2]
     transposed = [(k, W.T) for k, W in weights]
-    dtype = str(parameters[0].dtype).removeprefix("torch.")
+    kind = str(parameters[0].dtype).removeprefix("torch."), parameters[0].device.type
     places: dict[tuple[str, tuple[int, int]], Iterator[Operand]] = {}
     stretches = 0
 
@@ -66,10 +66,10 @@ def declared(parameters: list[nn.Parameter], shapes: list[Shape]) -> list[Produc
         nonlocal stretches
         if (role, (m, n)) not in places:
             like = [(k, W) for k, W in transposed + weights if W.shape == (m, n)]
-            found = [Operand(k, int(W.storage_offset()), [m, n], list(W.stride()), dtype) for k, W in like]
+            found = [Operand(k, int(W.storage_offset()), [m, n], list(W.stride()), *kind) for k, W in like]
             if role != "right" or not found:
                 first, stretches = stretches, stretches + max(1, len({k for k, _ in like}))
-                found = [Operand(k, 0, [m, n], [n, 1], dtype) for k in range(first, stretches)]
+                found = [Operand(k, 0, [m, n], [n, 1], *kind) for k in range(first, stretches)]
             places[role, (m, n)] = cycle(found)
         return next(places[role, (m, n)])
 

@@ -68,9 +68,10 @@ def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: 
         raise ValueError("batches must hold at least one batch, got none")
     workload = Workload(model, step, list(batches), settings.compile)
     before, device = workload.snapshot(), workload.device
-    limit = lambda: limit_of(model, rows_of(batches[0]), recorded_here(model, batches[0]))  # noqa: E731
+    notes = Notes()
+    limit = lambda: limit_of(model, rows_of(batches[0]), recorded_here(model, batches[0], notes))  # noqa: E731
     try:
-        return _figures(measure(workload, limit, clock_of(device), settings, start_peak_memory(device), Notes()))
+        return _figures(measure(workload, limit, clock_of(device), settings, start_peak_memory(device), notes))
     finally:
         workload.restore(before)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stepscale.bench.notes import Notes
 from stepscale.bench.timing.operation_counts import RULES, aten
 from stepscale.models import Batch, HasLoss, HasProducts, offers
 from stepscale.optimizers import require
@@ -32,6 +33,7 @@ class Operand(Struct, frozen=True):
     shape: list[int]
     stride: list[int]  # elements
     dtype: str  # float32, for example
+    device: str  # cpu or cuda: a generator's state may stay on the host
 
 
 Argument = Operand | list[int | bool] | float | int | bool | str | None
@@ -76,19 +78,29 @@ def record_products(model: nn.Module, batch: Batch) -> list[ProductSpec]:
     """
     loss = require(model, HasLoss, "the limit").loss
     parameters = list(model.parameters())
-    with torch.enable_grad(), _Recorder(parameters) as recorder:
-        torch.autograd.grad(loss(batch), [p for p in parameters if p.requires_grad], allow_unused=True)
+    gradients = [parameter.grad for parameter in parameters]
+    try:
+        model.zero_grad()
+        with torch.enable_grad(), _Recorder(parameters) as recorder:
+            loss(batch).backward()
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
     return recorder.products
 
 
-def recorded_here(model: nn.Module, batch: Batch) -> list[ProductSpec] | None:
+def recorded_here(model: nn.Module, batch: Batch, notes: Notes) -> list[ProductSpec] | None:
     """Record a model's products in the process that times it, where they are needed and it does no harm, else None.
 
-    They are not where the model names its own; and it would, once ``torch.compile`` has compiled something here.
+    They are not where the model names its own; and it would, once ``torch.compile`` has compiled something here. What
+    goes wrong is noted, and costs the limit alone.
     """
     dynamo = sys.modules.get("torch._dynamo.utils")
     compiled = dynamo is not None and dynamo.counters["stats"]["unique_graphs"] > 0
-    return None if compiled or offers(model, HasProducts) else record_products(model, batch)
+    if not compiled and not offers(model, HasProducts):
+        with notes.optional("limit"):
+            return record_products(model, batch)
+    return None
 
 
 def callables(model: nn.Module, products: list[ProductSpec]) -> list[Callable[[], object]]:
@@ -98,17 +110,23 @@ def callables(model: nn.Module, products: list[ProductSpec]) -> list[Callable[[]
         RuntimeError: the model is none of the recorded one's shapes.
     """
     parameters = list(model.parameters())
-    sizes: dict[tuple[int, str], int] = defaultdict(int)
+    here = parameters[0].device
+    sizes: dict[tuple[int, str, str], int] = defaultdict(int)
     for operand in (operand for product in products for operand in _operands(product) if operand.memory >= 0):
-        key = operand.memory, operand.dtype
+        key = operand.memory, operand.dtype, operand.device
         sizes[key] = max(sizes[key], _end(operand))
-    stretches = {key: _numbers(size, _dtype(key[1]), parameters[0].device) for key, size in sizes.items()}
+    stretches = {
+        (memory, dtype, device): _numbers(size, _dtype(dtype), here if device == here.type else torch.device(device))
+        for (memory, dtype, device), size in sizes.items()
+    }
 
     def tensor(argument: Argument) -> Argument | Tensor:
         if not isinstance(argument, Operand):
             return argument
-        own = argument.memory < 0
-        memory = parameters[-1 - argument.memory].detach() if own else stretches[argument.memory, argument.dtype]
+        if argument.memory < 0:
+            memory = parameters[-1 - argument.memory].detach()
+        else:
+            memory = stretches[argument.memory, argument.dtype, argument.device]
         return memory.as_strided(argument.shape, argument.stride, argument.offset)
 
     def call(product: ProductSpec) -> Callable[[], object]:
@@ -172,8 +190,8 @@ class _Recorder(TorchDispatchMode):
         if place not in self._memory:
             self._memory[place] = self._new_stretch()
         dtype = str(tensor.dtype).removeprefix("torch.")
-        offset = int(tensor.storage_offset())
-        return Operand(self._memory[place], offset, list(tensor.shape), list(tensor.stride()), dtype)
+        offset, shape, stride = int(tensor.storage_offset()), list(tensor.shape), list(tensor.stride())
+        return Operand(self._memory[place], offset, shape, stride, dtype, tensor.device.type)
 
     def _new_stretch(self) -> int:
         self._stretches += 1

@@ -9,10 +9,11 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import flop_counter
+from torch.utils import checkpoint, flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stepscale.bench.notes import Notes
 from stepscale.bench.timing.limit import limit_of
 from stepscale.bench.timing.products import Operand, ProductSpec, record_products, recorded_here
 from stepscale.models import Flow
@@ -81,10 +82,22 @@ class Transformer(nn.Module):
         return torch.baddbmm(x.transpose(0, 1), x.transpose(0, 1), self.experts).square().mean()
 
 
+class Checkpointed(nn.Linear):
+    """Its forward pass is run again during the backward pass, where only ``backward`` sees it."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        x = batch.detach().requires_grad_()
+        return checkpoint.checkpoint(super().forward, x, use_reentrant=True).square().mean()
+
+
 MODELS = {
     "masked flow": (MaskedFlow, (B, 2)),
     "convolutions": (ConvNet, (B, 3 * 8 * 8)),
     "transformer": (Transformer, (B, 64)),
+    "checkpointed": (Checkpointed, (B, 8)),
     "causal transformer": (lambda: Transformer(causal=True), (B, 64)),
 }
 EACH = pytest.mark.parametrize("name", MODELS)
@@ -207,9 +220,21 @@ def test_without_products_there_is_no_limit() -> None:
 
 def test_it_is_not_recorded_where_that_is_needless_or_does_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = made("masked flow")
-    assert recorded_here(Flow(4), torch.randn(B, 4)) is None, "it names its products"
+    notes = Notes()
+    assert recorded_here(Flow(4), torch.randn(B, 4), notes) is None, "it names its products"
     graphs = torch._dynamo.utils.counters["stats"]
     monkeypatch.setitem(graphs, "unique_graphs", 0)
-    assert recorded_here(model, batch)
+    assert recorded_here(model, batch, notes)
     torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
-    assert recorded_here(model, batch) is None, "compiled functions would run as they are written from then on"
+    assert recorded_here(model, batch, notes) is None, "compiled functions would run as they are written from then on"
+    assert not notes
+
+
+def test_a_loss_that_cannot_be_recorded_is_noted() -> None:
+    class Vector(nn.Linear):
+        def loss(self, batch: Tensor) -> Tensor:
+            return self(batch)
+
+    notes = Notes()
+    assert recorded_here(Vector(4, 4), torch.randn(B, 4), notes) is None
+    assert "scalar" in notes["limit"]
