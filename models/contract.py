@@ -87,10 +87,14 @@ class Samples(Protocol):
 
 
 class HasProducts(Protocol):
-    """A model that names the matrix products of the limit; for any other they are counted."""
+    """A model that names the matrix products of the limit; of any other they are those that its loss executes."""
 
     def products(self, batch: int) -> list[tuple[int, int, int]]:
-        """Shapes (m, k, n) of the limit's matrix products ``[m, k] × [k, n]``."""
+        """Shapes (m, k, n) of the limit's products ``[m, k] × [k, n]``: the least that an exact step can do with.
+
+        Two that have the right-hand matrix in common, and neither of which waits for the other, are one of as many rows
+        as both: so they run faster, and a step faster than its limit makes the limit wrong.
+        """
         ...
 
 

@@ -16,7 +16,8 @@ from scipy.special import expit, logit
 from stepscale.bench.analysis.flop_fit import fitted
 from stepscale.bench.analysis.process_variance import SAME_CELL, Spread, Spreads, half_width, moderated, spreads, usable
 from stepscale.bench.analysis.step_times import geometric_mean
-from stepscale.bench.records.schema import GROUP, UNKNOWN_ORDER
+from stepscale.bench.records.operations import UNKNOWN_ORDER
+from stepscale.bench.records.schema import GROUP
 
 CUBIC_ABOVE = 0.25  # share of the step from which it is called cubic
 RESOLVED = 0.01  # a share nearer to 0 or to 1 is not told from them: clocks and tracing err by as much

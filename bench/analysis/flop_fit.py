@@ -11,7 +11,7 @@ from scipy import optimize, stats
 
 from stepscale.bench.analysis.process_variance import CONFIDENCE, Spreads
 from stepscale.bench.analysis.step_times import geometric_mean
-from stepscale.bench.records.schema import CUBIC
+from stepscale.bench.records.operations import CUBIC
 
 MIN_SIZES = 5  # fewer dims than that leave the terms nothing to be wrong about
 SPEEDING_UP = (0.0, 100.0, 200.0, 400.0, 800.0)  # dims at which cubic work runs at half its final rate

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 
+from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.schema import (
     SCHEMA,
     Cell,
     Config,
     Environment,
     Machine,
-    PeriodLog,
     Record,
     Status,
     Task,
@@ -39,8 +39,7 @@ class Job:
     variables: dict[str, str] = field(default_factory=dict)  # of its process's environment, beside the command's own
     nearby: dict[int, Config] = field(default_factory=dict)  # its configuration at other dims, to see its work grow
     log_name: str = ""  # of the log of its operations, which seeds share
-    log: PeriodLog | None = None  # its operations, once they are logged
-    notes: dict[str, str] = field(default_factory=dict)  # of what is extra and has failed before it is measured
+    log: StepLog = field(default_factory=StepLog)  # its operations, once they are logged
     turns: str | None = None  # shared by the cells that are measured in turns
 
     @property

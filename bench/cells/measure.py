@@ -15,7 +15,8 @@ from stepscale.bench.cells.time_cell import log_cell, time_cell
 from stepscale.bench.cells.train_cell import train_cell
 from stepscale.bench.errors import StoppedError
 from stepscale.bench.machine import description, memory
-from stepscale.bench.records.schema import PeriodLog, Record, Status, Task
+from stepscale.bench.records.operations import StepLog
+from stepscale.bench.records.schema import Record, Status, Task
 
 
 def no_turn() -> None:
@@ -49,12 +50,12 @@ def measure_cell(job: Job, turn: Callable[[], None] = no_turn) -> Record:
     return record
 
 
-def log_operations(job: Job) -> PeriodLog | str:
-    """Log the operations of a cell's step in this process; or return why they cannot be."""
+def log_operations(job: Job) -> StepLog:
+    """Log the operations of a cell's step in this process; what cannot be is noted."""
     try:
         return log_cell(job, prepare(job))
     except BaseException as error:
-        return classify(error)[1]
+        return StepLog(notes={"counts": classify(error)[1]})
 
 
 def prepare(job: Job) -> torch.device:

@@ -26,7 +26,8 @@ from stepscale.bench.cells.measure import log_operations, measure_cell
 from stepscale.bench.errors import StoppedError
 from stepscale.bench.machine import description
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import PeriodLog, Record, Status, Task
+from stepscale.bench.records.operations import StepLog
+from stepscale.bench.records.schema import Record, Status, Task
 
 TIMEOUTS_S = {Task.TIME: 600.0, Task.TRAIN: None}  # where timeout_s is null: training has budgets of its own
 GRACE_S = 5.0
@@ -117,8 +118,8 @@ class Session:
         return record
 
 
-def log(job: Job) -> PeriodLog | str:
-    """Log the operations of a cell's step in a process of its own; or return why that has failed."""
+def log(job: Job) -> StepLog:
+    """Log the operations of a cell's step in a process of its own; what cannot be is noted."""
     fork_server.start(job.cell.threads)
     timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
     process, connection = _start(_log, job)
@@ -130,10 +131,9 @@ def log(job: Job) -> PeriodLog | str:
     finally:
         _end(process)
     if isinstance(answer, bytes):
-        return msgspec.json.decode(answer, type=PeriodLog)
-    if isinstance(answer, str):
-        return answer
-    return _death(process.exitcode) if told else f"took longer than timeout_s={timeout_s:g}"
+        return msgspec.json.decode(answer, type=StepLog)
+    reason = _death(process.exitcode) if told else f"took longer than timeout_s={timeout_s:g}"
+    return StepLog(notes={"counts": reason})
 
 
 def _start(target: Callable[[Job, Connection], None], job: Job) -> tuple[BaseProcess, Connection]:
@@ -232,8 +232,7 @@ def _measure(job: Job, connection: Connection) -> None:
 
 def _log(job: Job, connection: Connection) -> None:
     """Log a cell's operations and answer with the log."""
-    found = log_operations(job)
-    connection.send(found if isinstance(found, str) else msgspec.json.encode(found))
+    connection.send(msgspec.json.encode(log_operations(job)))
 
 
 def _end_with_parent() -> None:

@@ -8,10 +8,13 @@ import torch
 
 from stepscale.bench.cells.build import build, load_data, moved, number_type
 from stepscale.bench.cells.job import Job
+from stepscale.bench.counting.products import recorded_here
 from stepscale.bench.machine import memory
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.notes import Notes
-from stepscale.bench.records.schema import PeriodLog, Record
+from stepscale.bench.records.headline import limit_fault
+from stepscale.bench.records.operations import StepLog
+from stepscale.bench.records.schema import Record
 from stepscale.bench.timing.gradient_cosine import agreement
 from stepscale.bench.timing.limit import limit_of
 from stepscale.bench.timing.log_period import log_growth
@@ -22,13 +25,13 @@ from stepscale.models import Batch, each
 BATCHES = 3  # rotated, so that no step finds its batch in the cache
 
 
-def log_cell(job: Job, device: torch.device) -> PeriodLog:
-    """Log the operations of a cell's step, at its dim and at one nearby.
+def log_cell(job: Job, device: torch.device) -> StepLog:
+    """Log the operations of a cell's step, at its dim and at one nearby, and the products of its model's loss.
 
-    Raises:
-        TooSlowError: a step takes longer than the settings allow.
+    What cannot be logged is noted.
     """
     settings, notes = Settings(**job.config["timing"]), Notes()
+    log = StepLog(notes=notes)
 
     def make(dim: int) -> Workload:
         torch.manual_seed(job.cell.seed)
@@ -36,27 +39,30 @@ def log_cell(job: Job, device: torch.device) -> PeriodLog:
         batches, _ = _batches(there, device)
         return Workload(*build(there, device, number_type(job.cell.dtype)), batches)
 
-    log = log_growth(make, job.cell.dim, settings.max_step_s, notes)
-    log.notes = notes
+    workload = make(job.cell.dim)
+    log.products = recorded_here(workload.model, workload.batches[0], notes)
+    with notes.optional("counts"):
+        log.period = log_growth(make, job.cell.dim, settings.max_step_s, notes)
     return log
 
 
 def time_cell(job: Job, device: torch.device, record: Record, turn: Callable[[], None]) -> None:
     """Time a step: fill the record's ``timing``, ``counts``, ``memory`` and ``direction``."""
-    notes = Notes(job.notes | (job.log.notes if job.log else {}))
-    record.notes = notes
+    record.notes = notes = Notes(job.log.notes)
     batches, record.data_note = _batches(job, device)
     peak_memory = memory.start_peak_memory(device)
     settings = Settings(**job.config["timing"])
     workload = Workload(*build(job, device, number_type(job.cell.dtype)), batches, settings.compile)
     if device.type == "cuda":  # there the model was made at a higher peak than a step may have
         torch.cuda.reset_peak_memory_stats(device)
-    limit = lambda: limit_of(workload.model, batches[0], job.cell.dim)  # noqa: E731
+    limit = lambda: limit_of(workload.model, job.cell.batch, job.log.products)  # noqa: E731
     clock = clock_of(device, job.cell.threads)
     record.timing, record.counts, record.memory = measure(
-        workload, limit, clock, settings, peak_memory, notes, job.log, turn
+        workload, limit, clock, settings, peak_memory, notes, job.log.period, turn
     )
     record.timing.turns = job.turns
+    if fault := limit_fault(record.timing.blocks):
+        notes.setdefault("limit", fault)
     record.direction = agreement(workload, job.cell.dim, notes)
 
 

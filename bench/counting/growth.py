@@ -38,9 +38,7 @@ def counterparts(here: Sequence[Logged], there: Sequence[Logged]) -> list[int | 
 
     Where they do not, since a method switches between the dims, the longest runs that agree are matched.
     """
-    one, other = (
-        [(operation.name, tuple(map(len, operation.shapes))) for operation in log] for log in (here, there)
-    )
+    one, other = ([(operation.name, tuple(map(len, operation.shapes))) for operation in log] for log in (here, there))
     if one == other:
         return list(range(len(one)))
     found: list[int | None] = [None] * len(one)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -37,6 +38,40 @@ def _solve(A: Tensor, B: Tensor, factor: float) -> float:
     return factor * A.shape[-1] * B.numel()
 
 
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    *rest: object,
+) -> float:
+    """Count two for each number of the filters at each place they are laid on: of the output, transposed the input."""
+    places = list(x.shape[2:])
+    if not transposed:
+        geometry = zip(places, weight.shape[2:], stride, padding, dilation, strict=True)
+        places = [(n + 2 * pad - gap * (size - 1) - 1) // step + 1 for n, size, step, pad, gap in geometry]
+    return 2.0 * x.shape[0] * math.prod(places) * weight.numel()
+
+
+def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: object, *rest: Any) -> float:
+    """Count as much as forward for the input's gradient, and again for the filters', of those that are asked for."""
+    *geometry, asked = rest
+    return _convolution(x, weight, None, *geometry) * sum(asked[:2])
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> float:
+    """Count q kᵀ and its product with v, by heads; a causal mask saves none."""
+    return 2.0 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
+def _attention_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: object) -> float:
+    """Count the five products: q kᵀ anew, and two each for its and the values' gradients."""
+    return 2.0 * math.prod(q.shape[:-1]) * k.shape[-2] * (3 * q.shape[-1] + 2 * v.shape[-1])
+
+
 # an operation's arguments -> FLOPs; leading terms, as in Golub & Van Loan, "Matrix Computations"
 RULES: dict[object, Callable[..., float]] = {
     aten.mm: lambda a, b, *rest: _product(a, b),
@@ -60,9 +95,19 @@ RULES: dict[object, Callable[..., float]] = {
     aten.linalg_solve_triangular: lambda A, B, *rest: _solve(A, B, 1),
     aten.cholesky_solve: lambda B, L, *rest: _solve(L, B, 2),
     aten._linalg_solve_ex: lambda A, B, *rest: _cubic(2 / 3)(A) + _solve(A, B, 2),
+    aten.convolution: _convolution,
+    aten.convolution_backward: _convolution_backward,
+    aten._scaled_dot_product_flash_attention: _attention,
+    aten._scaled_dot_product_flash_attention_backward: _attention_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten._scaled_dot_product_efficient_attention: _attention,
+    aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
+    aten._scaled_dot_product_cudnn_attention: _attention,
+    aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
 }
 SYNCHRONISING = {aten._local_scalar_dense, aten.nonzero, aten._linalg_check_errors}
-UNKNOWN = re.compile(r"linalg|cholesky|mm$|mv$|svd|qr$|qrf$|eig|convolution|lstsq|triangular_solve|^_?lu_")
+UNKNOWN = re.compile(r"linalg|cholesky|mm$|mv$|svd|qr$|qrf$|eig|convolution|attention|lstsq|triangular_solve|^_?lu_")
 FREE = {aten.linalg_vector_norm, aten._linalg_check_errors, aten.linalg_diagonal}  # at most linear in the elements
 
 
@@ -185,6 +230,12 @@ class Allocated(TorchDispatchMode):
     def _lose(self, key: int, size: int, _: weakref.ref[torch.UntypedStorage]) -> None:
         del self._known[key]
         self.live_bytes -= size
+
+
+def compiled_here() -> bool:
+    """Whether ``torch.compile`` has compiled anything in this process: logged, it would run as written ever after."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters["frames"])
 
 
 def product_flops(products: list[tuple[int, int, int]]) -> float:

@@ -10,7 +10,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2]
 PARTS = ("bench", "models", "optimizers")
 MEASURING = (
-    "models", "optimizers", "bench/cells", "bench/counting", "bench/timing", "bench/training", "bench/data", "bench/machine",
+    "models", "optimizers", "bench/cells", "bench/counting", "bench/timing", "bench/training", "bench/data",
+    "bench/machine",
     "bench/records/headline.py", "bench/records/contended.py",  # of which the stopping rule is made
 )  # fmt: skip
 

@@ -32,6 +32,8 @@ class OtherCpu:
         self, idle_cores: int, ours: Callable[[], float] = time.process_time, window_s: float = WINDOW_S
     ) -> None:
         self._idle, self._ours, self._window_s = idle_cores, ours, window_s
+        self._wall, self._seen_s, self._used_s = 0.0, 0.0, 0.0
+        self._busy: float | None = None
         self.restart()
         self.readable = self._busy is not None
 

@@ -44,8 +44,12 @@ STEP = {
     "targets.step_ms": Column("ms", "seconds of steps divided by steps: median over seeds"),
     "step_ms_low": Column("ms", "lower end of the 95 % interval of step_ms, over processes"),
     "step_ms_high": Column("ms", "upper end of the 95 % interval of step_ms, over processes"),
-    "limit_ms": Column("ms", "the limit: the model's unavoidable matrix products, timed in the same loop"),
-    "ratio": Column("limits", "step / limit, of blocks that follow each other: 1 would be a step of products alone"),
+    "limit_ms": Column(
+        "ms", "the limit: the model's unavoidable matrix products, timed in the same loop; NaN if unknown"
+    ),
+    "ratio": Column(
+        "limits", "step / limit, of blocks that follow each other: 1 is products alone; NaN if clearly less"
+    ),
     "ratio_low": Column("limits", "lower end of the 95 % interval of ratio, over the blocks of this process"),
     "ratio_high": Column("limits", "upper end of the 95 % interval of ratio, over the blocks of this process"),
     "times.ratio_low": Column("limits", "lower end of the 95 % interval of ratio, over processes"),

@@ -15,11 +15,10 @@ from msgspec import Struct
 from msgspec.structs import fields
 
 from stepscale.bench.records.contended import CONTENDED
+from stepscale.bench.records.operations import Kind
 
 SCHEMA: Literal[2] = 2
 LAUNCH_BOUND = 0.25  # share of a step for which the device waits for the host
-UNKNOWN_ORDER = -1
-CUBIC = 3  # work of this order and above is what a step is judged by
 UNMARKED = "unmarked"  # the phase of what a step does after its last mark
 Config = dict[str, Any]  # a resolved Hydra configuration; its keys are the user's too
 
@@ -108,7 +107,7 @@ class Blocks(Struct):
     steps: list[int]
     step_s: list[float]
     wall_s: list[float]
-    limit_s: list[float]
+    limit_s: list[float]  # empty where no limit is known
     other_cores: list[float | None]  # used by other processes; None where unknown
 
 
@@ -146,7 +145,7 @@ class Traced(Struct):
 
 
 class Timing(Struct, kw_only=True, omit_defaults=True):
-    """A step's times, seconds, by the ``clock`` that was used: ``cpu``, the process's CPU time, ``wall`` or ``cuda``."""
+    """A step's times, seconds, by the ``clock``: ``cpu``, the process's CPU time, ``wall`` or ``cuda``."""
 
     first_step_s: float
     warmup_s: float
@@ -162,36 +161,6 @@ class Timing(Struct, kw_only=True, omit_defaults=True):
     profile: list[Operation] | None = None
 
 
-class Kind(Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """Operations that are alike, and how their work grows with dim: its FLOPs, or else the elements it touches."""
-
-    name: str
-    shapes: list[list[int]]
-    flops: float | None = None  # of one; None of an operation that is no matrix operation
-    elements: int = 0  # touched by one
-    exponent: float | None = None  # d log work / d log dim; None where it is not known
-    uncounted: bool = False  # a matrix operation without a rule for its FLOPs
-
-    @property
-    def order(self) -> int:
-        """The exponent's nearest whole number."""
-        return UNKNOWN_ORDER if self.exponent is None or self.uncounted else max(0, round(self.exponent))
-
-
-class PeriodLog(Struct, kw_only=True, omit_defaults=True):
-    """The operations of one period of a step, in their order."""
-
-    period: int  # steps, the update's own period included
-    regular: bool = True  # whether the work repeats after the period, as far as it was watched
-    lengths: list[int]  # operations of each step
-    sequence: list[int]  # the kind of each operation
-    kinds: list[Kind]
-    synchronisations: float  # a step
-    second_dim: int | None = None  # at which it was logged too
-    second_flops: float | None = None  # a step there
-    notes: dict[str, str] = {}  # what of it is not known, and why
-
-
 class Counts(Struct, kw_only=True, omit_defaults=True):
     """A step's work, the mean over a period; a record has none where the step could not be logged."""
 
@@ -199,7 +168,7 @@ class Counts(Struct, kw_only=True, omit_defaults=True):
     operations: float
     synchronisations: float
     uncounted: list[str]
-    limit_flops: float
+    limit_flops: float | None  # where a limit is known
     kinds: list[Kind] = []
     calls: list[float] = []  # of each kind, a step
     second_dim: int | None = None

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from statistics import median
 
-from stepscale.bench.records.schema import CUBIC, UNKNOWN_ORDER, Counts, Kind, Timing
+from stepscale.bench.records.operations import CUBIC, UNKNOWN_ORDER, Kind
+from stepscale.bench.records.schema import Counts, Timing
 
 HOST = 0  # the order under which what is no operation is told: it does not grow
 WHOLE = 0.1  # an exponent further than this from a whole number is named

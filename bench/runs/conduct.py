@@ -60,7 +60,8 @@ def measure_further(plan: Plan, run: Run, command: str) -> list[str]:
     """
     faults, looks = list[str](), 1 + len(plan.further)
     for number, cells in enumerate(plan.further, len(plan.parts) + len(plan.points)):
-        from stepscale.bench.analysis.factors import CONFIDENCE, undecided  # scipy.stats: not before the first cell
+        from stepscale.bench.analysis.factors import undecided  # scipy.stats: not before the first cell
+        from stepscale.bench.analysis.process_variance import CONFIDENCE
 
         table = tables.cells_of(run.records.values(), Task.TIME)
         open_ = undecided(table, confidence=1 - (1 - CONFIDENCE) / looks)

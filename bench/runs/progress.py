@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from stepscale.bench.records.headline import Estimate, estimate
 from stepscale.bench.records.schema import Operation, Record, Status, Timing, Trained
 from stepscale.bench.records.tables import phases_ms
@@ -18,8 +20,8 @@ def outcome(record: Record) -> str:
     assert record.timing is not None
     found = estimate(record.timing.blocks)
     flag = " contended" if found.contended else ""
-    spread = 50 * (found.ratio_high - found.ratio_low) / found.ratio
-    return f"{1e3 * found.step_s:>9.3f} ms {found.ratio:>7.2f} x limit ±{spread:.1f} %{flag}"
+    ratio = "" if isnan(found.ratio) else f" {found.ratio:>7.2f} x limit"
+    return f"{1e3 * found.step_s:>9.3f} ms{ratio} ±{100 * found.precision:.1f} %{flag}"
 
 
 def _trained(training: Trained) -> str:
@@ -49,8 +51,10 @@ def _times(record: Record, timing: Timing, found: Estimate) -> list[str]:
     step_ms, counts, memory = 1e3 * found.step_s, record.counts, record.memory
     phases, classes = phases_ms(timing.trace, step_ms)
     period = sum(len(entry.positions) for entry in timing.trace)
+    known = not isnan(found.ratio)
+    ratio = f", {found.ratio:.3f} x limit [{found.ratio_low:.3f}, {found.ratio_high:.3f}]" if known else ""
     lines = [
-        f"step    {step_ms:.4g} ms, {found.ratio:.3f} x limit [{found.ratio_low:.3f}, {found.ratio_high:.3f}]",
+        f"step    {step_ms:.4g} ms{ratio}",
         f"period  {period} steps: {min(classes):.4g} ms the cheapest, {max(classes):.4g} ms the dearest",
         "phases  " + ", ".join(f"{name} {ms:.4g} ms" for name, ms in phases.items()),
     ]

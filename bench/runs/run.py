@@ -17,7 +17,8 @@ from stepscale.bench.cells.job import Job
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.machine import description
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import PeriodLog, Record, Status, Task
+from stepscale.bench.records.operations import StepLog
+from stepscale.bench.records.schema import Record, Status, Task
 from stepscale.bench.runs.locks import measuring
 from stepscale.bench.runs.prediction import predict_too_slow
 from stepscale.bench.runs.progress import outcome
@@ -40,7 +41,7 @@ class Run:
         self.path, self.planned, self.tell = path, planned, tell
         self.seen, self.measured, self.spent_s = 0, 0, 0.0
         self.wanted: set[str] = set()  # identities of the cells that were asked for
-        self.logs: dict[str, PeriodLog | str] = {}  # by name; or why there is none
+        self.logs: dict[str, StepLog] = {}  # by name
         there, self.complaints = store.read_all(path)
         for complaint in self.complaints:
             tell(complaint)
@@ -102,16 +103,13 @@ class Run:
             return job
         path = self.path / LOGS / f"{job.log_name}.json"
         with suppress(OSError, msgspec.MsgspecError):
-            self.logs[job.log_name] = msgspec.json.decode(path.read_bytes(), type=PeriodLog)
+            self.logs[job.log_name] = msgspec.json.decode(path.read_bytes(), type=StepLog)
         if job.log_name not in self.logs:
             self.logs[job.log_name] = found = process.log(job)
-            if isinstance(found, PeriodLog):
+            if found.period is not None:
                 with atomic_write(path) as file:
                     file.write(msgspec.json.encode(found))
-        found = self.logs[job.log_name]
-        if isinstance(found, str):
-            return replace(job, notes={"counts": found})
-        return replace(job, log=found)
+        return replace(job, log=self.logs[job.log_name])
 
     def refresh(self) -> None:
         """Read what other processes have recorded in the folder meanwhile."""

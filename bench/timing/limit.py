@@ -5,70 +5,77 @@ It is timed in the same loop as the step, and is the denominator of every ratio.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import cycle
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stepscale.bench.counting.operation_counts import OperationLog, product_flops
-from stepscale.models import Batch, HasProducts, offers, rows_of
-from stepscale.optimizers import Layerwise
+from stepscale.bench.counting.operation_counts import product_flops
+from stepscale.bench.counting.products import callables
+from stepscale.bench.records.operations import Operand, ProductSpec
+from stepscale.models import HasProducts, offers
 
 Shape = tuple[int, int, int]
 
 
 class Limit:
-    """Runs ``[m, k] × [k, n]`` products into preallocated outputs.
+    """Runs products on the model's own device, where they can into outputs that are there already."""
 
-    Right-hand operands of a weight's shape are the model's own weights, in turn, so that they take no memory. Of any
-    other operand and of outputs there are as many as the model has weights of that shape, and at least one: with one of
-    its own for every product the limit would move more memory than the step does, and flatter it.
-    """
-
-    def __init__(self, model: nn.Module, products: list[Shape], device: torch.device, dtype: torch.dtype) -> None:
-        self.flops = product_flops(products)
-        weights = [p.detach() for p in model.parameters() if p.ndim == 2]
-        buffers: dict[tuple[str, tuple[int, int]], cycle[Tensor]] = {}
-
-        def buffer(role: str, shape: tuple[int, int]) -> Tensor:
-            if (role, shape) not in buffers:
-                like = [W if W.shape == shape else W.T for W in weights if shape in (W.shape, W.T.shape)]
-                if role != "b" or not like:
-                    like = [torch.randn(shape, device=device, dtype=dtype) for _ in range(max(1, len(like)))]
-                buffers[role, shape] = cycle(like)
-            return next(buffers[role, shape])
-
-        self.calls = [(buffer("a", (m, k)), buffer("b", (k, n)), buffer("out", (m, n))) for m, k, n in products]
+    def __init__(self, model: nn.Module, products: list[ProductSpec]) -> None:
+        self.flops = sum(product.flops for product in products)
+        self.calls = callables(model, products)
 
     def run(self, times: int) -> None:
         """Run all products ``times`` times."""
         for _ in range(times):
-            for a, b, out in self.calls:
-                torch.mm(a, b, out=out)
+            for call in self.calls:
+                call()
 
 
-def limit_of(model: nn.Module, batch: Batch, dim: int) -> Limit:
-    """Make the limit of a model on its own device and in its own type.
+def limit_of(model: nn.Module, rows: int, products: list[ProductSpec] | None) -> Limit | None:
+    """Make a model's limit, for batches of ``rows``: the products it names, or else those that its loss was seen to do.
 
-    Raises:
-        TypeError: its loss holds no matrix product, and it does not say which are its limit's.
+    Args:
+        model: as it is trained, on its device.
+        rows: B of a batch; for the products that a model names.
+        products: what ``record_products`` found, of a model like this one; None where nobody looked.
+
+    Returns:
+        None where no product is known: the step is timed, and compared with nothing.
     """
-    products, weight = products_of(model, batch, dim), next(model.parameters())
-    if not products:
-        raise TypeError(f"{type(model).__name__}.loss has no matrix product to compare with; give it products(batch)")
-    return Limit(model, products, weight.device, weight.dtype)
-
-
-def products_of(model: nn.Module, batch: Batch, dim: int) -> list[Shape]:
-    """List the model's own products, or else as many FLOPs as its loss's forward and backward pass has, in dim × dim.
-
-    Without ``model.products`` it runs that pass once.
-    """
-    rows = rows_of(batch)
+    parameters = list(model.parameters())
     if offers(model, HasProducts):
-        return list(model.products(rows))
-    with OperationLog() as counts:
-        Layerwise(model)(batch)
-    model.zero_grad()
-    whole, rest = divmod(round(counts.flops / (2 * dim * dim)), dim)
-    return [(dim, dim, dim)] * whole + [(rest, dim, dim)] * (rest > 0)
+        products = declared(parameters, list(model.products(rows)))
+    return Limit(model, products) if products else None
+
+
+def declared(parameters: list[nn.Parameter], shapes: list[Shape]) -> list[ProductSpec]:
+    """Lay out products ``[m, k] × [k, n]`` of a model with these parameters in memory.
+
+    Right-hand operands of a weight's shape are the model's own weights, in turn, so that they take no memory; square
+    ones first transposed, as the forward pass uses them, then as they lie. Of any other operand and of outputs there
+    are as many as the model has weights of that shape, and at least one: with one of its own for every product the
+    limit would move more memory than the step does, and flatter it.
+    """
+    weights = [(-1 - k, p) for k, p in enumerate(parameters) if p.ndim == 2]
+    transposed = [(k, W.T) for k, W in weights]
+    kind = str(parameters[0].dtype).removeprefix("torch."), parameters[0].device.type
+    places: dict[tuple[str, tuple[int, int]], Iterator[Operand]] = {}
+    stretches = 0
+
+    def operand(role: str, m: int, n: int) -> Operand:
+        nonlocal stretches
+        if (role, (m, n)) not in places:
+            like = [(k, W) for k, W in transposed + weights if W.shape == (m, n)]
+            found = [Operand(k, int(W.storage_offset()), [m, n], list(W.stride()), *kind) for k, W in like]
+            if role != "right" or not found:
+                first, stretches = stretches, stretches + max(1, len({k for k, _ in like}))
+                found = [Operand(k, 0, [m, n], [n, 1], *kind) for k in range(first, stretches)]
+            places[role, (m, n)] = cycle(found)
+        return next(places[role, (m, n)])
+
+    def product(m: int, k: int, n: int) -> ProductSpec:
+        operands = [operand("left", m, k), operand("right", k, n)]
+        return ProductSpec("aten.mm.default", list(operands), {}, operand("out", m, n), product_flops([(m, k, n)]))
+
+    return [product(*shape) for shape in shapes]

@@ -15,7 +15,8 @@ from stepscale.bench.counting.operation_counts import Logged, OperationLog
 from stepscale.bench.counting.period import WATCHED, repeats_after
 from stepscale.bench.errors import TooSlowError
 from stepscale.bench.notes import Notes
-from stepscale.bench.records.schema import Counts, Kind, PeriodLog
+from stepscale.bench.records.operations import Kind, PeriodLog
+from stepscale.bench.records.schema import Counts
 from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import no_mark
 
@@ -146,7 +147,7 @@ def _kind(operation: Logged, exponent: float | None) -> Kind:
     )
 
 
-def counts_of(log: PeriodLog, limit_flops: float) -> Counts:
+def counts_of(log: PeriodLog, limit_flops: float | None) -> Counts:
     """Return a step's work, the mean over the period."""
     steps, times = len(log.lengths), Counter(log.sequence)
     calls = [times[kind] / steps for kind in range(len(log.kinds))]

@@ -6,25 +6,29 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from stepscale.bench.counting.operation_counts import compiled_here
+from stepscale.bench.counting.products import recorded_here
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.memory import start_peak_memory
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.headline import estimate
 from stepscale.bench.timing.limit import limit_of
 from stepscale.bench.timing.log_period import log_here
-from stepscale.bench.timing.operation_times import compiled_here
 from stepscale.bench.timing.time_step import Measured, Settings, measure
 from stepscale.bench.timing.workload import Workload
-from stepscale.models import Batch
+from stepscale.models import Batch, rows_of
 from stepscale.optimizers import Step
 
 DEFAULT = Settings(precision=0.01, time_limit_s=0.6, warmup_s=0.3, block_s=0.02, max_step_s=2)  # timing/default.yaml's
 
 
 class StepTime(NamedTuple):
-    """What a step takes: medians over blocks of whole periods, each followed by a block of the limit."""
+    """What a step takes: medians over blocks of whole periods, each followed by a block of the limit.
+
+    Limit and ratio are NaN where no limit is known, as of a model without ``products`` beside compiled functions.
+    """
 
     step_ms: float
     limit_ms: float
@@ -60,20 +64,21 @@ def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: 
 
     Raises:
         ValueError: there is no batch.
-        TypeError: the step has no ``facts``, or the model's loss no matrix product.
+        TypeError: the step has no ``facts``.
         TooSlowError, DivergedError: as ``measure``.
     """
     if not batches:
         raise ValueError("batches must hold at least one batch, got none")
     workload = Workload(model, step, list(batches), settings.compile)
     before, device = workload.snapshot(), workload.device
-    rows = batches[0] if isinstance(batches[0], Tensor) else batches[0][0]
-    limit = lambda: limit_of(model, batches[0], rows.shape[-1])  # noqa: E731
+    notes = Notes()
     clock, peak_memory = clock_of(device, torch.get_num_threads()), start_peak_memory(device)
     try:
         workload.run(workload.period)  # what compiles itself has done so now
         log = None if compiled_here() or settings.compile else log_here(workload)
-        return _figures(measure(workload, limit, clock, settings, peak_memory, Notes(), log))
+        products = recorded_here(model, batches[0], notes)
+        limit = lambda: limit_of(model, rows_of(batches[0]), products)  # noqa: E731
+        return _figures(measure(workload, limit, clock, settings, peak_memory, notes, log))
     finally:
         workload.restore(before)
 

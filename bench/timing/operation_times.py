@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,8 +11,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stepscale.bench.counting.operation_counts import compiled_here
 from stepscale.bench.machine.clock import Clock, name_of
-from stepscale.bench.records.schema import PeriodLog, Traced
+from stepscale.bench.records.operations import PeriodLog
+from stepscale.bench.records.schema import Traced
 from stepscale.bench.timing.log_period import kinds_by_step
 from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import no_mark
@@ -147,9 +148,3 @@ def cost_of_timing(now: Nanoseconds) -> float:
         for _ in range(CALLS):
             nothing.detach()
     return max(0.0, float(np.median(timed.ns)) - bare)
-
-
-def compiled_here() -> bool:
-    """Whether ``torch.compile`` has compiled anything in this process."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and bool(dynamo.utils.counters["frames"])

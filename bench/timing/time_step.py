@@ -16,7 +16,8 @@ from stepscale.bench.machine.clock import Clock, CpuClock, WallClock, name_of, t
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.headline import MIN_BLOCKS, estimate
-from stepscale.bench.records.schema import Blocks, Counts, Memory, OnGpu, PeriodLog, Timing
+from stepscale.bench.records.operations import PeriodLog
+from stepscale.bench.records.schema import Blocks, Counts, Memory, OnGpu, Timing
 from stepscale.bench.timing.energy import energy_counter, joules
 from stepscale.bench.timing.limit import Limit
 from stepscale.bench.timing.log_period import classes_of, counts_of
@@ -54,7 +55,7 @@ class Measured(NamedTuple):
 class Settings:
     """How long and how closely to measure; the files in ``conf/timing/``."""
 
-    precision: float  # stop when the 95 % interval of step / limit lies within ± this share of it
+    precision: float  # stop when the 95 % interval of step / limit (or of the step) lies within ± this share of it
     time_limit_s: float  # or when the blocks have taken this long
     warmup_s: float
     block_s: float  # least length of a block of steps
@@ -115,7 +116,7 @@ def measure(
     step_s = _warm_up(workload, boundary, clock, settings)
     require_finite(workload, "warm-up")
     clock = _settled(clock, workload, boundary, settings, step_s)
-    counts = None if log is None else counts_of(log, limit.flops if limit else 0.0)
+    counts = None if log is None else counts_of(log, limit.flops if limit else None)
     cell = _Cell(workload, limit, clock, settings, boundary, notes, turn, log)
     timing = cell.measure(step_s, first_step_s, time.perf_counter() - began)
     cell.measure_extras(timing, notes)

@@ -119,9 +119,17 @@ class FlowDensity(nn.Module):
         return -self.log_prob(batch).mean()
 
     def products(self, batch: int) -> list[tuple[int, int, int]]:
-        """List the 4L − 1 products of a relative step: 3L − 1 of ``[B, d] × [d, d]``, L of ``[d, B] × [B, d]``."""
+        """List the products of the least exact step known, a relative one: dW = δᵀ(u W)/B − W, u = a Wᵀ.
+
+        L go forward and L weigh the rows, ``[d, B] × [B, d]``. Between them, u_k W_k and δ_k W_k share W_k: stacked,
+        they are one product of 2B rows, which runs faster than two; the first layer sends no δ back. With more rows
+        than ``dim``, (δᵀu) W is less work, and u W falls away.
+        """
         dim, depth = self.layers[0].in_features, len(self.layers)
-        return [(batch, dim, dim)] * (3 * depth - 1) + [(dim, batch, dim)] * depth
+        forward, weighed = [(batch, dim, dim)] * depth, [(dim, batch, dim)] * depth
+        if batch > dim:
+            return forward + [(batch, dim, dim)] * (depth - 1) + weighed + [(dim, dim, dim)] * depth
+        return forward + [(2 * batch, dim, dim)] * (depth - 1) + [(batch, dim, dim)] + weighed
 
     def _hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden layer ``[batch, dim]`` and Σ_{k<L} Σ_i log σ′(y_k,i) ``[batch]``."""

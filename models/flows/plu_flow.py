@@ -60,6 +60,14 @@ class PLUFlow(FlowDensity):
         super().__init__(dim, depth, alpha=alpha, base=base, bias=bias)
         self.layers = nn.ModuleList(PLULinear(layer) for layer in self.layers)  # type: ignore[assignment]
 
+    def products(self, batch: int) -> list[tuple[int, int, int]]:
+        """List as many as L full layers' backpropagation has: of a layer's two triangular products each is half a one.
+
+        ``torch.mm`` knows no triangle, and does the other half as well.
+        """
+        dim, depth = self.layers[0].in_features, len(self.layers)
+        return [(batch, dim, dim)] * (2 * depth - 1) + [(dim, batch, dim)] * depth
+
     def log_abs_det(self) -> Tensor:
         """O(L d): Σ_k log|det W_k|."""
         return torch.stack([layer.log_abs_det() for layer in self.layers]).sum()  # type: ignore[operator]

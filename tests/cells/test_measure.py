@@ -74,11 +74,22 @@ def test_a_pair_that_does_not_apply_fails_with_its_reason(tmp_path: Path) -> Non
     assert "Traceback" in found.traceback
 
 
-def test_a_model_with_only_a_loss_is_measured(tmp_path: Path) -> None:
-    only = ["model._target_=tests.support.theirs.OnlyLoss", "~model.depth"]
+@pytest.mark.parametrize("model", ["OnlyLoss", "Convolution"])
+def test_a_model_with_only_a_loss_is_measured(tmp_path: Path, model: str) -> None:
+    only = [f"model._target_=tests.support.theirs.{model}", "~model.depth"]
     found = measure_cell(logged(job(tmp_path, *only, optimizer="layerwise")))
     assert found.status == "ok", found.reason
-    assert found.counts.limit_flops == pytest.approx(found.counts.flops, rel=0.1)
+    assert len(found.timing.blocks.limit_s) == len(found.timing.blocks.step_s)
+    assert found.counts.limit_flops == found.counts.flops > 0
+
+
+def test_a_model_without_a_known_product_is_measured_without_a_ratio(tmp_path: Path) -> None:
+    only = ["model._target_=tests.support.theirs.NoProduct", "~model.depth"]
+    found = measure_cell(logged(job(tmp_path, *only, optimizer="layerwise")))
+    assert found.status == "ok", found.reason
+    assert (found.timing.blocks.limit_s, found.counts.limit_flops) == ([], None)
+    assert "declares no products" in found.notes["limit"]
+    assert store.encode(found)
 
 
 def test_a_reason_that_goes_on_in_the_next_line_is_whole() -> None:

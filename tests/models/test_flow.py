@@ -92,7 +92,22 @@ def test_reflections_are_those_one_after_the_other() -> None:
 
 
 def test_products_of_the_limit() -> None:
-    assert Flow(8, 3).products(5) == [(5, 8, 8)] * 8 + [(8, 5, 8)] * 3
+    forward, backward, weighed = [(5, 8, 8)] * 3, [(10, 8, 8)] * 2 + [(5, 8, 8)], [(8, 5, 8)] * 3
+    assert Flow(8, 3).products(5) == forward + backward + weighed
+
+
+def test_products_of_the_limit_with_more_rows_than_dim() -> None:
+    forward, backward, weighed = [(9, 8, 8)] * 3, [(9, 8, 8)] * 2, [(8, 9, 8)] * 3
+    assert Flow(8, 3).products(9) == forward + backward + weighed + [(8, 8, 8)] * 3
+
+
+@pytest.mark.parametrize("batch", [7, 8, 9, 40])
+def test_no_association_of_the_relative_gradient_has_fewer_flops_than_the_limit(batch: int) -> None:
+    dim, depth = 8, 3
+    right = 2 * batch * dim**2  # u W, then δᵀ (u W)
+    left = 2 * dim**3  # δᵀ u, then (δᵀ u) W
+    flops = sum(2 * m * k * n for m, k, n in Flow(dim, depth).products(batch))
+    assert flops == (3 * depth - 1) * 2 * batch * dim**2 + depth * min(left, right)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,15 @@ def test_limit_of_a_network_is_backpropagation() -> None:
     assert shapes == [(10, 6, 2), (10, 2, 6), (10, 6, 2), (2, 10, 6), (6, 10, 2)]
 
 
+def test_limit_of_a_factored_flow_is_what_its_triangles_need() -> None:
+    """Of two triangular products a layer, each half a full one: forward, backward but for the input, and gradients."""
+    dim, depth, batch = 6, 3, 10
+    half = batch * dim**2  # FLOPs of a triangular product; a full one has twice as many
+    least = half * (2 * depth + (2 * depth - 1) + 2 * depth)
+    named = sum(2 * m * k * n for m, k, n in PLUFlow(dim, depth).products(batch))
+    assert least - half <= named <= least
+
+
 def test_factored_flow_is_the_flow_of_its_weights() -> None:
     torch.manual_seed(1)
     factored, x = PLUFlow(5, 3).double(), batch_of()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from stepscale.bench.records.headline import MIN_BLOCKS, Estimate, estimate, median_interval
+from stepscale.bench.records.headline import LEAST_RATIO, MIN_BLOCKS, estimate, limit_fault, median_interval
 from stepscale.bench.records.schema import Blocks
 
 pytestmark = pytest.mark.numerical
@@ -52,4 +52,28 @@ def test_no_blocks_is_an_error() -> None:
 
 
 def test_precision_is_half_the_interval_as_a_share() -> None:
-    assert Estimate(1.0, 1.0, 2.0, 1.9, 2.2, contended=False).precision == pytest.approx(0.075)
+    assert estimate(columns([1.9, 2.0, 2.2], [0.0] * 3)).precision == pytest.approx(0.075)
+
+
+def test_without_a_limit_there_is_no_ratio_and_precision_is_the_steps() -> None:
+    step = [9.0, 1.9, 2.0, 2.2, 1.9, 2.0, 2.2]
+    judged = estimate(Blocks([1] * 7, step, step, [], [5.0] + [0.0] * 6))
+    assert (judged.step_s, judged.contended) == (2.0, False)
+    assert np.isnan([judged.limit_s, judged.ratio, judged.ratio_low, judged.ratio_high]).all()
+    assert judged.precision == pytest.approx(0.075)
+    assert "declares no products" in str(limit_fault(Blocks([1] * 7, step, step, [], [0.0] * 7)))
+
+
+def test_a_step_clearly_faster_than_its_limit_has_no_ratio_but_a_reason() -> None:
+    fast = columns([0.5, 0.6, 0.9], [0.0] * 3)
+    judged = estimate(fast)
+    assert judged.step_s == 0.6
+    assert np.isnan([judged.limit_s, judged.ratio, judged.ratio_low, judged.ratio_high]).all()
+    assert limit_fault(fast) == "takes longer than the step that contains it: 1000 ms, the step 600 ms"
+
+
+@pytest.mark.parametrize("highest", [LEAST_RATIO, 1.0, 2.0])
+def test_a_step_that_may_be_as_slow_as_its_limit_has_a_ratio(highest: float) -> None:
+    blocks = columns([0.9, 0.95, highest], [0.0] * 3)
+    assert estimate(blocks).ratio == 0.95
+    assert limit_fault(blocks) is None

@@ -1,12 +1,13 @@
 """Records as tables."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import AXES, UNMARKED, Record, StepClass
+from stepscale.bench.records.schema import AXES, UNMARKED, Record, StepClass, Task
 from stepscale.bench.report.write import write
 from tests.support.synthetic import failed, record, run_of
 from tests.support.training import train_record as training_record
@@ -114,3 +115,15 @@ def test_what_follows_the_last_mark_is_shown_from_a_hundredth_on(unmarked_s: flo
     made = record("one", 64, 0, 1e-3)
     made.timing.trace[0].phases_s = {"gradient": 1e-3 - unmarked_s, UNMARKED: unmarked_s}
     assert (UNMARKED in tables.row(made)["phases_ms"]) == shown
+
+
+@pytest.mark.parametrize("times", [0, 6], ids=["no limit", "a wrong limit"])
+def test_a_cell_without_a_ratio_has_its_other_figures(times: int) -> None:
+    made = record("mine", 64, 0, 2e-3)
+    made.timing.blocks.limit_s = [1.0] * times
+    if not times:
+        made.counts.limit_flops = None
+    found = tables.cells_of([made], Task.TIME).iloc[0]
+    assert found[["limit_ms", "ratio", "ratio_low", "ratio_high"]].isna().all()
+    assert found["step_ms"] == pytest.approx(2.0)
+    assert math.isnan(found["limit_flops"]) == (not times)

@@ -13,7 +13,8 @@ from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
 from stepscale.bench.machine import code_version
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import PeriodLog, Record, Status
+from stepscale.bench.records.operations import PeriodLog, StepLog
+from stepscale.bench.records.schema import Record, Status
 from stepscale.bench.runs import locks
 from stepscale.bench.runs.conduct import conduct
 from stepscale.bench.runs.plan import Plan, plan_multirun
@@ -37,7 +38,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         return made
 
     monkeypatch.setattr(process, "run", fake)
-    monkeypatch.setattr(process, "log", lambda job: "not logged")
+    monkeypatch.setattr(process, "log", lambda job: StepLog(notes={"counts": "not logged"}))
     return jobs
 
 
@@ -70,7 +71,7 @@ def test_what_had_no_room_beside_the_others_is_measured_by_itself(
         return made
 
     monkeypatch.setattr(process, "run", crowded)
-    monkeypatch.setattr(process, "log", lambda job: "not logged")
+    monkeypatch.setattr(process, "log", lambda job: StepLog(notes={"counts": "not logged"}))
     run = Run(tmp_path, 2, said.append)
     found = run.measure([job(tmp_path), job(tmp_path, optimizer="layerwise")])
     assert calls == [["relative", "layerwise"], ["layerwise"]]
@@ -81,7 +82,7 @@ def test_operations_are_logged_once_for_all_seeds(
     tmp_path: Path, measured: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[Job] = []
-    log = PeriodLog(period=1, lengths=[0], sequence=[], kinds=[], synchronisations=0)
+    log = StepLog(period=PeriodLog(period=1, lengths=[0], sequence=[], kinds=[], synchronisations=0))
     monkeypatch.setattr(process, "log", lambda job: logged.append(job) or log)
     planned = plan_multirun(GRID)
     conduct(planned, Run(tmp_path, planned.cells, quiet), "typed")
@@ -242,12 +243,10 @@ def test_cells_that_differ_in_their_optimizer_alone_take_turns(tmp_path: Path, m
         return made
 
     monkeypatch.setattr(process, "run", fake)
-    monkeypatch.setattr(process, "log", lambda job: "not logged")
+    monkeypatch.setattr(process, "log", lambda job: StepLog(notes={"counts": "not logged"}))
     planned = plan_multirun(GRID)
     conduct(planned, Run(tmp_path, planned.cells, quiet), "typed")
-    assert groups == [
-        {(name, dim, seed) for name in ("relative", "layerwise")} for dim in (8, 16) for seed in (0, 1)
-    ]
+    assert groups == [{(name, dim, seed) for name in ("relative", "layerwise")} for dim in (8, 16) for seed in (0, 1)]
 
 
 def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:

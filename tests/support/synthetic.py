@@ -95,7 +95,7 @@ class SimulatedLimit:
 def measured(
     monkeypatch: pytest.MonkeyPatch,
     seconds: list[float],
-    limit_s: float = 1e-3,
+    limit_s: float | None = 1e-3,
     clock: SimulatedClock | None = None,
     settings: Settings = SETTINGS,
 ) -> time_step.Measured:
@@ -106,7 +106,7 @@ def measured(
     log = log_here(Workload(nn.Linear(1, 1), SimulatedStep(SimulatedClock(), seconds), [torch.zeros(1, 1)]))
     return time_step.measure(
         workload,
-        lambda: SimulatedLimit(clock, limit_s),  # type: ignore[arg-type, return-value]
+        lambda: None if limit_s is None else SimulatedLimit(clock, limit_s),  # type: ignore[arg-type, return-value]
         clock,
         settings,
         lambda: Memory(peak_mib=1.0, read_from="nothing"),

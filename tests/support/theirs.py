@@ -43,6 +43,25 @@ class OnlyLoss(torch.nn.Linear):
         return self(batch).square().mean()
 
 
+class Convolution(torch.nn.Conv1d):
+    """Much wider than its data, and no ``torch.mm`` in it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(1, 64, 3)
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        return self(batch.unsqueeze(1)).square().mean()
+
+
+class NoProduct(torch.nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        return (batch * self.scale).square().mean()
+
+
 class Broken(torch.nn.Linear):
     def __init__(self, dim: int, depth: int) -> None:
         raise ValueError("hidden must be even; set hidden=64")

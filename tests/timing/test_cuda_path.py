@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from stepscale.bench.counting import operation_counts
 from stepscale.bench.machine import memory
 from stepscale.bench.machine.clock import CudaClock, WallClock, clock_of
 from stepscale.bench.notes import Notes
 from stepscale.bench.records import tables
 from stepscale.bench.records.schema import Memory, OnGpu
-from stepscale.bench.counting import operation_counts
 from stepscale.bench.timing import energy, profiler, time_step
 from tests.support.synthetic import SETTINGS, record
 from tests.support.workloads import workload_of

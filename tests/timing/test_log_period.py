@@ -10,7 +10,7 @@ from torch import nn
 
 from stepscale.bench.errors import TooSlowError
 from stepscale.bench.notes import Notes
-from stepscale.bench.records.schema import CUBIC, PeriodLog
+from stepscale.bench.records.operations import CUBIC, PeriodLog
 from stepscale.bench.timing.log_period import classes_of, counts_of, log_growth, log_here
 from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import Layerwise, pair
@@ -74,7 +74,9 @@ def test_the_period_of_an_update_that_tells_nothing_is_found(dim: int) -> None:
     products = 3 * DEPTH - 1  # of the loss: no gradient with respect to the rows
     counts = counts_of(log, 0.0)
     assert counts.flops == pytest.approx(products * 2 * BATCH * dim**2 + eigen_flops(dim) / 10, rel=1e-12)
-    cubic = sum(calls * (kind.flops or 0) for kind, calls in zip(counts.kinds, counts.calls, strict=True) if kind.order == CUBIC)
+    cubic = sum(
+        calls * (kind.flops or 0) for kind, calls in zip(counts.kinds, counts.calls, strict=True) if kind.order == CUBIC
+    )
     assert cubic == pytest.approx(eigen_flops(dim) / 10, rel=1e-12)
 
 
@@ -84,7 +86,7 @@ def test_a_period_that_is_said_is_believed() -> None:
 
 
 def test_a_period_must_be_a_whole_number_of_steps() -> None:
-    with pytest.raises(ValueError, match="optimizer.period must be null or a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"optimizer\.period must be null or a whole number of at least 1, got 0"):
         maker(10, period=0)(16)
 
 
@@ -115,7 +117,7 @@ def test_a_model_of_one_dim_is_counted_and_its_growth_is_not_known() -> None:
 
 
 def test_a_slow_step_ends_the_logging() -> None:
-    with pytest.raises(TooSlowError, match="timing.max_step_s=1e-09"):
+    with pytest.raises(TooSlowError, match=r"timing\.max_step_s=1e-09"):
         log_growth(maker(10), 16, 1e-9, Notes())
 
 

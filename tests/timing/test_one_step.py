@@ -1,5 +1,6 @@
 """Timing a step from a script: what it says, and what it leaves behind."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from stepscale.bench import StepTime, TimingSettings, time_step
 from stepscale.bench.config import CONF
 from stepscale.bench.timing import one_step
 from stepscale.models import Flow
-from stepscale.optimizers import KFAC, Relative, RelativeSGD, Step, pair
+from stepscale.optimizers import KFAC, Layerwise, Relative, RelativeSGD, Step, pair
+from tests.support.theirs import OnlyLoss
 
 BRIEF = TimingSettings(precision=0.5, time_limit_s=0.02, warmup_s=0.01, block_s=0.001, max_step_s=10)
 ADAM, SGD = partial(torch.optim.Adam, lr=1e-3), partial(torch.optim.SGD, lr=1e-3)
@@ -68,11 +70,18 @@ def test_a_batch_may_have_targets() -> None:
         def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
             return (self(batch[0]) - batch[1]).square().mean()
 
-    from stepscale.optimizers import Layerwise
-
     model = Regression(6, 2)
     found = time_step(model, pair(model, Layerwise, SGD), [(torch.randn(20, 6), torch.randn(20, 2))], BRIEF)
     assert found.flops == 2 * (2 * 20 * 6 * 2), "the product, and the gradient of its weight"
+
+
+def test_beside_compiled_functions_a_model_without_products_is_timed_without_a_ratio(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(torch._dynamo.utils.counters["stats"], "unique_graphs", 1)
+    model = OnlyLoss(8)
+    found = time_step(model, pair(model, Layerwise, SGD), batches(), BRIEF)
+    assert found.step_ms > 0 and math.isnan(found.ratio) and math.isnan(found.limit_ms)
 
 
 def test_no_batch_is_named() -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from stepscale.bench.counting.operation_counts import compiled_here
 from stepscale.bench.machine.clock import WallClock
-from stepscale.bench.records.schema import UNKNOWN_ORDER, Kind
+from stepscale.bench.records.operations import UNKNOWN_ORDER, Kind
 from stepscale.bench.timing import operation_times
 from stepscale.bench.timing.log_period import classes_of, counts_of, kinds_by_step, log_here
 from stepscale.bench.timing.operation_times import OperationTimes, TimedOperations, cost_of_timing
@@ -27,7 +28,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("name", ["relative", "kfac", "layerwise"])
 @pytest.mark.usefixtures("ticking")
 def test_the_seconds_of_all_operations_add_up_kind_by_kind(name: str) -> None:
-    """Every operation takes 1 µs: a kind takes as many as its calls, amortised over the period, and so does an order."""
+    """Every operation takes 1 µs: a kind takes as many as its calls, amortised over the period."""
     workload = workload_of(name)
     workload.run(workload.period)
     log = log_here(workload)
@@ -96,9 +97,9 @@ def test_whether_anything_was_compiled_is_known(monkeypatch: pytest.MonkeyPatch)
     from torch._dynamo.utils import counters
 
     monkeypatch.setitem(counters, "frames", counters["frames"].__class__())
-    assert not operation_times.compiled_here()
+    assert not compiled_here()
     torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
-    assert operation_times.compiled_here()
+    assert compiled_here()
 
 
 def test_what_timing_costs_is_what_an_idle_operation_takes_more() -> None:

@@ -195,6 +195,14 @@ def test_contended_blocks_are_labelled_and_measured_again(monkeypatch: pytest.Mo
     assert not judged.contended
 
 
+def test_without_a_limit_the_step_is_timed_alone_until_it_is_precise(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(monkeypatch, [2e-3], limit_s=None)
+    judged = estimate(found.timing.blocks)
+    assert (found.timing.blocks.limit_s, found.counts.limit_flops) == ([], None)
+    assert judged.step_s == pytest.approx(2e-3) and math.isnan(judged.ratio)
+    assert found.timing.stopped_by == "precision"
+
+
 def test_peak_memory_is_taken_before_the_limit_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
     clock = SimulatedClock()

@@ -22,7 +22,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from stepscale.bench.config import compose_cell
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.clock import Clock, clock_of, timed
-from stepscale.bench.timing.limit import Limit, products_of
+from stepscale.bench.timing.limit import Limit, limit_of
 from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import Step
 
@@ -55,7 +55,8 @@ def calibrate(workload: Workload, limit: Limit, clock: Clock) -> Plan:
 def test_step(benchmark: BenchmarkFixture, turn: Turn, slow: Callable[[Step], Step], optimizer: str, dim: int) -> None:
     turn(0)
     workload, clock = workload_of(optimizer, dim, slow), clock_of(DEVICE)
-    limit = Limit(workload.model, products_of(workload.model, workload.batches[0], dim), DEVICE, torch.float32)
+    limit = limit_of(workload.model, len(workload.batches[0]), None)
+    assert limit is not None, "the flow names its products"
     workload.run(workload.period)
     boundary = workload.snapshot()
     plan = turn(0, calibrate(workload, limit, clock))  # the same in every session

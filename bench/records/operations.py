@@ -1,0 +1,69 @@
+"""The operations of a step as plain data: logged in one process, used in another, kept in records."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+UNKNOWN_ORDER = -1
+CUBIC = 3  # work of this order and above is what a step is judged by
+
+
+class Kind(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Operations that are alike, and how their work grows with dim: its FLOPs, or else the elements it touches."""
+
+    name: str
+    shapes: list[list[int]]
+    flops: float | None = None  # of one; None of an operation that is no matrix operation
+    elements: int = 0  # touched by one
+    exponent: float | None = None  # d log work / d log dim; None where it is not known
+    uncounted: bool = False  # a matrix operation without a rule for its FLOPs
+
+    @property
+    def order(self) -> int:
+        """The exponent's nearest whole number."""
+        return UNKNOWN_ORDER if self.exponent is None or self.uncounted else max(0, round(self.exponent))
+
+
+class PeriodLog(Struct, kw_only=True, omit_defaults=True):
+    """The operations of one period of a step, in their order."""
+
+    period: int  # steps, the update's own period included
+    regular: bool = True  # whether the work repeats after the period, as far as it was watched
+    lengths: list[int]  # operations of each step
+    sequence: list[int]  # the kind of each operation
+    kinds: list[Kind]
+    synchronisations: float  # a step
+    second_dim: int | None = None  # at which it was logged too
+    second_flops: float | None = None  # a step there
+
+
+class Operand(Struct, frozen=True):
+    """A tensor without its numbers."""
+
+    memory: int  # the stretch it lies in; -1 - k is the model's k-th parameter
+    offset: int  # elements
+    shape: list[int]
+    stride: list[int]  # elements
+    dtype: str  # float32, for example
+    device: str  # cpu or cuda: a generator's state may stay on the host
+
+
+Argument = Operand | list[int | bool] | float | int | bool | str | None
+
+
+class ProductSpec(Struct, frozen=True):
+    """A product as plain data; msgspec and pickle carry it."""
+
+    operation: str  # with its overload: aten.mm.default
+    arguments: list[Argument]
+    keywords: dict[str, Argument]
+    out: Operand | None  # where the result goes, if the operation takes a place for it
+    flops: float
+
+
+class StepLog(Struct, kw_only=True, omit_defaults=True):
+    """What is known of a step before it is timed, the same for all seeds."""
+
+    period: PeriodLog | None = None
+    products: list[ProductSpec] | None = None  # of its model's loss, where the model does not name its own
+    notes: dict[str, str] = {}  # what is not known, and why
