@@ -47,6 +47,12 @@ def test_one_seed_has_none(tmp_path: Path) -> None:
     assert math.isinf(half_width([(spread.at(64), 1)]))
 
 
+def test_cells_without_a_limit_have_no_part_in_the_spread_of_the_ratio(cells: pd.DataFrame) -> None:
+    without = cells.assign(ratio=cells["ratio"].where(cells["optimizer"] != "cubic"))
+    assert spreads(without, "ratio").run.dof == 4 * len(DIMS) * (len(COSTS) - 1)
+    assert spreads(cells.assign(ratio=math.nan), "ratio").run.dof == 0
+
+
 def test_more_comparisons_make_it_wider() -> None:
     one, two = Spread(0.01, 20), Spread(0.02, 5)
     assert half_width([(one, 2), (two, 2)]) == pytest.approx(2.5706 * math.sqrt((1e-4 + 4e-4) / 2), rel=1e-4)

@@ -86,6 +86,16 @@ def test_intervals_cover_at_every_dim_though_small_ones_are_noisier(tmp_path: Pa
     assert inside.mean() >= 0.93
 
 
+def test_an_interval_counts_the_processes_that_have_the_figure(cells: pd.DataFrame) -> None:
+    """Of five processes one was compared with the limit: its ratio's interval is as wide as that of one."""
+    lacking = cells.assign(ratio=cells["ratio"].where((cells["optimizer"] != "cubic") | (cells["seed"] == 0)))
+    found = step_times.times(lacking).query("dim == 1024").set_index("optimizer")
+    widths = (found["ratio_high"] / found["ratio_low"]).map(math.log)
+    assert widths["cubic"] / widths["quadratic"] == pytest.approx(math.sqrt(5))
+    nothing = step_times.times(cells.assign(ratio=math.nan))
+    assert nothing["ratio"].isna().all() and nothing["ratio_low"].isna().all() and nothing["step_ms"].notna().all()
+
+
 def test_what_was_only_measured_disturbed_is_flagged(tmp_path: Path) -> None:
     disturbed = record("one", 64, 0, 1e-3)
     disturbed.timing.blocks.other_cores = [1.0] * 6
