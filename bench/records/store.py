@@ -14,6 +14,7 @@ from stepscale.bench.errors import BadRecordError
 from stepscale.bench.records.schema import MIGRATIONS, SCHEMA, Config, Record, Status
 
 RECORDS = "records"  # the folder in a run's
+LOGS = "operations"  # another: what is known of a step before it is timed, shared by the seeds
 
 
 def encode(record: Record) -> bytes:

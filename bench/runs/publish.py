@@ -12,7 +12,6 @@ from msgspec.structs import replace
 from stepscale.bench.errors import UsageError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records import store
-from stepscale.bench.runs.run import LOGS
 
 RESULTS = Path("results")
 
@@ -43,7 +42,9 @@ def publish(run: Path, name: str) -> Path:
             f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
         )
     shutil.copytree(
-        run.resolve(), target, ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints", "locks", LOGS)
+        run.resolve(),
+        target,
+        ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints", "locks", store.LOGS),
     )
     here = f"{Path.cwd()}/"  # commands name the folder they were given in, and records their host: nobody's business
     for path in target.rglob("*.json"):

@@ -24,7 +24,6 @@ from stepscale.bench.runs.prediction import predict_too_slow
 from stepscale.bench.runs.progress import outcome
 
 Tell = Callable[[str], None]
-LOGS = "operations"  # the folder in a run's
 CROWDED = (Status.OUT_OF_MEMORY, Status.KILLED)  # what may come of the others' memory
 
 
@@ -101,7 +100,7 @@ class Run:
         """Return the job with the log of its operations, which is made once for all seeds."""
         if job.task is not Task.TIME:
             return job
-        path = self.path / LOGS / f"{job.log_name}.json"
+        path = self.path / store.LOGS / f"{job.log_name}.json"
         with suppress(OSError, msgspec.MsgspecError):
             self.logs[job.log_name] = msgspec.json.decode(path.read_bytes(), type=StepLog)
         if job.log_name not in self.logs:

@@ -96,7 +96,7 @@ def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
         (["optimizer=relativ"], "Could not find 'optimizer/relativ'"),
         (["dim=many"], "dim must be a whole number of at least 1, got 'many'"),
         (["batch=0"], "batch must be a whole number of at least 1, got 0"),
-        (["threads=0"], "threads must be null or a whole number of at least 1, got 0"),
+        (["threads=0"], "threads must be null, all or a whole number of at least 1, got 0"),
         (["dtype=half"], "dtype must be one of float32, float64, tf32, bfloat16, got 'half'"),
         (["dtype=tf32", "device=cpu"], "dtype=tf32 is a mode of CUDA devices, this cell's device is cpu"),
         (["timing.compile=fast"], "timing.compile must be null or one of default, reduce-overhead"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepscale.bench.counting.operation_counts import Counter
+from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.timing.limit import Limit, limit_of
 from stepscale.models import Autoencoder, Classifier, Flow, PLUFlow
 
@@ -26,7 +26,7 @@ def test_it_runs_the_products_that_the_model_names(model: Callable[[int], Flow])
     made = model(16)
     limit = limit_for(made, 5)
     assert [(*a.shape, b.shape[1]) for a, b, _ in operands(limit)] == made.products(5)
-    with Counter() as counts:
+    with OperationLog() as counts:
         limit.run(2)
     assert counts.flops == 2 * limit.flops == 2 * sum(2 * m * k * n for m, k, n in made.products(5))
 
