@@ -11,7 +11,7 @@ WORKERS      = -n auto --maxprocesses 4 --dist worksteal
 READY        = $(if $(filter .venv/bin/python,$(PY)),.venv/ready)  # another Python is taken as it is
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative regress doctor counts counts-update gate-check test test-all lint clean help
+.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative peers-timer regress doctor counts counts-update gate-check test test-all lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -26,7 +26,7 @@ setup: .venv/ready  ## Build .venv: torch only where none is importable, this pa
 bench: $(READY)  ## Time every optimizer across dims, write the report; goes on where it was interrupted (SWEEP=full)
 	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) $(SWEEP) $(OVERRIDES)
 
-bench-quick: $(READY)  ## The same in a minute, with too few sizes for a verdict
+bench-quick: $(READY)  ## The same in a minute, up to dim 256
 	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) quick $(OVERRIDES)
 
 train: SWEEP = train
@@ -47,6 +47,9 @@ peers: $(READY)  ## Time K-FAC beside other projects' in one run, one thread, th
 peers-relative: $(READY)  ## Time the relative gradient beside its authors' notebook and JAX code, in one run
 	$(PY) -m pip install -q -e ".[peers]"
 	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
+
+peers-timer: $(READY)  ## How well a factor is known after 20 s, beside torch's Timer; 8 minutes (TARGET=results/timer/factors.csv)
+	$(PY) -m tests.peers.timer $(or $(TARGET),results/local/timer/factors.csv)
 
 report: $(READY)  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench report $(RUN)

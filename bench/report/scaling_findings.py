@@ -145,8 +145,9 @@ def _pair(row: TableRow, place: str) -> tuple[str, str]:
 
 
 def _range(low: float, high: float) -> str:
-    """Write a range of factors: ``1.2–1.7×``, ``1.3×``, ``9–52×``."""
-    ends = dict.fromkeys(f"{end:.2g}" if end < 100 else f"{end:.0f}" for end in (low, high))
+    """Write a range of factors: ``1.02–1.04×``, ``1.2–1.7×``, ``1.3×``, ``9–52×``."""
+    digits = 3 if low < 1.1 else 2
+    ends = dict.fromkeys(f"{end:.{digits}g}" if end < 100 else f"{end:.0f}" for end in (low, high))
     return f"{'–'.join(ends)}×"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import no_mark
 
 CALLS = 2000  # of an operation that does nothing, to learn what timing one costs
-TAG = "stepscale kind "  # of the ranges a profiler finds kernels by
+TAG = "stepscale "  # of the ranges by which a profiler finds kernels
 Nanoseconds = Callable[[], int]
 HOST: dict[str, Nanoseconds] = {"cpu": time.process_time_ns, "wall": time.perf_counter_ns}
 
@@ -44,18 +44,18 @@ class TimedOperations(TorchDispatchMode):
 
 
 class TaggedOperations(TorchDispatchMode):
-    """While active, has a profiler know each operation's kernels by the kind of the operation."""
+    """While active, has a profiler know each operation's kernels by the step's position and the operation's kind."""
 
-    def __init__(self, kinds: Sequence[int]) -> None:
+    def __init__(self, position: int, kinds: Sequence[int]) -> None:
         super().__init__()
-        self.kinds, self.met = kinds, 0
+        self.position, self.kinds, self.met = position, kinds, 0
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
-        kind = self.kinds[self.met] if self.met < len(self.kinds) else -1
+        kind = self.kinds[self.met] if self.met < len(self.kinds) else len(self.kinds)
         self.met += 1
-        with record_function(f"{TAG}{kind}"):
+        with record_function(f"{TAG}{self.position} {kind}"):
             return func(*args, **(kwargs or {}))
 
 
@@ -73,7 +73,7 @@ class OperationTimes:
         if workload.compiled is not None or compiled_here():
             raise RuntimeError("the step is compiled: timed by operation, it would run as it is written")
         self.workload, self.log, self.classes = workload, log, classes
-        self.by_step = kinds_by_step(log)
+        self.by_step, self.synchronize = kinds_by_step(log), clock.synchronize
         self.now = HOST.get(name_of(clock))
         self.cost_ns = 0.0 if self.now is None else cost_of_timing(self.now)
         self.blocks: list[int] = []
@@ -87,14 +87,14 @@ class OperationTimes:
         Raises:
             RuntimeError: a step ran other operations than were logged.
         """
-        period, kinds = self.workload.period, len(self.log.kinds)
-        totals, counts = np.zeros((period, kinds)), np.zeros(period)
-        for _ in range(steps):
-            position = self.workload.position % period
-            totals[position] += self._step(self.by_step[position])
-            counts[position] += 1
+        totals = np.zeros((self.workload.period, len(self.log.kinds)))
+        counts = np.zeros(self.workload.period)
+        if self.now is None:
+            self._kernels(min(steps, self.workload.period), totals, counts)
+        else:
+            self._calls(steps, self.now, totals, counts)
         if block is not None:
-            shares = [(list(positions), len(positions) / period) for positions in self.classes]
+            shares = [(list(positions), len(positions) / len(counts)) for positions in self.classes]
             found = [totals[at].sum(0) / counts[at].sum() * share for at, share in shares]
             self.blocks.append(block)
             self.seconds.append(np.sum(found, axis=0))
@@ -106,28 +106,36 @@ class OperationTimes:
         by_order = {int(order): seconds[:, orders == order].sum(1).tolist() for order in np.unique(orders)}
         return Traced(self.blocks, by_order, np.median(seconds, axis=0).tolist())
 
-    def _step(self, kinds: Sequence[int]) -> np.ndarray:
-        """Seconds of one step in each kind."""
-        if self.now is None:
-            return self._kernels(kinds)
-        with TimedOperations(self.now) as timed:
-            self.workload.run(1, no_mark)
-        require_as_logged(len(timed.ns), len(kinds))
-        own = np.maximum(0, np.array(timed.ns, dtype=float) - self.cost_ns)
-        return np.bincount(np.array(kinds, dtype=int), own, len(self.log.kinds)) * 1e-9
+    def _calls(self, steps: int, now: Nanoseconds, totals: np.ndarray, counts: np.ndarray) -> None:
+        """Add up the seconds of so many steps by position and kind, as the host's calls take them."""
+        for position, kinds in self._positions(steps):
+            with TimedOperations(now) as timed:
+                self.workload.run(1, no_mark)
+            require_as_logged(len(timed.ns), len(kinds))
+            own = np.maximum(0, np.array(timed.ns, dtype=float) - self.cost_ns)
+            totals[position] += np.bincount(np.array(kinds, dtype=int), own, totals.shape[1]) * 1e-9
+            counts[position] += 1
 
-    def _kernels(self, kinds: Sequence[int]) -> np.ndarray:
+    def _kernels(self, steps: int, totals: np.ndarray, counts: np.ndarray) -> None:
+        """Add up the seconds of so many steps by position and kind, as the device's kernels take them."""
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-        with profile(activities=activities, acc_events=True) as seen, TaggedOperations(kinds) as tagged:
-            self.workload.run(1, no_mark)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize(self.workload.device)
-        require_as_logged(tagged.met, len(kinds))
-        found = np.zeros(len(self.log.kinds))
+        with profile(activities=activities, acc_events=True) as seen:
+            for position, kinds in self._positions(steps):
+                with TaggedOperations(position, kinds) as tagged:
+                    self.workload.run(1, no_mark)
+                require_as_logged(tagged.met, len(kinds))
+                counts[position] += 1
+            self.synchronize()
         for event in seen.key_averages():
             if str(event.key).startswith(TAG):
-                found[int(str(event.key).removeprefix(TAG))] += event.device_time_total * 1e-6
-        return found
+                position, kind = map(int, str(event.key).removeprefix(TAG).split())
+                totals[position, kind] += event.device_time_total * 1e-6
+
+    def _positions(self, steps: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield, before each step, its position in the period and the kinds of its operations."""
+        for _ in range(steps):
+            position = self.workload.position % self.workload.period
+            yield position, self.by_step[position]
 
 
 def require_as_logged(found: int, logged: int) -> None:

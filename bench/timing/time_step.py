@@ -261,12 +261,14 @@ class _Cell:
 
     def _time_operations(self, steps: int, block: int | None) -> None:
         """Run a block whose operations are timed one by one; after a failure there are no shares."""
-        timer, self.operations = self.operations, None
-        if timer is not None:
-            with self.notes.optional("shares"):
-                self._restore()
-                timer.run(steps, block)
-                self.operations = timer
+        timer = self.operations
+        if timer is None or (timer.now is None and len(timer.blocks) >= MIN_BLOCKS):  # a profiler takes its time
+            return
+        self.operations = None
+        with self.notes.optional("shares"):
+            self._restore()
+            timer.run(steps, block)
+            self.operations = timer
 
     def _calibrate_limit(self) -> int:
         """Runs of the limit that fill half a block."""

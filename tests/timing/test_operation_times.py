@@ -153,3 +153,4 @@ def test_on_a_gpu_kernels_are_found_by_the_kind_of_their_operation(monkeypatch: 
     times.now = None
     times.run(3, 0)
     assert times.found().kind_s == pytest.approx([2e-6 * calls for calls in counts_of(log, 0.0).calls])
+    assert all(name.startswith("stepscale 0 ") for name in names), "one period, of one step"
