@@ -11,7 +11,7 @@ WORKERS      = -n auto --maxprocesses 4 --dist worksteal
 READY        = $(if $(filter .venv/bin/python,$(PY)),.venv/ready)  # another Python is taken as it is
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative peers-timer regress doctor counts counts-update gate-check test test-all lint clean help
+.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative peers-growth peers-timer regress doctor counts counts-update gate-check test test-all lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -47,6 +47,10 @@ peers: $(READY)  ## Time K-FAC beside other projects' in one run, one thread, th
 peers-relative: $(READY)  ## Time the relative gradient beside its authors' notebook and JAX code, in one run
 	$(PY) -m pip install -q -e ".[peers]"
 	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
+
+peers-growth: $(READY)  ## What Extra-P says of a run's times, beside the counted order and our verdict (RUN=…)
+	$(PY) -m pip install -q -e ".[extrap]"
+	$(PY) -m tests.peers.extra_p $(RUN)
 
 peers-timer: $(READY)  ## How well a factor is known after 20 s, beside torch's Timer; 8 minutes (TARGET=results/timer/factors.csv)
 	$(PY) -m tests.peers.timer $(or $(TARGET),results/local/timer/factors.csv)
