@@ -40,7 +40,7 @@ def shares(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def cubic_shares(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row a (group, optimizer, dim) whose cubic share is known: its mean over processes and 95 % interval.
+    """One row a (group, optimizer, dim) whose cubic share is known: its mean over processes, 95 % interval and verdict.
 
     It is exactly 0, by deduction and without a clock, where no operation is cubic in any process. Else the log odds of
     the share are averaged over processes. Their variance is pooled over the run and moderated by dim
@@ -69,7 +69,8 @@ def cubic_shares(cells: pd.DataFrame) -> pd.DataFrame:
     table["cubic_share"] = np.where(table["none"], 0.0, expit(odds))
     table["cubic_low"] = np.where(from_0, expit(odds - half), 0.0)
     table["cubic_high"] = np.where(table["none"], 0.0, high)
-    return table[[*SAME_CELL, "processes", "cubic_share", "cubic_low", "cubic_high"]]
+    table["verdict"] = [verdict(low, high) for low, high in zip(table["cubic_low"], table["cubic_high"], strict=True)]
+    return table[[*SAME_CELL, "processes", "cubic_share", "cubic_low", "cubic_high", "verdict"]]
 
 
 def _spread(table: pd.DataFrame) -> tuple[Spreads, float]:

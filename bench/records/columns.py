@@ -105,6 +105,11 @@ WORK = {
     "share": Column("", "of the step, 0 … 1, spent in work of that order: the mean over processes"),
 }
 
+CUBIC = {
+    "processes": Column("", "how many the cubic share is the mean of"),
+    "cubic.verdict": Column("", "what that makes of the step at this dim"),
+}
+
 OVER_SEEDS = {
     "seeds": Column("", "how many there are, failures included"),
     "ok": Column("seeds", "those that the figures are of"),
@@ -207,7 +212,7 @@ TRAINING = {
     "of_baseline": Column("", "seconds / those of layerwise to the same target; below 1 is faster"),
 }
 
-COLUMNS = AXES | STEP | WORK | OVER_SEEDS | GROWTH | FACTORS | CROSSOVERS | OPERATIONS | TRAINING
+COLUMNS = AXES | STEP | WORK | CUBIC | OVER_SEEDS | GROWTH | FACTORS | CROSSOVERS | OPERATIONS | TRAINING
 
 
 def key_of(table: str, name: str) -> str:

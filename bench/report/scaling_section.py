@@ -17,6 +17,7 @@ def section(judged: Judged, where: str) -> Section:
     csv, operations = scaling_tables.growth_csv(judged.growth, times), scaling_tables.dearest_operations(cells)
     titled = {
         "Growth": varying(scaling_tables.growth_table(judged.growth), cells),
+        "Cubic work at every dim": scaling_tables.cubic_table(judged.cubic, cells),
         "Times as fast as the baselines": varying(scaling_tables.factors_table(judged.factors), cells),
         "Who is faster, pair by pair": scaling_findings.pairs(judged),
         "Milliseconds a step (× the limit)": scaling_tables.overview(times, cells),
@@ -26,6 +27,7 @@ def section(judged: Judged, where: str) -> Section:
     }
     files = {
         "times.csv": times, "scaling.csv": csv, "factors.csv": judged.factors, "shares.csv": judged.shares,
+        "cubic.csv": judged.cubic,
         "slopes.csv": judged.slopes, "crossovers.csv": judged.crossovers,
     }  # fmt: skip
     if len(operations):

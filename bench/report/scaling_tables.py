@@ -27,6 +27,7 @@ class Judged(NamedTuple):
     times: pd.DataFrame
     slopes: pd.DataFrame
     shares: pd.DataFrame
+    cubic: pd.DataFrame
     growth: pd.DataFrame
     factors: pd.DataFrame
     crossovers: pd.DataFrame
@@ -39,6 +40,7 @@ def judge(cells: pd.DataFrame) -> Judged:
         step_times.times(cells),
         step_times.local_slopes(cells),
         cubic_work.shares(cells),
+        cubic_work.cubic_shares(cells),
         cubic_work.growth(cells),
         factors.factors(cells),
         crossovers(cells),
@@ -198,6 +200,17 @@ def growth_table(growth: pd.DataFrame) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=None if rows else [*PER_GROUP, "optimizer"])
     return table.drop(columns=[name for name in table if table[name].map(_is_empty).all()])
+
+
+def cubic_table(cubic: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Share of cubic work with its interval at every dim: a row a dim, a column an optimizer."""
+    said = [
+        "0" if row["cubic_high"] == 0 else percent(row["cubic_share"], row["cubic_low"], row["cubic_high"])
+        for row in cubic.to_dict("records")
+    ]
+    index = [column for column in PER_GROUP if cells[column].nunique() > 1]
+    table = cubic.assign(said=said).pivot(index=[*index, "dim"], columns="optimizer", values="said").fillna("")
+    return table.rename_axis(columns=None).reset_index()
 
 
 def _is_empty(value: object) -> bool:

@@ -5,7 +5,19 @@ import pytest
 from stepscale.bench.records.columns import COLUMNS, column_of, key_of
 from tests.support.every_table import columns_of_every_table
 
-FILES = {"times", "scaling", "shares", "factors", "slopes", "crossovers", "operations", "curves", "training", "targets"}
+FILES = {
+    "cubic",
+    "times",
+    "scaling",
+    "shares",
+    "factors",
+    "slopes",
+    "crossovers",
+    "operations",
+    "curves",
+    "training",
+    "targets",
+}
 
 
 def test_every_column_is_in_it_and_none_in_it_is_unused() -> None:
