@@ -29,6 +29,8 @@ def start(threads: int) -> None:
         return
     stop()
     os.environ.update(dict.fromkeys(THREADS, str(threads)) | ALLOCATOR)
+    if threads > 1:  # or idle threads spin into the others' turns, and against every neighbour
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch.profiler else says when it starts and when it stops
     forkserver.set_forkserver_preload(PRELOAD)
     resource_tracker.ensure_running()  # now: started later, it would unblock SIGINT

@@ -24,7 +24,7 @@ from stepscale.bench.cells import fork_server
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.measure import log_operations, measure_cell
 from stepscale.bench.errors import StoppedError
-from stepscale.bench.machine import description
+from stepscale.bench.machine import cores, description
 from stepscale.bench.records import store
 from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.schema import Record, Status, Task
@@ -32,14 +32,17 @@ from stepscale.bench.records.schema import Record, Status, Task
 TIMEOUTS_S = {Task.TIME: 600.0, Task.TRAIN: None}  # where timeout_s is null: training has budgets of its own
 GRACE_S = 5.0
 TURN = True  # what a process says that wants one, and is told that has one
-Answer = bytes | str | bool | None  # a record, why it cannot be written, a wish for a turn; nothing
+NO_ROOM = False  # what one says for which the others leave too little memory, or no device
+BUSY = "busy or unavailable"  # what a GPU says that takes one process at a time
+Answer = bytes | str | bool | None  # a record, why it cannot be written, a wish for a turn or no room; nothing
 
 
 def run(jobs: Sequence[Job], tell: Callable[[Record], None] = lambda record: None) -> list[Record]:
     """Measure cells, each in a process of its own, which writes its record and returns it; they take turns.
 
     At any time one of them works. In a round each that is not done has one turn, in an order that is random: what
-    drifts is the same for all. A process that dies or takes too long leaves a ``killed`` record.
+    drifts is the same for all. A process that dies or takes too long leaves a ``killed`` record; but one that dies
+    beside others, or finds no room there, leaves none: by itself it may be measured yet.
 
     Args:
         jobs: cells that differ in their optimizer; all have the same number of threads.
@@ -56,7 +59,7 @@ def run(jobs: Sequence[Job], tell: Callable[[Record], None] = lambda record: Non
         for job in jobs:
             sessions.append(Session(replace(job, turns=name)))
             sessions[-1].listen(tell)
-        while waiting := [session for session in sessions if session.record is None]:
+        while waiting := [session for session in sessions if session.working]:
             for session in random.sample(waiting, len(waiting)):
                 session.grant()
                 session.listen(tell)
@@ -70,8 +73,8 @@ class Session:
     """The process of one cell."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
-        self.record: Record | None = None
+        self.job, self.working = job, True
+        self.record: Record | None = None  # once it has one; of one that found no room beside others there is none
         timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
         self.timeout_s, self.left_s = timeout_s, timeout_s
         self.process, self.connection = _start(_measure, job)
@@ -97,10 +100,13 @@ class Session:
             multiprocessing.connection.wait([self.connection, self.process.sentinel], GRACE_S)
             answer = _answer(self.connection)
         self.end()
+        self.working = False
         if isinstance(answer, str):
             raise OSError(answer)
-        self.record = store.decode(answer) if isinstance(answer, bytes) else self._killed(bool(told))
-        tell(self.record)
+        crowded = self.job.turns and told and (answer is None or answer is NO_ROOM)  # or it died of the others' memory
+        if not crowded:
+            self.record = store.decode(answer) if isinstance(answer, bytes) else self._killed(bool(told))
+            tell(self.record)
 
     def grant(self) -> None:
         """Give it its turn; should it be gone, ``listen`` finds out why."""
@@ -152,14 +158,14 @@ def _pin(process: BaseProcess, job: Job) -> None:
     """Keep a timed step on the last cores: two cores of a shared machine can differ by a factor of two, for seconds."""
     if sys.platform == "linux" and job.task is Task.TIME and job.cell.device == "cpu" and process.pid is not None:
         with suppress(OSError):  # it may have ended
-            os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[-job.cell.threads :])
+            os.sched_setaffinity(process.pid, cores.last(job.cell.threads))
 
 
 def _answer(connection: Connection) -> Answer:
     """Return what has come; None of a process that is silent or gone."""
     try:
         answer: Answer = connection.recv() if connection.poll() else None
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # killed while it was sending, too
         return None
     return answer
 
@@ -220,6 +226,9 @@ def _measure(job: Job, connection: Connection) -> None:
         sys.stderr.write(f"{error}\n")
         return
     encoded, ended = store.encode(record), record.status in (Status.OK, Status.DIVERGED)
+    if job.turns and (record.status is Status.OUT_OF_MEMORY or BUSY in (record.reason or "")):
+        connection.send(NO_ROOM)
+        return
     try:
         store.write(encoded, store.path_of(job.folder, job.identity))
     except OSError as error:

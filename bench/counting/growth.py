@@ -8,8 +8,6 @@ from difflib import SequenceMatcher
 
 from stepscale.bench.counting.operation_counts import Logged
 
-WHOLE = 0.1  # an exponent further from a whole number is no order: what it counts has switched, or rounds with dim
-
 
 def second_dims(dim: int) -> Iterator[int]:
     """Yield the dims to log at beside ``dim``: an eighth below, then its neighbours, should that be beyond a switch."""
@@ -46,8 +44,3 @@ def counterparts(here: Sequence[Logged], there: Sequence[Logged]) -> list[int | 
         for k in range(block.size):
             found[block.a + k] = block.b + k
     return found
-
-
-def inexact(exponent: float | None) -> bool:
-    """Whether an exponent is no order."""
-    return exponent is None or abs(exponent - round(exponent)) > WHOLE

@@ -108,6 +108,7 @@ RULES: dict[object, Callable[..., float]] = {
 }
 SYNCHRONISING = {aten._local_scalar_dense, aten.nonzero, aten._linalg_check_errors}
 UNKNOWN = re.compile(r"linalg|cholesky|mm$|mv$|svd|qr$|qrf$|eig|convolution|attention|lstsq|triangular_solve|^_?lu_")
+TORCHS_OWN = ("aten", "prim", "prims", "profiler")  # namespaces whose names UNKNOWN is made for
 FREE = {aten.linalg_vector_norm, aten._linalg_check_errors, aten.linalg_diagonal}  # at most linear in the elements
 
 
@@ -175,12 +176,15 @@ class OperationLog(TorchDispatchMode):
                 shapes=tuple(tuple(tensor.shape) for tensor in given or made),
                 flops=RULES[operation](*args) if operation in RULES else None,
                 elements=0 if _is_view(func) else _touched([*given, *made]),
-                uncounted=operation not in RULES
-                and operation not in FREE
-                and UNKNOWN.search(operation.__name__) is not None,
+                uncounted=operation not in RULES and operation not in FREE and _may_be_matrix_work(func),
             )
         )
         return result
+
+
+def _may_be_matrix_work(func: OpOverload) -> bool:
+    """Whether an operation without a rule may do more than touch its elements: by its name, or as another library's."""
+    return func.namespace not in TORCHS_OWN or UNKNOWN.search(func.overloadpacket.__name__) is not None
 
 
 def _tensors(values: object) -> list[Tensor]:

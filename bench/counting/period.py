@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 WATCHED = 320  # steps, of which the first quarter may be settling: a period of up to 120 is met twice
 
 
-def repeats_after(works: Sequence[Hashable], least: int = 1) -> int | None:
+class Period(NamedTuple):
+    """When the work of successive steps repeats."""
+
+    steps: int  # after which it does
+    settled: int  # steps before it does
+
+
+def repeats(works: Sequence[Hashable], least: int = 1) -> Period | None:
     """Return the shortest multiple of ``least`` after which the work of successive steps repeats; None without one.
 
-    The first quarter is not looked at: an update may warm up. The rest must hold the period twice.
+    The first quarter may be settling, as an update's that warms up. The rest must hold the period twice.
     """
-    settled = works[len(works) // 4 :]
-    for period in range(least, len(settled) // 2 + 1, least):
-        if all(one == other for one, other in zip(settled, settled[period:], strict=False)):
-            return period
+    settling = len(works) // 4
+    for period in range(least, (len(works) - settling) // 2 + 1, least):
+        alike = [one == other for one, other in zip(works, works[period:], strict=False)]
+        if all(alike[settling:]):
+            return Period(period, next((k + 1 for k in range(settling - 1, -1, -1) if not alike[k]), 0))
     return None

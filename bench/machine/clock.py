@@ -99,9 +99,9 @@ class Waits(NamedTuple):
     cpu_s: float
     switches: int  # of its own will: it waited for something
 
-    def suit_cpu_time(self, steps: int) -> bool:
-        """Whether CPU time says how long so many steps take: they neither wait nor share the work among threads."""
-        waits = self.cpu_s < (1 - TOLERATED) * self.wall_s and self.switches >= steps / 2
+    def suit_cpu_time(self, periods: float) -> bool:
+        """Whether CPU time says how long so many periods take: no step waits, or shares the work among threads."""
+        waits = self.cpu_s < (1 - TOLERATED) * self.wall_s and self.switches >= max(1.0, periods / 2)
         return not waits and self.cpu_s < (1 + TOLERATED) * self.wall_s
 
 

@@ -58,10 +58,19 @@ def available_cores() -> int:
 
     Of a core's hyper-threads one counts: MKL starts no more threads than there are cores.
     """
-    cpus = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
-    cores = len({_core(cpu) for cpu in cpus})
+    cores = len(_one_a_core())
     quota = control_group.cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def last(threads: int) -> list[int]:
+    """Return the logical CPUs of the last cores, one a core, that this process may use."""
+    return _one_a_core()[-threads:]
+
+
+def _one_a_core() -> list[int]:
+    cpus = sorted(os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1))
+    return sorted({_core(cpu): cpu for cpu in cpus}.values())
 
 
 def _core(cpu: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 UNKNOWN_ORDER = -1
+WHOLE = 0.1  # how far an exponent may be from the order that it is
 CUBIC = 3  # work of this order and above is what a step is judged by
 
 
@@ -28,6 +29,7 @@ class PeriodLog(Struct, kw_only=True, omit_defaults=True):
     """The operations of one period of a step, in their order."""
 
     period: int  # steps, the update's own period included
+    settled: int = 0  # steps before the work repeats, whole periods
     regular: bool = True  # whether the work repeats after the period, as far as it was watched
     lengths: list[int]  # operations of each step
     sequence: list[int]  # the kind of each operation
@@ -59,6 +61,11 @@ class ProductSpec(Struct, frozen=True):
     keywords: dict[str, Argument]
     out: Operand | None  # where the result goes, if the operation takes a place for it
     flops: float
+
+
+def inexact(exponent: float | None) -> bool:
+    """Whether an exponent is no order: what is counted has switched, or rounds with dim."""
+    return exponent is None or abs(exponent - round(exponent)) > WHOLE
 
 
 class StepLog(Struct, kw_only=True, omit_defaults=True):

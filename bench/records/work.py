@@ -7,11 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from statistics import median
 
-from stepscale.bench.records.operations import CUBIC, UNKNOWN_ORDER, Kind
+from stepscale.bench.records.operations import CUBIC, UNKNOWN_ORDER, Kind, inexact
 from stepscale.bench.records.schema import Counts, Timing
 
 HOST = 0  # the order under which what is no operation is told: it does not grow
-WHOLE = 0.1  # an exponent further than this from a whole number is named
 
 
 def figures(counts: Counts, timing: Timing, dim: int, step_s: float) -> dict[str, object]:
@@ -36,7 +35,7 @@ def figures(counts: Counts, timing: Timing, dim: int, step_s: float) -> dict[str
         "flop_exponent": _growth(counts, dim),
         "uncounted": _names(kind for kind in counts.kinds if is_unknown(kind)),
         "cubic_operations": _names(kind for kind in counts.kinds if kind.order >= CUBIC),
-        "inexact": _names(kind for kind in counts.kinds if kind.exponent and _odd(kind.exponent)),
+        "inexact": _names(kind for kind in counts.kinds if kind.exponent is not None and inexact(kind.exponent)),
         "shares": shares,
         "cubic_share": cubic_share(counts, timing),
         "work": _dearest(counts, timing),
@@ -80,10 +79,6 @@ def _growth(counts: Counts, dim: int) -> float | None:
     if not counts.flops or not counts.second_flops or counts.second_dim is None:
         return None
     return math.log(counts.flops / counts.second_flops) / math.log(dim / counts.second_dim)
-
-
-def _odd(exponent: float) -> bool:
-    return abs(exponent - round(exponent)) > WHOLE
 
 
 def _names(kinds: Iterable[Kind]) -> str | None:

@@ -97,7 +97,8 @@ def plan_sweep(name: str, words: Words) -> Plan:
     seeded = _distinct(merged([f"seed={seed}"], grid) for seed in range(seeds) for grid in grids)
     parts = [in_turns(expand(part)) for part in seeded]
     added = [_distinct(merged([f"seed={seed}"], grid) for grid in grids) for seed in range(seeds, seeds + further)]
-    more = [[cell for grid in grids for cell in in_turns(expand(grid))] for grids in added if grids[0] not in seeded]
+    anew = [grids for grids in added if grids[0] not in seeded]
+    more = [_distinct(cell for grid in grids for cell in in_turns(expand(grid))) for grids in anew]
     return msgspec.structs.replace(_plan(Path(name).stem, parts), further=more)
 
 

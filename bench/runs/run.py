@@ -24,7 +24,6 @@ from stepscale.bench.runs.prediction import predict_too_slow
 from stepscale.bench.runs.progress import outcome
 
 Tell = Callable[[str], None]
-CROWDED = (Status.OUT_OF_MEMORY, Status.KILLED)  # what may come of the others' memory
 
 
 class Run:
@@ -38,7 +37,7 @@ class Run:
 
     def __init__(self, path: Path, planned: int | None, tell: Tell) -> None:
         self.path, self.planned, self.tell = path, planned, tell
-        self.seen, self.measured, self.spent_s = 0, 0, 0.0
+        self.seen, self.measured, self.spent_s, self.counted_s = 0, 0, 0.0, 0.0
         self.wanted: set[str] = set()  # identities of the cells that were asked for
         self.logs: dict[str, StepLog] = {}  # by name
         there, self.complaints = store.read_all(path)
@@ -65,28 +64,18 @@ class Run:
                 self._note(record)
         if missing:
             with measuring(missing[0], self.tell):
-                began = time.perf_counter()  # without what was waited for the machine
+                self.counted_s = time.perf_counter()  # without what was waited for the machine
                 self._measure(missing)
-                self.spent_s += time.perf_counter() - began
+                self._count_time()
         return [self.records[job.identity] for job in jobs]
 
     def _measure(self, jobs: Sequence[Job]) -> None:
         """Measure cells in turns; one for which there was no room beside the others, by itself."""
         logged = [self._logged(job) for job in jobs]
-        if len(logged) == 1:
-            process.run(logged, self._note)
-            return
-        alone = []
-        for record in process.run(logged, self._note_unless_crowded):
-            if record.status in CROWDED:
-                alone.append(record.identity)
+        done = {record.identity for record in process.run(logged, self._note)}
         for job in logged:
-            if job.identity in alone:
+            if job.identity not in done:
                 process.run([job], self._note)
-
-    def _note_unless_crowded(self, record: Record) -> None:
-        if record.status not in CROWDED:
-            self._note(record)
 
     def _note(self, record: Record) -> None:
         """Take a record in, and say what it says."""
@@ -94,7 +83,14 @@ class Run:
         self.measured += 1
         self.records[record.identity] = record
         self.complaints = [complaint for complaint in self.complaints if record.identity not in complaint]
+        if record.status is not Status.TOO_SLOW:
+            self._count_time()
         self.tell(self._line(record))
+
+    def _count_time(self) -> None:
+        """Count the time since it was counted last, while cells are measured."""
+        now = time.perf_counter()
+        self.spent_s, self.counted_s = self.spent_s + now - self.counted_s, now
 
     def _logged(self, job: Job) -> Job:
         """Return the job with the log of its operations, which is made once for all seeds."""

@@ -6,16 +6,18 @@ logged in a process of its own.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from stepscale.bench.counting.growth import exponents, inexact, second_dims
+from stepscale.bench.counting.growth import exponents, second_dims
 from stepscale.bench.counting.operation_counts import Logged, OperationLog
-from stepscale.bench.counting.period import WATCHED, repeats_after
+from stepscale.bench.counting.period import WATCHED, repeats
 from stepscale.bench.errors import TooSlowError
 from stepscale.bench.notes import Notes
-from stepscale.bench.records.operations import Kind, PeriodLog
+from stepscale.bench.records.operations import Kind, PeriodLog, inexact
 from stepscale.bench.records.schema import Counts
 from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import no_mark
@@ -35,49 +37,70 @@ def log_growth(make: Make, dim: int, max_step_s: float, notes: Notes) -> PeriodL
     Raises:
         TooSlowError: a step took longer than ``max_step_s``.
     """
-    period, regular = find_period(make, dim)
-    here = _logged(make(dim), period, regular, max_step_s)
+    period = find_period(_somewhere(make, dim), notes)
+    here = _logged(make(dim), period, max_step_s)
     found: list[float | None] = [None] * len(here.operations)
     second: tuple[int, float] | None = None
     for other_dim in second_dims(dim):
         with notes.optional("growth"):
-            there = _logged(make(other_dim), period, regular, max_step_s)
+            there = _logged(make(other_dim), period, max_step_s)
             tried = exponents(here.operations, there.operations, dim, other_dim)
             if second is None or _switches(tried) < _switches(found):
                 found, second = tried, (other_dim, there.flops / len(there.lengths))
-            notes.pop("growth", None)
             if not _switches(tried):
                 break
-    log = _period_log(here, found, period, regular)
+    log = _period_log(here, found, period)
     if second is not None:
         log.second_dim, log.second_flops = second
+        notes.pop("growth", None)
     return log
 
 
-def log_here(workload: Workload) -> PeriodLog:
+def log_here(workload: Workload, notes: Notes) -> PeriodLog:
     """Log the workload's next period, nothing being known of how its work grows."""
-    seen = _Steps()
-    _run(workload, workload.period, seen)
-    return _period_log(seen, [None] * len(seen.operations), workload.period, regular=True)
+    period = find_period(workload, notes)
+    seen = _logged(workload, period, math.inf)
+    return _period_log(seen, [None] * len(seen.operations), period)
 
 
-def find_period(make: Make, dim: int) -> tuple[int, bool]:
-    """Return after how many steps the work repeats, and whether it does.
+def find_period(workload: Workload, notes: Notes) -> Found:
+    """Return after how many steps the work repeats, and from which on.
 
-    What the step declares is believed, where it speaks of its update too; any other step is watched.
+    What the step declares is believed, where it speaks of its update too; any other step is watched, for ``WATCH_S`` at
+    most.
     """
-    try:
-        workload = make(min(dim, SMALL))
-    except Exception:  # of a model that has no other dim
-        workload = make(dim)
     declared = workload.facts.period
     if workload.facts.period_known:
-        return declared, True
-    seen, began = _Steps(), time.perf_counter()
-    while len(seen.lengths) < WATCHED and (time.perf_counter() - began < WATCH_S or len(seen.lengths) < 4 * declared):
+        return Found(declared, 0, regular=True)
+    seen, began, wanted = _Steps(), time.perf_counter(), max(WATCHED, 4 * declared)
+    while len(seen.lengths) < wanted and (time.perf_counter() - began < WATCH_S or len(seen.lengths) < 4 * declared):
         _run(workload, 1, seen)
-    found = repeats_after(seen.works, declared)
-    return (declared, False) if found is None else (found, True)
+    if len(seen.lengths) < wanted:
+        watched = f"its update was watched for {len(seen.lengths)} steps only, and may have a longer period"
+        notes["period"] = f"{watched}; say which by optimizer.period"
+    found = repeats(seen.works, declared)
+    return Found(declared, 0, regular=False) if found is None else Found(*found, regular=True)
+
+
+class Found(NamedTuple):
+    """The period of a step, and how that is known."""
+
+    steps: int
+    settled: int  # steps before the work repeats
+    regular: bool  # whether it does
+
+    @property
+    def start(self) -> int:
+        """Steps before a period whose work repeats, whole periods: the first may make ``.grad`` and state."""
+        return self.steps * max(1, math.ceil(self.settled / self.steps))
+
+
+def _somewhere(make: Make, dim: int) -> Workload:
+    """Build a small workload, or one of that dim where the model has no other."""
+    try:
+        return make(min(dim, SMALL))
+    except Exception:
+        return make(dim)
 
 
 class _Steps:
@@ -104,15 +127,15 @@ def _run(workload: Workload, steps: int, seen: _Steps) -> None:
         seen.synchronisations += log.synchronisations
 
 
-def _logged(workload: Workload, period: int, regular: bool, max_step_s: float) -> _Steps:
-    """Log a period after the first, which may make ``.grad`` and state."""
-    for _ in range(period):
+def _logged(workload: Workload, period: Found, max_step_s: float) -> _Steps:
+    """Log a period of which the work repeats."""
+    for _ in range(-workload.position % period.steps + period.start):
         began = time.perf_counter()
         workload.run(1, no_mark)
         if workload.position > 1 and time.perf_counter() - began > max_step_s:
             raise TooSlowError(f"a step took longer than timing.max_step_s={max_step_s:g}")
     seen = _Steps()
-    _run(workload, period if regular else max(period, UNREPEATED), seen)
+    _run(workload, period.steps if period.regular else max(period.steps, UNREPEATED), seen)
     return seen
 
 
@@ -120,15 +143,16 @@ def _switches(found: Sequence[float | None]) -> int:
     return sum(map(inexact, found))
 
 
-def _period_log(seen: _Steps, exponents_: Sequence[float | None], period: int, regular: bool) -> PeriodLog:
+def _period_log(seen: _Steps, exponents_: Sequence[float | None], period: Found) -> PeriodLog:
     kinds: dict[tuple[Logged, float | None], int] = {}
     sequence = []
     for operation, exponent in zip(seen.operations, exponents_, strict=True):
         rounded = None if exponent is None else round(exponent, 4)
         sequence.append(kinds.setdefault((operation, rounded), len(kinds)))
     return PeriodLog(
-        period=period,
-        regular=regular,
+        period=period.steps,
+        settled=period.start,
+        regular=period.regular,
         lengths=seen.lengths,
         sequence=sequence,
         kinds=[_kind(operation, exponent) for operation, exponent in kinds],

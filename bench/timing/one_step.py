@@ -75,9 +75,9 @@ def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: 
     clock, peak_memory = clock_of(device, torch.get_num_threads()), start_peak_memory(device)
     try:
         workload.run(workload.period)  # what compiles itself has done so now
-        log = None if compiled_here() or settings.compile else log_here(workload)
-        products = recorded_here(model, batches[0], notes)
-        limit = lambda: limit_of(model, rows_of(batches[0]), products)  # noqa: E731
+        log = None if compiled_here() or settings.compile else log_here(workload, notes)
+        recorded = lambda: recorded_here(model, batches[0], notes)  # noqa: E731 - once the peak memory is taken
+        limit = lambda: limit_of(model, rows_of(batches[0]), recorded())  # noqa: E731
         return _figures(measure(workload, limit, clock, settings, peak_memory, notes, log))
     finally:
         workload.restore(before)

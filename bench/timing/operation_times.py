@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -126,10 +127,11 @@ class OperationTimes:
                 require_as_logged(tagged.met, len(kinds))
                 counts[position] += 1
             self.synchronize()
-        for event in seen.key_averages():
-            if str(event.key).startswith(TAG):
-                position, kind = map(int, str(event.key).removeprefix(TAG).split())
-                totals[position, kind] += event.device_time_total * 1e-6
+        for event in seen.events():
+            if event.device_type == DeviceType.CPU and event.name.startswith(TAG):
+                position, kind = map(int, event.name.removeprefix(TAG).split())
+                # of what it calls: the range itself is on the device's timeline too, and would count twice
+                totals[position, kind] += 1e-6 * sum(call.device_time_total for call in event.cpu_children)
 
     def _positions(self, steps: int) -> Iterator[tuple[int, list[int]]]:
         """Yield, before each step, its position in the period and the kinds of its operations."""

@@ -108,6 +108,7 @@ def measure(
     if first_step_s > settings.max_step_s:  # it may be compilation, the next a neighbour: the better of two more counts
         _refuse_slow(min(_wall_seconds(clock, workload, 1) for _ in range(2)), settings)
     workload.run(-workload.position % workload.period)
+    workload.run(max(0, (log.settled if log else 0) - workload.position))  # an update may warm up
     memory = peak_memory()
     try:
         boundary, limit = workload.snapshot(), limit_of()
@@ -331,6 +332,11 @@ def _settled(clock: Clock, workload: Workload, boundary: Snapshot, settings: Set
     """Return the clock that says how long the step takes: wall time where it waits, or uses more than one core."""
     if not isinstance(clock, CpuClock):
         return clock
-    workload.restore(boundary)
-    steps = workload.whole_periods(settings.block_s / step_s) if step_s < settings.block_s else 1
-    return clock if watched(workload.run, steps).suit_cpu_time(steps) else WallClock()
+    steps = workload.whole_periods(settings.block_s / step_s)
+    if steps * step_s > settings.time_limit_s:  # of a long period what can be watched
+        steps = max(1, math.ceil(settings.time_limit_s / step_s))
+    for _ in range(2):  # by chance it may look so once, beside a neighbour
+        workload.restore(boundary)
+        if watched(workload.run, steps).suit_cpu_time(steps / workload.period):
+            return clock
+    return WallClock()

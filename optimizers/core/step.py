@@ -92,11 +92,12 @@ class Paired:
         if period is not None and (not isinstance(period, int) or period < 1):
             raise ValueError(f"optimizer.period must be null or a whole number of at least 1, got {period!r}")
         self.direction, self.update, facts = direction, update, facts_of(direction)
-        torchs_own = type(update).__module__.startswith("torch.optim.")  # whose steps all do the same work
+        # torch's own do the same work in every step, but for RAdam, which rectifies from the sixth on
+        steady = type(update).__module__.startswith("torch.optim.") and not isinstance(update, torch.optim.RAdam)
         self.facts = replace(
             facts,
             period=math.lcm(facts.period, period or 1),
-            period_known=facts.period_known and (torchs_own or period is not None),
+            period_known=facts.period_known and (steady or period is not None),
         )
         self.parameters = [p for group in update.param_groups for p in group["params"]]
         # autograd leaves out what the loss does not use, as everywhere in torch

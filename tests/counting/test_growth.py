@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stepscale.bench.counting.growth import counterparts, exponents, inexact, second_dims
+from stepscale.bench.counting.growth import counterparts, exponents, second_dims
 from stepscale.bench.counting.operation_counts import Logged, OperationLog
+from stepscale.bench.records.operations import inexact
 
 B = 100
 

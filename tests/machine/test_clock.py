@@ -18,7 +18,7 @@ from stepscale.bench.machine.clock import CpuClock, Waits, WallClock, clock_of, 
     ],
 )
 def test_cpu_time_suits_what_neither_waits_nor_uses_more_cores(seen: Waits, suits: bool) -> None:
-    assert seen.suit_cpu_time(steps=10) is suits
+    assert seen.suit_cpu_time(periods=10) is suits
 
 
 def test_a_step_that_sleeps_is_seen_to_wait() -> None:

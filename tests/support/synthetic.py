@@ -103,7 +103,8 @@ def measured(
     clock = clock or SimulatedClock()
     monkeypatch.setattr(time_step.time, "perf_counter", clock.stamp)
     workload = Workload(nn.Linear(1, 1), SimulatedStep(clock, seconds), [torch.zeros(1, 1)])
-    log = log_here(Workload(nn.Linear(1, 1), SimulatedStep(SimulatedClock(), seconds), [torch.zeros(1, 1)]))
+    copy = Workload(nn.Linear(1, 1), SimulatedStep(SimulatedClock(), seconds), [torch.zeros(1, 1)])
+    log = log_here(copy, Notes())
     return time_step.measure(
         workload,
         lambda: None if limit_s is None else SimulatedLimit(clock, limit_s),  # type: ignore[arg-type, return-value]

@@ -11,6 +11,7 @@ from torch import nn
 from stepscale.bench.errors import TooSlowError
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.operations import CUBIC, PeriodLog
+from stepscale.bench.timing import log_period
 from stepscale.bench.timing.log_period import classes_of, counts_of, log_growth, log_here
 from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import Layerwise, pair
@@ -90,6 +91,48 @@ def test_a_period_must_be_a_whole_number_of_steps() -> None:
         maker(10, period=0)(16)
 
 
+def test_an_update_that_warms_up_is_logged_and_timed_when_it_has() -> None:
+    """No eigendecomposition in its first 25 steps, one every 10 from then on."""
+
+    class Late(Eigen):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            self.every = 10 if self.count >= 25 else 10**9
+            super().step()
+
+    def make(dim: int) -> Workload:
+        model = Squares(dim)
+        step = pair(model, Layerwise, lambda parameters: Late(parameters, 10**9))
+        return Workload(model, step, [torch.ones(BATCH, dim)])
+
+    log, _ = logged(make, 16)
+    assert (log.period, log.regular) == (10, True)
+    assert log.settled >= 25 - 5 and log.settled % 10 == 0
+    assert counts_of(log, 0.0).flops == pytest.approx((3 * DEPTH - 1) * 2 * BATCH * 16**2 + eigen_flops(16) / 10)
+
+
+def test_a_step_that_was_not_watched_long_enough_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_period, "WATCH_S", 0.0)
+    notes = Notes()
+    log_growth(maker(1), 16, math.inf, notes)
+    assert notes["period"].startswith("its update was watched for 4 steps only")
+    assert "optimizer.period" in notes["period"]
+
+
+def test_torch_s_one_update_that_changes_its_work_is_watched() -> None:
+    """RAdam does other work from its sixth step on."""
+
+    def make(dim: int) -> Workload:
+        model = Squares(dim)
+        step = pair(model, Layerwise, lambda parameters: torch.optim.RAdam(parameters, foreach=False))
+        return Workload(model, step, [torch.ones(BATCH, dim)])
+
+    log, _ = logged(make, 16)
+    assert log.period == 1 and log.settled >= 5
+    later = make(16)
+    later.run(20)
+    assert counts_of(log, 0.0).operations == len(log_here(later, Notes()).sequence)
+
+
 def test_work_that_does_not_repeat_is_said_to() -> None:
     log, _ = logged(maker(3, random=True), 16)
     assert not log.regular and len(log.lengths) == 16
@@ -123,7 +166,7 @@ def test_a_slow_step_ends_the_logging() -> None:
 
 def test_a_workload_s_own_period_is_logged_in_place() -> None:
     workload = maker(1)(16)
-    log = log_here(workload)
+    log = log_here(workload, Notes())
     assert log.second_dim is None and len(log.sequence) == sum(log.lengths) > 0
 
 

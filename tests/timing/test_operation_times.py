@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from stepscale.bench.counting.operation_counts import compiled_here
 from stepscale.bench.machine.clock import WallClock
+from stepscale.bench.notes import Notes
 from stepscale.bench.records.operations import UNKNOWN_ORDER, Kind
 from stepscale.bench.timing import operation_times
 from stepscale.bench.timing.log_period import classes_of, counts_of, kinds_by_step, log_here
@@ -31,7 +34,7 @@ def test_the_seconds_of_all_operations_add_up_kind_by_kind(name: str) -> None:
     """Every operation takes 1 µs: a kind takes as many as its calls, amortised over the period."""
     workload = workload_of(name)
     workload.run(workload.period)
-    log = log_here(workload)
+    log = log_here(workload, Notes())
     times = OperationTimes(workload, log, WallClock(), classes_of(log))
     for block in (0, 1, 2):
         times.run(2 * workload.period, block)
@@ -46,7 +49,7 @@ def test_a_walk_weighs_each_class_by_its_share() -> None:
     """The dear step of ten and two of the cheap ones stand for the period."""
     workload = workload_of("kfac")
     workload.run(workload.period)
-    log = log_here(workload)
+    log = log_here(workload, Notes())
     times = OperationTimes(workload, log, WallClock(), classes_of(log))
     times.run(3, 0)
     dear, *cheap = map(len, kinds_by_step(log))
@@ -59,7 +62,7 @@ def test_a_walk_weighs_each_class_by_its_share() -> None:
 def test_seconds_are_told_apart_by_order() -> None:
     workload = workload_of("layerwise")
     workload.run(1)
-    log = log_here(workload)
+    log = log_here(workload, Notes())
     log.kinds = [
         Kind(name=kind.name, shapes=kind.shapes, flops=kind.flops, exponent=3.0 if "lu" in kind.name else 1.0)
         for kind in log.kinds
@@ -76,7 +79,7 @@ def test_seconds_are_told_apart_by_order() -> None:
 def test_a_step_that_does_something_else_than_was_logged_is_refused() -> None:
     workload = workload_of("relative")
     workload.run(1)
-    log = log_here(workload)
+    log = log_here(workload, Notes())
     times = OperationTimes(workload, log, WallClock(), classes_of(log))
     step = workload.step
     workload.step = lambda batch, mark: (step(batch, mark), torch.ones(1))  # type: ignore[assignment]
@@ -87,7 +90,7 @@ def test_a_step_that_does_something_else_than_was_logged_is_refused() -> None:
 def test_a_compiled_step_is_not_timed_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     workload = workload_of("relative")
     workload.run(1)
-    log = log_here(workload)
+    log = log_here(workload, Notes())
     monkeypatch.setattr(operation_times, "compiled_here", lambda: True)
     with pytest.raises(RuntimeError, match="compiled: timed by operation, it would run as it is written"):
         OperationTimes(workload, log, WallClock(), classes_of(log))
@@ -138,17 +141,24 @@ def test_on_a_gpu_kernels_are_found_by_the_kind_of_their_operation(monkeypatch: 
         def __enter__(self) -> "Profile":  # type: ignore[override]
             return self
 
-        def key_averages(self) -> list[object]:
-            from types import SimpleNamespace
-
-            made = [SimpleNamespace(key=name, device_time_total=2.0 * names.count(name)) for name in set(names)]
-            return [*made, SimpleNamespace(key="aten::mm", device_time_total=1e9)]
+        def events(self) -> list[object]:
+            """A range on either timeline, each with its kernel, and an operation outside of any."""
+            kernel = SimpleNamespace(
+                name="aten::mm", device_type=DeviceType.CPU, device_time_total=2.0, cpu_children=[]
+            )
+            sides = (DeviceType.CPU, DeviceType.CUDA)
+            made = [
+                SimpleNamespace(name=name, device_type=side, device_time_total=4.0, cpu_children=[kernel])
+                for name in names
+                for side in sides
+            ]
+            return [*made, kernel]
 
     monkeypatch.setattr(operation_times, "record_function", Range)
     monkeypatch.setattr(operation_times, "profile", Profile)
     workload = workload_of("relative")
     workload.run(1)
-    log = log_here(workload)
+    log = log_here(workload, Notes())
     times = OperationTimes(workload, log, WallClock(), classes_of(log))
     times.now = None
     times.run(3, 0)
