@@ -22,19 +22,14 @@ def factors(cells: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame
     ``equal`` where the interval lies within 5 % of 1, else ``faster`` or ``slower`` where it leaves out 1, else
     ``undecided``. Baselines are those of ``baselines``; in a group without one, the slowest at the largest dim.
 
-    A pair with more seeds than others was looked at more often: its error is spent over the looks (Bonferroni).
+    A run that asks several times whether enough seeds are there, and stops when a difference shows, finds one too
+    often: the error is spent over all its ``looks`` (Bonferroni).
     """
-    table = pairs(cells)
-    more = table["seeds"] - table["seeds"].min()
-    return _judged(cells, table, 1 - (1 - confidence) / (1 + more.max() * (more > 0)))
-
-
-def _judged(cells: pd.DataFrame, table: pd.DataFrame, confidence: pd.Series) -> pd.DataFrame:
-    """Judge each of ``pairs``, with a confidence of its own."""
     rows, baselines = [], _baselines(cells)
-    for pair, own in zip(table.to_dict("records"), confidence, strict=True):
+    spent = 1 - (1 - confidence) / float(cells["looks"].max(skipna=True))
+    for pair in pairs(cells).to_dict("records"):
         key = [pair[axis] for axis in (*GROUP, "dim")]
-        half = half_width([(Spread(pair["sd"], pair["dof"]), pair["seeds"])], confidence=own)
+        half = half_width([(Spread(pair["sd"], pair["dof"]), pair["seeds"])], confidence=spent)
         for name, baseline, sign in ((pair["one"], pair["other"], -1), (pair["other"], pair["one"], 1)):
             if baseline in baselines[tuple(key[:-1])]:
                 log = sign * pair["gap"]
@@ -43,16 +38,14 @@ def _judged(cells: pd.DataFrame, table: pd.DataFrame, confidence: pd.Series) -> 
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def undecided(cells: pd.DataFrame, confidence: float = CONFIDENCE) -> set[tuple[object, ...]]:
+def undecided(cells: pd.DataFrame) -> set[tuple[object, ...]]:
     """Cells, as (*group, dim, optimizer), of which a further seed might decide something.
 
     They are the optimizers whose factor over the honest baseline, or over any other where it was not measured at that
     dim, is undecided; and that baseline.
     """
     found: set[tuple[object, ...]] = set()
-    table = pairs(cells)
-    every = pd.Series(confidence, index=table.index)  # of one look: whoever asks again spends the error himself
-    for key, part in _judged(cells, table, every).groupby([*GROUP, "dim"]):
+    for key, part in factors(cells).groupby([*GROUP, "dim"]):
         honest = part[part["baseline"].map(base) == HONEST]
         of = honest if len(honest) else part
         open_ = of[of["verdict"] == "undecided"]

@@ -41,6 +41,7 @@ class Job:
     log_name: str = ""  # of the log of its operations, which seeds share
     log: StepLog = field(default_factory=StepLog)  # its operations, once they are logged
     turns: str | None = None  # shared by the cells that are measured in turns
+    looks: int = 1  # how often the run asks whether enough seeds are there
 
     @property
     def task(self) -> Task:
@@ -75,5 +76,6 @@ class Job:
             environment=environment,
             command=self.command,
             sources=self.sources,
+            looks=self.looks,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )

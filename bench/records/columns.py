@@ -90,6 +90,7 @@ STEP = {
 WORK = {
     "clock": Column("", "by which steps are timed: cpu, the process's CPU time; wall; or cuda"),
     "repeats": Column("", "whether the work repeats after a period, as far as it was watched"),
+    "looks": Column("", "how often its run asked whether enough seeds are there; a factor's error is spent over them"),
     "turns": Column("", "cells of the same value were measured in turns: their blocks of one number are of one round"),
     "round_ms": Column("ms", "a list: a step in each block, in order"),
     "shares": Column(

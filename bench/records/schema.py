@@ -265,6 +265,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     finished: str
     reason: str | None = None
     sources: list[str] = []  # of its targets and data: versions, and hashes of the user's own
+    looks: int = 1  # how often its run asked whether enough seeds are there; the error of a factor is spent over them
     timing: Timing | None = None
     counts: Counts | None = None
     memory: Memory | None = None

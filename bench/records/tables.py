@@ -215,6 +215,7 @@ def _figures(record: Record) -> Row:
         "launch_bound": launch_bound(timing, judged.step_s),
         "clock": timing.clock or ("cuda" if record.cell.device == "cuda" else "wall"),
         "turns": timing.turns,
+        "looks": record.looks,
         "round_ms": [1e3 * seconds for seconds in timing.blocks.step_s],
         "peak_mib": memory.peak_mib,
         "energy_j": timing.gpu.energy_j if timing.gpu else None,
@@ -233,9 +234,11 @@ def launch_bound(timing: Timing, step_s: float) -> bool:
 
 FIGURES = {
     **dict.fromkeys(("step_ms", "limit_ms", "ratio", "ratio_low", "ratio_high", "cheap_ms", "peak_ms"), "float"),
-    **dict.fromkeys(("first_step_ms", "period", "blocks", "gflop_per_s", "peak_mib", "energy_j", "cosine"), "float"),
+    **dict.fromkeys(
+        ("first_step_ms", "period", "blocks", "gflop_per_s", "peak_mib", "energy_j", "cosine", "looks"), "float"
+    ),
     **dict.fromkeys(("flops", "limit_flops", "operations", "synchronisations"), "float"),
-    **dict.fromkeys(("cubic_share", "flop_exponent"), "float"),
+    **dict.fromkeys(("cubic_share", "flop_exponent", "looks"), "float"),
     **dict.fromkeys(("contended", "composed", "launch_bound", "repeats"), "boolean"),
     **dict.fromkeys(("stopped_by", "uncounted", "phases_ms", "profile", "log_det", "clock", "turns"), "object"),
     **dict.fromkeys(("round_ms", "shares", "order_flops", "cubic_operations", "inexact", "work"), "object"),

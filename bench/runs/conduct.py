@@ -38,7 +38,7 @@ def conduct(plan: Plan, run: Run, command: str) -> list[str]:
     """
     faults, trials = list(plan.faults), list[list[Record]]()
     for number, cells in enumerate(plan.parts):
-        records, told = measure_part(cells, number, run, command)
+        records, told = measure_part(cells, number, run, command, looks(plan))
         trials.append(records)
         faults += told
     for number, point in enumerate(plan.points, len(plan.parts)):
@@ -53,25 +53,27 @@ def conduct(plan: Plan, run: Run, command: str) -> list[str]:
 
 
 def measure_further(plan: Plan, run: Run, command: str) -> list[str]:
-    """Measure further seeds of the cells of which a factor is undecided, until none is or the plan has no more.
-
-    Whoever looks several times, and stops when a difference shows, finds one too often: the error of 5 % is spent over
-    all the looks (Bonferroni).
-    """
-    faults, looks = list[str](), 1 + len(plan.further)
+    """Measure further seeds of the cells of which a factor is undecided, until none is or the plan has no more."""
+    faults = list[str]()
     for number, cells in enumerate(plan.further, len(plan.parts) + len(plan.points)):
         from stepscale.bench.analysis.factors import undecided  # scipy.stats: not before the first cell
-        from stepscale.bench.analysis.process_variance import CONFIDENCE
 
-        table = tables.cells_of(run.records.values(), Task.TIME)
-        open_ = undecided(table, confidence=1 - (1 - CONFIDENCE) / looks)
+        open_ = undecided(tables.cells_of(run.records.values(), Task.TIME))
         wanted = [words for words in cells if open_ and _place(words) in open_]
         if not wanted:
             break
         run.tell(f"undecided yet are {len(wanted)} cells: another seed of them")
         run.planned = None if run.planned is None else run.planned + len(wanted)
-        faults += measure_part(wanted, number, run, command)[1]
+        faults += measure_part(wanted, number, run, command, looks(plan))[1]
     return faults
+
+
+def looks(plan: Plan) -> int:
+    """Return how often the plan asks whether enough seeds are there.
+
+    Whoever looks several times, and stops when a difference shows, finds one too often: the error is spent over all.
+    """
+    return 1 + len(plan.further)
 
 
 def _place(words: Words) -> tuple[object, ...]:
@@ -81,7 +83,9 @@ def _place(words: Words) -> tuple[object, ...]:
     return tuple(axes[axis] for axis in (*GROUP, "dim", "optimizer"))
 
 
-def measure_part(cells: list[Words], number: int, run: Run, command: str) -> tuple[list[Record], list[str]]:
+def measure_part(
+    cells: list[Words], number: int, run: Run, command: str, looks: int = 1
+) -> tuple[list[Record], list[str]]:
     """Measure the cells of one part; return their records, and what could not be described.
 
     Cells that follow each other and differ in their optimizer alone are measured in turns.
@@ -90,7 +94,7 @@ def measure_part(cells: list[Words], number: int, run: Run, command: str) -> tup
     with measuring_part(run.path, number, run.tell):
         for _, group in itertools.groupby(_described(cells, run, command, faults), key=compared):
             while jobs := list(itertools.islice(group, TOGETHER)):
-                records += run.measure(jobs)
+                records += run.measure([dataclasses.replace(job, looks=looks) for job in jobs])
     return records, faults
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from msgspec.structs import replace
 
@@ -14,7 +15,7 @@ from stepscale.bench.cells.job import Job
 from stepscale.bench.machine import code_version
 from stepscale.bench.records import store
 from stepscale.bench.records.operations import PeriodLog, StepLog
-from stepscale.bench.records.schema import Record, Status
+from stepscale.bench.records.schema import GROUP, Record, Status
 from stepscale.bench.runs import locks
 from stepscale.bench.runs.conduct import conduct
 from stepscale.bench.runs.plan import Plan, plan_multirun
@@ -264,3 +265,34 @@ def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
 
 def test_an_empty_plan_has_no_cell() -> None:
     assert Plan(name="mine", parts=[], code="c", torch="2").cells == 0
+
+
+def test_further_seeds_are_measured_of_what_is_undecided_alone(
+    tmp_path: Path, measured: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second look finds nothing undecided any more: the last seed is left out."""
+    from stepscale.bench.analysis import factors
+
+    planned = plan_multirun(["dim=8,16", "optimizer=relative,layerwise", "seed=0"])
+    seeds = [[[*words[:-1], f"seed={seed}"] for words in planned.parts[0]] for seed in (1, 2)]
+    planned = replace(planned, further=seeds)
+    looks: list[int] = []
+
+    def undecided(cells: pd.DataFrame) -> set[tuple[object, ...]]:
+        looks.append(len(cells))
+        job = measured[0]
+        axes = {"machine": job.machine.name} | {axis: getattr(job.cell, axis) for axis in GROUP if axis != "machine"}
+        return (
+            {(*(axes[axis] for axis in GROUP), 16, name) for name in ("relative", "layerwise")}
+            if len(looks) < 2
+            else set()
+        )
+
+    monkeypatch.setattr(factors, "undecided", undecided)
+    said = list[str]()
+    run = Run(tmp_path, planned.cells, said.append)
+    assert conduct(planned, run, "typed") == []
+    assert looks == [4, 6]
+    assert [(made.cell.dim, made.cell.seed) for made in measured[4:]] == [(16, 1)] * 2
+    assert {made.looks for made in measured} == {3}
+    assert "undecided yet are 2 cells: another seed of them" in said and run.planned == 6

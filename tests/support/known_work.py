@@ -129,7 +129,7 @@ def _row(of: Cell, step: Step, found: dict[str, np.ndarray], turns: bool) -> dic
     beyond = step.flops(of.dim + 1)
     return {axis: getattr(of, axis) for axis in AXES if axis != "machine"} | {
         "machine": "simulated", "status": "ok", "task": "time", "clock": "cpu",
-        "contended": False, "launch_bound": False,
+        "contended": False, "launch_bound": False, "looks": 1,
         "round_ms": found["round_ms"].tolist(), "step_ms": float(np.median(found["round_ms"])),
         "ratio": float(found["ratio"]), "limit_ms": float(found["limit_ms"]),
         "limit_flops": limit_seconds(of.dim) * RATE, "flops": flops.sum(),
