@@ -410,6 +410,16 @@ def test_unknown_and_higher_orders_have_looks_of_their_own(judged: Judged) -> No
     assert "unknown order" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+def test_the_legend_names_what_does_not_grow_and_fits(judged: Judged) -> None:
+    own = tables.of_group(judged.shares, tables.groups(judged.cells)[0])
+    figure = orders(judged, shares=pd.concat([own, *(own.assign(order=order) for order in scaling_orders.LOOKS)]))
+    figure.draw_without_rendering()
+    texts = figure.legends[0].get_texts()
+    assert texts[-1].get_text() == "no growth with d: calls, Python, work outside torch"
+    assert len(texts) == len(scaling_orders.LOOKS)
+    assert all(0 < text.get_window_extent().x0 < text.get_window_extent().x1 < figure.bbox.x1 for text in texts)
+
+
 def test_a_panel_without_shares_says_why(judged: Judged) -> None:
     main = tables.groups(judged.cells)[0]
     own = tables.of_group(judged.shares, main)
