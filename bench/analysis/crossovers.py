@@ -13,7 +13,7 @@ from stepscale.bench.analysis.pairs import pairs
 from stepscale.bench.analysis.process_variance import Spread, half_width
 from stepscale.bench.records.schema import GROUP
 
-SPAN = ["dim_min", "dim_max", "dims", "decided", "decided_min", "decided_max"]
+SPAN = ["dim_min", "dim_max", "dims", "decided", "equal", "decided_min", "decided_max", "factor_min", "factor_max"]
 
 
 def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
@@ -22,7 +22,9 @@ def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
     ``kind`` is ``crossover`` (``faster`` is so above, ``slower`` below; ``at`` interpolated, undecided from ``low`` to
     ``high``), ``none`` (``faster`` wherever one is), ``equal`` (within 5 % at every dim that is decided) or
     ``undecided`` (no dim decided). Of ``dims`` both have, ``decided`` are those where one is faster; of kind ``equal``
-    those where they are equal. Intervals of the difference are ``pairs``', at 95 % over all of a pair's dims.
+    those where they are equal. ``equal`` counts the latter in any case. ``factor_min`` to ``factor_max`` is by how many
+    times they differ at the decided dims: the slower's time / the faster's, as ``pairs`` have it, which decides too.
+    Intervals of the difference are ``pairs``', at 95 % over all of a pair's dims.
     """
     rows = []
     for key, part in pairs(cells).groupby([*GROUP, "one", "other"]):
@@ -40,11 +42,14 @@ def _pair_rows(one: str, other: str, gap: pd.Series, half: np.ndarray) -> list[d
     equal = [k for k, word in enumerate(words) if word == "equal"]
     told = [k for k, word in enumerate(words) if word in ("faster", "slower")]
     decided = told or equal
-    span = {"dim_min": int(dims[0]), "dim_max": int(dims[-1]), "dims": len(dims), "decided": len(decided)}
+    span: dict[str, object] = {"dim_min": int(dims[0]), "dim_max": int(dims[-1]), "dims": len(dims)}
+    span |= {"decided": len(decided), "equal": len(equal)}
     nothing = {"at": math.nan, "low": math.nan, "high": math.nan}
     if not decided:
         return [{"faster": one, "slower": other, "kind": "undecided", **nothing, **span}]
     span |= {"decided_min": int(dims[decided[0]]), "decided_max": int(dims[decided[-1]])}
+    factors = np.exp(abs(gaps[decided]))
+    span |= {"factor_min": float(factors.min()), "factor_max": float(factors.max())}
     rows = []
     for a, b in itertools.pairwise(told):
         if gaps[a] * gaps[b] < 0:

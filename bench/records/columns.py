@@ -63,7 +63,11 @@ STEP = {
     ),
     "blocks": Column("", "blocks of steps that were timed, each followed by one of the limit"),
     "stopped_by": Column("", "what ended the timing (precision or time_limit), or the training"),
-    "contended": Column("", "whether other processes used the machine meanwhile: in no fit and in no verdict"),
+    "contended": Column(
+        "",
+        "whether other processes used the machine meanwhile: in no fit and in no verdict; asked of the wall clock and"
+        " of GPUs alone, since CPU time does not suffer from it",
+    ),
     "times.contended": Column(
         "seeds", "how many were measured while other processes used the machine; left out if any is not"
     ),
@@ -76,7 +80,9 @@ STEP = {
     "limit_flops": Column("FLOP", "of the limit"),
     "operations": Column("", "operations that a step dispatches: the mean over a period"),
     "synchronisations": Column("", "times a step makes the host wait for the device: the mean over a period"),
-    "uncounted": Column("", "operations of a step whose FLOPs are not known; empty where all are"),
+    "uncounted": Column(
+        "", "operations of which it is not known how their work grows, or how much it is; empty where all are known"
+    ),
     "peak_mib": Column(
         "MiB", "peak memory of a step, above what was there before; not to be taken for peak_ms, a time"
     ),
@@ -128,7 +134,9 @@ GROWTH = {
         "", "no cubic work, partly cubic (below 25 %), cubic (above), undecided, not counted, or nothing to judge"
     ),
     "half_dim": Column("dim", "from which on half of the step is cubic, interpolated; empty where none was passed"),
-    "flop_exponent": Column("", "e where the counted FLOPs grow as d^e, from the next dim on; free of noise"),
+    "flop_exponent": Column(
+        "", "e where the counted FLOPs grow as d^e, between dim and a second dim nearby; free of noise"
+    ),
     "fit_share": Column("", "a check of cubic_share: the share by which counted FLOPs explain how times grow with d"),
     "fit_low": Column("", "lower end of its 95 % interval"),
     "fit_high": Column("", "upper end of its 95 % interval"),
@@ -171,9 +179,16 @@ CROSSOVERS = {
     "crossovers.low": Column("dim", "the last decided dim below the crossover"),
     "crossovers.high": Column("dim", "the first decided dim above the crossover"),
     "dims": Column("", "how many dims both have"),
-    "decided": Column("dims", "those where a 95 % interval, over all of the pair's dims, tells the two apart"),
+    "decided": Column(
+        "dims",
+        "those where a 95 % interval, over all of the pair's dims, tells the two apart; of kind equal, those where they"
+        " are equal",
+    ),
     "decided_min": Column("", "the smallest decided dim"),
     "decided_max": Column("", "the largest decided dim"),
+    "equal": Column("dims", "those where the two are equal within 5 %"),
+    "factor_min": Column("", "time of the slower / time of the faster at the decided dim where they differ least"),
+    "factor_max": Column("", "the same where they differ most"),
 }
 
 OPERATIONS = {

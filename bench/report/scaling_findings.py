@@ -11,7 +11,17 @@ from stepscale.bench.analysis.cubic_work import CUBIC_ABOVE
 from stepscale.bench.analysis.process_variance import SAME_CELL, Spreads, spreads
 from stepscale.bench.records.schema import GROUP
 from stepscale.bench.report.page import TableRow, percent
-from stepscale.bench.report.scaling_tables import NOT_COUNTED, PER_GROUP, Judged, disagrees, groups, of_group
+from stepscale.bench.report.scaling_tables import (
+    NOT_COUNTED,
+    ONE_DIM,
+    UNLOGGED,
+    UNTIMED,
+    Judged,
+    disagrees,
+    groups,
+    lacking,
+    of_group,
+)
 
 VERDICTS = ("no cubic work", "partly cubic", "cubic", "undecided", NOT_COUNTED)  # in the order they are told
 KINDS = ("crossover", "none", "equal", "undecided")  # of pairs, likewise
@@ -35,7 +45,7 @@ def findings(judged: Judged) -> list[str]:
     for group in groups(judged.cells):
         place = _where(dict(zip(GROUP, group, strict=True)), varying)
         growth = of_group(judged.growth, group).to_dict("records")
-        found += _growth(growth, place)
+        found += _growth(growth, of_group(judged.times, group), place)
         found += _pairs(judged, group, place, notable=True)
         found += _disagreements(growth, place)
     return found + _caveats(judged.cells)
@@ -56,24 +66,44 @@ def _where(row: TableRow, varying: list[str]) -> str:
     return "".join(f", {column} {row[column]}" for column in varying)
 
 
-def _growth(rows: list[TableRow], place: str) -> list[str]:
-    """One line a verdict, the optimizers with most cubic work first."""
-    found = []
-    for verdict in VERDICTS:
-        own = [row for row in rows if row["verdict"] == verdict]
-        own.sort(key=lambda row: (-row["cubic_share"] if row["cubic_share"] > 0 else 0, row["optimizer"]))
-        same: dict[str, list[TableRow]] = {}
-        for row in own:
-            same.setdefault(_details(row), []).append(row)
-        if own:
-            told = "; ".join(_names(some) + f" ({details})" * bool(details) for details, some in same.items())
-            found.append(f"**{verdict.capitalize()}**{place}: {told}{_ADDED.get(verdict, '')}.")
-    return found
+def _growth(rows: list[TableRow], times: pd.DataFrame, place: str) -> list[str]:
+    """One line a verdict, and one a reason to have none; the optimizers with most cubic work first."""
+    told: dict[tuple[str, str], dict[str, list[TableRow]]] = {}
+    for row in sorted(
+        rows, key=lambda row: (VERDICTS.index(row["verdict"]), -max(0, row["cubic_share"]), row["optimizer"])
+    ):
+        same = told.setdefault((row["verdict"], _added(row, times)), {})
+        same.setdefault(_details(row), []).append(row)
+    return [
+        f"**{verdict.capitalize()}**{place}: "
+        + "; ".join(_names(some) + f" ({details})" * bool(details) for details, some in same.items())
+        + f"{added}."
+        for (verdict, added), same in told.items()
+    ]
 
 
-_ADDED = {
-    "undecided": f", where {percent(CUBIC_ABOVE)} lies within the interval: more blocks or processes would decide it",
-    NOT_COUNTED: ". Their operations were not timed one by one, so nothing is said of their growth",
+def _added(row: TableRow, times: pd.DataFrame) -> str:
+    """Say why there is no verdict, where there is none."""
+    if row["verdict"] == "undecided":
+        return f", where {percent(CUBIC_ABOVE)} lies within the interval: more blocks or processes would decide it"
+    if row["verdict"] != NOT_COUNTED:
+        return ""
+    missing = lacking(row, times)
+    if missing == UNTIMED and row["uncounted"] and not row["cubic_operations"]:
+        return f". Of {row['uncounted']} it is not known how the work grows, or how much it is; no other work is cubic"
+    return _LACKING[missing]
+
+
+_LACKING = {
+    UNLOGGED: ". Their operations could not be logged: the note `counts` of their records says why",
+    ONE_DIM: (
+        ". How their work grows is not known, since it was logged at one dim only: the data or the model has no other,"
+        " the note `growth` of their records says why, or they are of an older version"
+    ),
+    UNTIMED: (
+        ". Which share of the time is cubic is not known: their operations were not timed one by one, since their work"
+        " does not repeat, or as the note `shares` of their records says"
+    ),
 }
 
 
@@ -87,6 +117,8 @@ def _details(row: TableRow) -> str:
         parts.append(f"half of it from dim {row['half_dim']:.0f} on")
     if not math.isnan(row["flop_exponent"]):
         parts.append(f"FLOPs grow as d^{row['flop_exponent']:.2f}")
+    if row["verdict"] == NOT_COUNTED and row["cubic_operations"]:
+        parts.append(f"cubic by count: {row['cubic_operations']}")
     if row["uncounted"]:
         parts.append(f"not counting {row['uncounted']}")
     if row["inexact"]:
@@ -117,8 +149,8 @@ def _pairs(judged: Judged, group: tuple[object, ...], place: str, *, notable: bo
         own = table[(table["faster"].map(base) == HONEST) | (table["slower"].map(base) == HONEST)]
         table = own if len(own) else table
         table = table[(table["kind"] != "undecided") | (table["dims"] > 1)]
-    rows = [row | {"range": _factors(judged, row)} for row in table.to_dict("records")]
-    rows.sort(key=lambda row: (KINDS.index(row["kind"]), -row["range"][1], row["faster"], row["slower"]))
+    rows = table.to_dict("records")
+    rows.sort(key=lambda row: (KINDS.index(row["kind"]), -_largest(row), row["faster"], row["slower"]))
     alike: dict[str, list[str]] = {}  # of pairs of which no more is to be said, one line for all
     for row in rows:
         pair, said = _pair(row, place)
@@ -136,12 +168,25 @@ def _pair(row: TableRow, place: str) -> tuple[str, str]:
     if row["kind"] == "undecided":
         return f"{faster} and {slower}", f": undecided ({span})"
     if row["kind"] == "equal":
-        return f"{faster} and {slower}", f": equal within 5 % ({span})"
-    factor = _range(*row["range"])
+        return f"{faster} and {slower}", f": equal within 5 %{_somewhere(row, 0)} ({span})"
+    factor = _range(row["factor_min"], row["factor_max"])
     if row["decided"] == row["dims"]:
         return faster, f" is faster than {slower}{' throughout' * (len(dims) > 1)}, {factor} ({span})"
-    decided = f"at {row['decided']} of {row['dims']} dims"
-    return faster, f" is faster than {slower} {decided}, {factor}, elsewhere undecided ({span})"
+    return faster, f" is faster than {slower}{_somewhere(row, row['equal'], f', {factor}')} ({span})"
+
+
+def _largest(row: TableRow) -> float:
+    """Return by how much one is faster than the other, 0 of a pair of which that is not said."""
+    return float(row["factor_max"]) if row["kind"] == "none" else 0.0
+
+
+def _somewhere(row: TableRow, equal: int, factor: str = "") -> str:
+    """Say at how many dims a pair is decided, and what it is at the others, at ``equal`` of which it is equal."""
+    rest = row["dims"] - row["decided"]
+    if not rest:
+        return ""
+    elsewhere = " or ".join(["equal within 5 %"] * (equal > 0) + ["undecided"] * (rest > equal))
+    return f" at {row['decided']} of {row['dims']} dims{factor}, elsewhere {elsewhere}"
 
 
 def _range(low: float, high: float) -> str:
@@ -149,30 +194,6 @@ def _range(low: float, high: float) -> str:
     digits = 3 if low < 1.1 else 2
     ends = dict.fromkeys(f"{end:.{digits}g}" if end < 100 else f"{end:.0f}" for end in (low, high))
     return f"{'–'.join(ends)}×"
-
-
-def _factors(judged: Judged, row: TableRow) -> tuple[float, float]:
-    """Return the least and the largest factor over the dims at which a pair is decided; NaN where none is."""
-    if row["kind"] != "none":
-        return math.nan, 0.0
-    factors = _by_dim(judged, row)
-    factors = factors[(factors.index >= row["decided_min"]) & (factors.index <= row["decided_max"])]
-    factors = factors[factors > 1]  # between decided dims one may be undecided
-    return float(factors.min()), float(factors.max())
-
-
-def _by_dim(judged: Judged, row: TableRow) -> pd.Series:
-    """Return by dim how many times as fast the faster of a pair is: from ``factors`` where one is a baseline."""
-    group = tuple(row[axis] for axis in PER_GROUP)
-    own, faster, slower = of_group(judged.factors, group), row["faster"], row["slower"]
-    for optimizer, baseline, sign in ((faster, slower, 1), (slower, faster, -1)):
-        both = own[(own["optimizer"] == optimizer) & (own["baseline"] == baseline)]
-        if len(both):
-            return both.set_index("dim")["factor"] ** sign
-    times = of_group(judged.times, group)
-    sides = [times[times["optimizer"] == name].set_index("dim") for name in (slower, faster)]
-    by_limit = (sides[0]["ratio"] / sides[1]["ratio"]).dropna()
-    return by_limit if len(by_limit) else (sides[0]["step_ms"] / sides[1]["step_ms"]).dropna()
 
 
 def _percent(spread: Spreads) -> str:
@@ -205,14 +226,23 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
             f"The work of {_listed(endless)} does not repeat after a period, as far as it was watched: it was timed in"
             " blocks that follow each other."
         )
-    if ok["clock"].nunique() > 1 and len(waiting := ok[ok["clock"] == "wall"]):
-        found.append(f"Timed by the wall clock, since a step waits: {_listed(waiting)}.")
+    if len(waiting := _by_wall_clock(ok)):
+        found.append(f"Timed by the wall clock, since it waits or uses several cores: the step of {_listed(waiting)}.")
     found += _repeats(cells, ok)
     if len(ok) and ok["dim"].nunique() == 1:
         found.append("All cells are of one dim: sweep dims, as dim=64,128,256,512, to see growth.")
     if not any(base(name) == HONEST for name in cells["optimizer"]):
         found.append(f"The baseline `{HONEST}` is not in this run.")
     return found
+
+
+def _by_wall_clock(ok: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells at one thread whose step turned out not to suit CPU time.
+
+    Records of before there was a choice are left out: FLOPs by order, which came with it, tell them apart.
+    """
+    free = (ok["device"] == "cpu") & (ok["threads"] == 1) & ok["order_flops"].notna()
+    return ok[free & (ok["clock"] == "wall")]
 
 
 def _listed(cells: pd.DataFrame) -> str:

@@ -15,18 +15,23 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from stepscale.bench.analysis.cubic_work import CUBIC_ABOVE
 from stepscale.bench.report.page import TableRow, number, percent
-from stepscale.bench.report.scaling_tables import by_clock
+from stepscale.bench.report.scaling_tables import ONE_DIM, UNLOGGED, UNTIMED, by_clock, lacking
 from stepscale.bench.report.style import RC, WIDTH, Style
 
 UNKNOWN, HIGHEST = -1, 4  # orders: one that is not known, and that from which on all are drawn alike
 # from the bottom up, each lighter or darker than its neighbours; what is cubic is hatched too, for print and grey
 LOOKS: dict[int, Style] = {
-    0: {"facecolor": "#e8e8e8", "label": "no growth with d: calls, Python"},
+    0: {"facecolor": "#e8e8e8", "label": "no growth with d: calls, Python, work outside torch"},
     1: {"facecolor": "#a9cfe8", "label": "work ∝ d"},
     2: {"facecolor": "#2c74b3", "label": "work ∝ d²"},
     UNKNOWN: {"facecolor": "#bbbbbb", "hatch": "....", "label": "unknown order"},
     3: {"facecolor": "#e8743b", "hatch": "////", "label": "work ∝ d³"},
     HIGHEST: {"facecolor": "#8c1a10", "hatch": "xxxx", "label": "work ∝ d⁴ or faster"},
+}
+LACKING = {
+    UNLOGGED: "its operations\ncould not be logged",
+    ONE_DIM: "its operations were\nlogged at one dim only",
+    UNTIMED: "its operations were\nnot timed one by one",
 }
 CUBIC, NOT_CUBIC = "#b03a06", "#1b5583"  # of titles
 ACROSS, NARROW = 4, 26.0  # panels in a row; points between the labels of two dims
@@ -82,7 +87,14 @@ def draw_panel(ax: Axes, name: str, growth: TableRow, shares: pd.DataFrame, time
     if not len(shares):
         ax.set(xticks=[])
         ax.text(
-            0.5, 0.5, _lacking(name, times), transform=ax.transAxes, ha="center", va="center", color="0.3", fontsize=8
+            0.5,
+            0.5,
+            _lacking(name, growth, times),
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            color="0.3",
+            fontsize=8,
         )
         return
     table = shares.assign(order=shares["order"].clip(upper=HIGHEST))
@@ -101,11 +113,11 @@ def draw_panel(ax: Axes, name: str, growth: TableRow, shares: pd.DataFrame, time
     _ticks(ax, sorted(shares["dim"].unique()), times[times["optimizer"] == name].set_index("dim")["step_ms"])
 
 
-def _lacking(name: str, times: pd.DataFrame) -> str:
+def _lacking(name: str, growth: TableRow, times: pd.DataFrame) -> str:
     own = times[times["optimizer"] == name]
     if not own["ok"].any():
         return ", ".join(sorted(set(own["status"]))).replace("_", " ")
-    return "its operations were\nnot timed one by one"
+    return LACKING[lacking(growth, times)] if growth else "its cells were disturbed,\nor wait for the host"
 
 
 def _ticks(ax: Axes, dims: list[int], step_ms: pd.Series) -> None:

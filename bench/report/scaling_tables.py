@@ -16,6 +16,7 @@ from stepscale.bench.report.page import Shown, TableRow, measured, number, perce
 PER_GROUP = list(GROUP)
 BUDGETS_MS, BUDGETS_MIB = (1, 10, 100), (1024,)
 NOT_COUNTED, NOT_JUDGED = "not counted", "nothing to judge"  # the latter where no cell could be used
+UNLOGGED, ONE_DIM, UNTIMED = "unlogged", "one dim", "untimed"  # what a verdict or a share can lack
 CLOCKS = {"cpu": "CPU time", "wall": "wall time", "cuda": "time of the GPU"}
 PLAIN_VERDICTS = ("no cubic work", NOT_COUNTED, NOT_JUDGED)  # beside which no share stands
 
@@ -166,6 +167,18 @@ def by_clock(row: TableRow) -> Shown:
     if verdict in PLAIN_VERDICTS or math.isnan(share):
         return Shown(str(verdict), 0.0 if verdict == PLAIN_VERDICTS[0] else math.nan)
     return Shown(f"{verdict} {percent(share, row['cubic_low'], row['cubic_high'])}", share)
+
+
+def lacking(row: TableRow, times: pd.DataFrame) -> str:
+    """Say what is missing of an optimizer whose shares by order are not known: a row of ``growth``, and its ``times``.
+
+    ``UNLOGGED``: what operations there are; ``ONE_DIM``: how they grow; ``UNTIMED``: what each of them takes.
+    """
+    (at,) = times[(times["optimizer"] == row["optimizer"]) & (times["dim"] == row["dim_max"])].to_dict("records")
+    if math.isnan(at["operations"]):
+        return UNLOGGED
+    # without FLOPs there is no exponent either
+    return ONE_DIM if math.isnan(row["flop_exponent"]) and at["flops"] > 0 else UNTIMED
 
 
 def growth_csv(growth: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:

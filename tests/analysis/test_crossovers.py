@@ -9,6 +9,7 @@ import pytest
 
 from stepscale.bench.analysis.crossovers import crossovers
 from stepscale.bench.records import tables
+from tests.support.known_work import DIMS as STEP_DIMS
 from tests.support.known_work import Step, table
 from tests.support.synthetic import DIMS, Cost, falling, polynomial, run_of
 
@@ -53,6 +54,27 @@ def test_equal_at_some_dims_and_faster_at_others_is_faster() -> None:
     found = crossovers(cells).iloc[0]
     assert (found["kind"], found["faster"], found["dims"]) == ("none", "one", 5)
     assert 128 < found["decided_min"] <= 512 and found["decided"] <= 3
+
+
+def test_factors_are_those_of_the_decided_dims_whoever_is_named_first(tmp_path: Path) -> None:
+    """1 + 0.001 d² against 10 + 0.002 d²: from 3.6 at the smallest dim down to 2.01 at the largest."""
+    low, high = polynomial(1, 0, 1e-3), polynomial(10, 0, 2e-3)
+    truth = [high(dim) / low(dim) for dim in (max(DIMS), min(DIMS))]
+    for folder, costs in (("a", (low, high)), ("b", (high, low))):
+        found = two(tmp_path / folder, *costs).iloc[0]
+        assert found["kind"] == "none" and found["decided"] == found["dims"]
+        assert (found["factor_min"], found["factor_max"]) == pytest.approx(truth, rel=0.02)
+
+
+def test_dims_of_no_decision_are_in_no_factor() -> None:
+    """Equal below the cliff, whose factors of 1 are left out."""
+    one, other = Step(), Step(cliff=400)
+    found = crossovers(table({"one": one, "other": other}, seeds=4, noise=0.005, block_noise=0.01)).iloc[0]
+    decided = [dim for dim in STEP_DIMS if found["decided_min"] <= dim <= found["decided_max"]]
+    truth = [other.seconds(dim).sum() / one.seconds(dim).sum() for dim in decided]
+    assert (found["factor_min"], found["factor_max"]) == pytest.approx((min(truth), max(truth)), rel=0.01)
+    assert min(truth) > 1.02
+    assert found["equal"] >= 1 and found["equal"] + found["decided"] <= found["dims"]
 
 
 def test_equal_costs_are_seldom_told_apart_though_small_dims_are_noisier(tmp_path: Path) -> None:

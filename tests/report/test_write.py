@@ -212,7 +212,7 @@ def test_factors_are_of_decided_dims(tmp_path: Path) -> None:
     """At dims 64 and 96 the two are the same: no factor to speak of."""
     costs = {"layerwise": lambda d: 1e-6 * d * (1 + (d > 100)), "relative": lambda d: 1e-6 * d}
     said = write.write(run_of(tmp_path, costs, DIMS, seeds=3))
-    line = "- `relative` is faster than `layerwise` at 7 of 9 dims, 2×, elsewhere undecided (dims 64–1024)."
+    line = "- `relative` is faster than `layerwise` at 7 of 9 dims, 2×, elsewhere equal within 5 % (dims 64–1024)."
     assert line in said.splitlines()
 
 
