@@ -24,12 +24,12 @@ def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
     ``undecided`` (no dim decided). Of ``dims`` both have, ``decided`` are those where one is faster; of kind ``equal``
     those where they are equal. ``equal`` counts the latter in any case. ``factor_min`` to ``factor_max`` is by how many
     times they differ at the decided dims: the slower's time / the faster's, as ``pairs`` have it, which decides too.
-    Intervals of the difference are ``pairs``', at 95 % over all of a pair's dims.
+    Intervals of the difference are ``pairs``', at 95 % over all of a pair's dims and of the run's looks.
     """
-    rows = []
+    rows, looks = [], float(cells["looks"].max())
     for key, part in pairs(cells).groupby([*GROUP, "one", "other"]):
         spread = [(Spread(sd, dof), n) for sd, dof, n in zip(part["sd"], part["dof"], part["seeds"], strict=True)]
-        half = np.array([half_width([mean], len(part)) for mean in spread])
+        half = np.array([half_width([mean], len(part) * looks) for mean in spread])
         for found in _pair_rows(str(key[-2]), str(key[-1]), part.set_index("dim")["gap"], half):
             rows.append(dict(zip(GROUP, key, strict=False)) | found)
     return pd.DataFrame(rows, columns=[*GROUP, "faster", "slower", "kind", "at", "low", "high", *SPAN])

@@ -74,7 +74,7 @@ def moderated(squares: pd.Series, dofs: pd.Series, prior: Spread = NO_PRIOR) -> 
     return Spreads(Spread(math.sqrt(variance), dof), by_dim)
 
 
-def half_width(means: Iterable[tuple[Spread, float]], comparisons: int = 1, confidence: float = CONFIDENCE) -> float:
+def half_width(means: Iterable[tuple[Spread, float]], comparisons: float = 1, confidence: float = CONFIDENCE) -> float:
     """Half the interval of a sum or difference of means, each of so many processes; infinite without repeats.
 
     Of that many ``comparisons`` (Bonferroni), so that all of them hold together with that ``confidence``.
