@@ -6,6 +6,7 @@ performance model to times alone: a sum of terms c · d^i · log2(d)^j, chosen b
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -39,7 +40,12 @@ def models(cells: pd.DataFrame) -> dict[str, str]:
             experiment.add_measurement(Measurement(Coordinate(float(at)), Callpath(str(name)), TIME, times))
     ModelGenerator(experiment, use_median=True).model_all()
     found = experiment.modelers[0].models
-    return {path.name: model.hypothesis.function.to_string(dim) for (path, _), model in found.items()}
+    return {path.name: rounded(model.hypothesis.function.to_string(dim)) for (path, _), model in found.items()}
+
+
+def rounded(function: str) -> str:
+    """Round a function's coefficients to three digits."""
+    return re.sub(r"\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.3g}", function)
 
 
 def table(cells: pd.DataFrame) -> pd.DataFrame:
