@@ -49,8 +49,11 @@ peers-relative: $(READY)  ## Time the relative gradient beside its authors' note
 	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) tests/peers/relative.yaml --config-dir tests/peers $(OVERRIDES)
 
 peers-growth: $(READY)  ## What Extra-P says of a run's times, beside the counted order and our verdict (RUN=…)
-	$(PY) -m pip install -q -e ".[extrap]"
-	$(PY) -m tests.peers.extra_p $(RUN)
+	mkdir -p build/typed/stepscale
+	ln -sfn ../../../bench ../../../models ../../../optimizers build/typed/stepscale/
+	test -d build/extrap || $(PY) -m venv build/extrap  # apart from ours: it wants a NumPy below 2
+	build/extrap/bin/pip install -q "extrap==4.*" msgspec psutil scipy tabulate "pandas>=2.2"
+	PYTHONPATH=build/typed build/extrap/bin/python -m tests.peers.extra_p $(RUN)
 
 peers-timer: $(READY)  ## How well a factor is known after 20 s, beside torch's Timer; 8 minutes (TARGET=results/timer/factors.csv)
 	$(PY) -m tests.peers.timer $(or $(TARGET),results/local/timer/factors.csv)
