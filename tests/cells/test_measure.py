@@ -11,7 +11,7 @@ from stepscale.bench.cells.failures import classify
 from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.errors import DivergedError, TooSlowError
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import UNMARKED
+from stepscale.bench.records.schema import UNMARKED, Record
 from tests.support.jobs import THREADS, job, logged
 from tests.support.theirs import misbehave
 
@@ -146,6 +146,25 @@ def test_whatever_becomes_of_the_process_there_is_a_row(
     assert (found.status, reason in found.reason) == (status, True), found.reason
     assert tables.load(tmp_path)["status"].tolist() == [status]
     assert process.run([job(tmp_path)])[0].status == "ok", "the next cell is measured all the same"
+
+
+@pytest.mark.parametrize("deed", ["hoard", "kill"])
+def test_what_dies_or_finds_no_room_beside_others_leaves_no_record(tmp_path: Path, deed: str) -> None:
+    """It may have died of the others' memory; whoever asked for it measures it again, by itself."""
+    good, bad = job(tmp_path), job(tmp_path, *misbehave(deed), "memory_gib=0.5")
+    told: list[Record] = []
+    found = process.run([good, bad], told.append)
+    assert [made.identity for made in found] == [good.identity] == [made.identity for made in told]
+    assert found[0].timing.turns is not None
+    assert not store.path_of(tmp_path, bad.identity).exists()
+    assert [made.status for made in process.run([bad])] == ["out_of_memory" if deed == "hoard" else "killed"]
+
+
+def test_cells_in_turns_have_as_many_rounds_until_one_is_done(tmp_path: Path) -> None:
+    found = process.run([job(tmp_path, optimizer=name) for name in ("relative", "layerwise", "kfac")])
+    assert [made.status for made in found] == ["ok"] * 3
+    assert len({made.timing.turns for made in found}) == 1
+    assert all(len(made.timing.blocks.step_s) >= 3 for made in found)
 
 
 def test_number_types_are_torch_s_and_tf32_a_way_of_rounding() -> None:

@@ -104,3 +104,42 @@ def test_a_cell_on_a_gpu_leaves_all_cores_but_one(monkeypatch: pytest.MonkeyPatc
 
 def test_the_torch_recorded_is_the_one_that_runs() -> None:
     assert description.describe().torch == torch.__version__
+
+
+def test_of_hyper_threads_one_a_core_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four logical CPUs on two cores: two threads belong on two cores, not on one core's two hyper-threads."""
+    monkeypatch.setattr(cores.sys, "platform", "linux")
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(cores, "_core", lambda cpu: "0-1" if cpu < 2 else "2-3")
+    assert [cores.last(threads) for threads in (1, 2)] == [[3], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "alone", "expected"),
+    [
+        (3, "2", True, 3),
+        (None, None, True, 1),
+        (None, None, False, 7),
+        (None, "2", True, 2),
+        (None, "2", False, 2),
+        ("all", "2", True, 7),
+    ],
+)
+def test_how_many_threads_a_cell_has(
+    asked: int | str | None, variable: str | None, alone: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "_asked", variable)
+    monkeypatch.setattr(cores, "available_cores", lambda: 7)
+    assert cores.threads_for(asked, alone=alone) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], 1), (["threads=3"], 3), (["threads=all"], 7), (["task=train"], 7), (["threads=null"], 1)],
+)
+def test_a_command_tells_how_many_threads_its_server_needs(
+    words: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "_asked", None)
+    monkeypatch.setattr(cores, "available_cores", lambda: 7)
+    assert cores.guessed_threads(words) == expected
