@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import isnan
 
+from stepscale.bench.records import work
 from stepscale.bench.records.headline import Estimate, estimate
-from stepscale.bench.records.schema import Operation, Record, Status, Timing, Trained
+from stepscale.bench.records.schema import Counts, Operation, Record, Status, Timing, Trained
 from stepscale.bench.records.tables import phases_ms
 
 SHOWN = 7  # operations of a profile
@@ -61,11 +62,27 @@ def _times(record: Record, timing: Timing, found: Estimate) -> list[str]:
     if counts:
         rate = 1e-9 * counts.flops / found.step_s
         lines.append(f"counts  {counts.flops:.4g} FLOP, {counts.operations:g} operations, {rate:.4g} GFLOP/s")
+        lines += _growth(counts, timing, record.cell.dim, found.step_s)
     if timing.profile:
         lines.append(_dearest(timing.profile))
     if memory and memory.peak_mib is not None:
         lines.append(f"memory  {memory.peak_mib:.4g} MiB at the peak")
     return lines
+
+
+def _growth(counts: Counts, timing: Timing, dim: int, step_s: float) -> list[str]:
+    """Say how the step's FLOPs grow at this dim, and which share of it is cubic; nothing where that is not known."""
+    told = work.figures(counts, timing, dim, step_s)
+    exponent, share, unknown = told.get("flop_exponent"), told.get("cubic_share"), told["uncounted"]
+    if exponent is None:
+        return []
+    words = f"growth  FLOPs as d^{exponent:.2f} here; "
+    if told["cubic_operations"] is None:
+        words += "no cubic work" if unknown is None else "no cubic work that is known"
+    else:
+        words += f"cubic are {told['cubic_operations']}"
+        words += f", {100 * share:.0f} % of the step" if isinstance(share, float) else ""
+    return [words + (f"; not known of {unknown}" if unknown else "")]
 
 
 def _notes(record: Record) -> list[str]:

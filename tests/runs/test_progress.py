@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from stepscale.bench.records.schema import Record
+from stepscale.bench.records.operations import Kind
+from stepscale.bench.records.schema import Record, Traced
 from stepscale.bench.runs import progress
 from tests.support.synthetic import limit_seconds, record
 
@@ -29,3 +30,28 @@ def test_a_cell_without_a_ratio_is_told_by_its_time_alone(times: int) -> None:
     assert progress.outcome(made).split() == [f"{step_ms:.3f}", "ms", "±0.0", "%"]
     assert "x limit" not in words and not re.search(r"\bnan\b", words)
     assert "without limit: takes longer than the step" in progress.details(made)
+
+
+@pytest.mark.parametrize(
+    ("exponents", "words"),
+    [
+        ([2.0, 1.0], "growth  FLOPs as d^2.00 here; no cubic work"),
+        ([3.0, 2.0], "growth  FLOPs as d^3.00 here; cubic are first, 25 % of the step"),
+        ([2.0, None], "growth  FLOPs as d^2.00 here; no cubic work that is known; not known of second"),
+    ],
+)
+def test_a_cell_is_told_with_its_growth(exponents: list[float | None], words: str) -> None:
+    """A quarter of the step is in the first operation, whose FLOPs are all there are."""
+    made = record("mine", 64, 0, 1e-3)
+    assert made.timing is not None and made.counts is not None
+    first, second = exponents
+    made.counts.kinds = [
+        Kind(name="first", shapes=[], flops=8.0, exponent=first),
+        Kind(name="second", shapes=[], elements=5, exponent=second),
+    ]
+    made.counts.calls, made.counts.flops = [1.0, 1.0], 8.0
+    assert first is not None
+    made.counts.second_dim, made.counts.second_flops = 32, 8.0 / 2**first
+    orders = [kind.order for kind in made.counts.kinds]
+    made.timing.traced = Traced([0, 1, 2], {order: [2.5e-4] * 3 for order in orders}, [2.5e-4] * 2)
+    assert words in progress.details(made).splitlines()
