@@ -2,7 +2,7 @@
 
 Ten times each, one after the other in the same minutes: layerwise over relative at dim 256, with one thread. Ours are
 four seeds of two processes, whose blocks fill 20 s, told as ``analysis.factors`` tells them. The Timer measures one
-optimizer after the other, by ``blocked_autorange`` for as long.
+optimizer after the other, by ``blocked_autorange`` for as long. Threads and allocator are set alike.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+
+from stepscale.bench.machine.cores import ALLOCATOR
 
 DIM, BATCH, DEPTH = 256, 100, 2
 SEEDS, SECONDS, REPEATS = 4, 20.0, 10
@@ -57,7 +59,11 @@ def timers() -> float:
 
 def main() -> None:
     """Write one row a repeat to the CSV file that is named, and print what they come to."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    settings = {"OMP_NUM_THREADS": "1"} | ALLOCATOR
+    if any(
+        os.environ.get(name) != value for name, value in settings.items()
+    ):  # the Timer's too: a process starts by them
+        os.execve(sys.executable, [sys.executable, "-m", "tests.peers.timer", *sys.argv[1:]], os.environ | settings)
     target = Path(sys.argv[1])
     rows = []
     for _ in range(REPEATS):
