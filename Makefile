@@ -53,7 +53,7 @@ peers-growth: $(READY)  ## What Extra-P says of a run's times, beside the counte
 	ln -sfn ../../../bench ../../../models ../../../optimizers build/typed/stepscale/
 	test -d build/extrap || $(PY) -m venv build/extrap  # apart from ours: it wants a NumPy below 2
 	build/extrap/bin/pip install -q "extrap==4.*" msgspec psutil scipy tabulate "pandas>=2.2"
-	PYTHONPATH=build/typed build/extrap/bin/python -m tests.peers.extra_p $(RUN)
+	PYTHONPATH=build/typed build/extrap/bin/python -m tests.extra_p $(RUN)
 
 peers-timer: $(READY)  ## How well a factor is known after 20 s, beside torch's Timer; 8 minutes (TARGET=results/timer/factors.csv)
 	$(PY) -m tests.peers.timer $(or $(TARGET),results/local/timer/factors.csv)
