@@ -26,7 +26,7 @@ from stepscale.bench.runs.run import Run
 from stepscale.bench.timing.log_period import SMALL
 
 Tell = Callable[[str], None]
-TOGETHER = 16  # cells that are measured in turns: each is a process that keeps its memory
+TOGETHER = 24  # cells that are measured in turns: each is a process that keeps its memory
 
 
 def conduct(plan: Plan, run: Run, command: str) -> list[str]:
