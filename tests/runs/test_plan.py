@@ -48,7 +48,7 @@ def test_a_sweep_of_peers_names_what_exists(path: Path) -> None:
 def test_a_sweep_on_the_cpu_of_a_gpu_machine_takes_the_cpus_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert set(values(plan_sweep("quick", []).parts[1], "dim")) == {"256", "512", "1024"}
-    assert set(values(plan_sweep("quick", ["device=cpu"]).parts[0], "dim")) == {"64", "128", "256"}
+    assert set(values(plan_sweep("quick", ["device=cpu"]).parts[1], "dim")) == {"128", "256"}
 
 
 def test_a_sweep_for_a_gpu_is_planned_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
