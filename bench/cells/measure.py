@@ -19,11 +19,7 @@ from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.schema import Record, Status, Task
 
 
-def no_turn() -> None:
-    """Wait for nobody."""
-
-
-def measure_cell(job: Job, turn: Callable[[], None] = no_turn) -> Record:
+def measure_cell(job: Job, turn: Callable[[], None] = lambda: None) -> Record:
     """Measure a cell in this process; whatever goes wrong is the record's status and reason.
 
     ``turn`` is called before each block of a step that is timed, and returns when the machine is this cell's.

@@ -8,7 +8,7 @@ import torch
 
 from stepscale.bench.cells.build import build, load_data, moved, number_type
 from stepscale.bench.cells.job import Job
-from stepscale.bench.counting.products import record_products
+from stepscale.bench.counting.products import products_of
 from stepscale.bench.machine import memory
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.notes import Notes
@@ -20,7 +20,7 @@ from stepscale.bench.timing.limit import limit_of
 from stepscale.bench.timing.log_period import log_growth
 from stepscale.bench.timing.time_step import Settings, measure
 from stepscale.bench.timing.workload import Workload
-from stepscale.models import Batch, HasProducts, each, offers
+from stepscale.models import Batch, each
 
 BATCHES = 3  # rotated, so that no step finds its batch in the cache
 
@@ -40,9 +40,7 @@ def log_cell(job: Job, device: torch.device) -> StepLog:
         return Workload(*build(there, device, number_type(job.cell.dtype)), batches)
 
     workload = make(job.cell.dim)
-    if not offers(workload.model, HasProducts):
-        with notes.optional("limit"):
-            log.products = record_products(workload.model, workload.batches[0])
+    log.products = products_of(workload.model, workload.batches[0], notes)
     with notes.optional("counts"):
         log.period = log_growth(make, job.cell.dim, settings.max_step_s, notes)
     return log

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stepscale.bench.counting.operation_counts import RULES, aten, compiled_here
+from stepscale.bench.counting.operation_counts import RULES, aten
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.operations import Argument, Operand, ProductSpec
 from stepscale.models import Batch, HasLoss, HasProducts, offers
@@ -63,13 +63,9 @@ def record_products(model: nn.Module, batch: Batch) -> list[ProductSpec]:
     return recorder.products
 
 
-def recorded_here(model: nn.Module, batch: Batch, notes: Notes) -> list[ProductSpec] | None:
-    """Record a model's products in the process that times it, where they are needed and it does no harm, else None.
-
-    They are not where the model names its own; and it would, once ``torch.compile`` has compiled something here. What
-    goes wrong is noted, and costs the limit alone.
-    """
-    if not compiled_here() and not offers(model, HasProducts):
+def products_of(model: nn.Module, batch: Batch, notes: Notes) -> list[ProductSpec] | None:
+    """Record a model's products, unless it names its own; what goes wrong is noted, and costs the limit alone."""
+    if not offers(model, HasProducts):
         with notes.optional("limit"):
             return record_products(model, batch)
     return None

@@ -24,10 +24,8 @@ CODE = r"(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
 ACTIVE = r"<|\||&(?=#?\w+;)|\](?=[(\[])|^\["
 HEAD = 10  # characters of a column's name in a line of a terminal
 DIGITS = 3  # of a number of which no interval is known
-LEAST_DIGITS, MOST_DIGITS = (
-    2,
-    4,
-)  # of one whose interval is narrower than that, and in tables that were not laid out for people
+LEAST_DIGITS = 2  # of one whose interval is wider than that
+MOST_DIGITS = 4  # of one whose interval is narrower than that, and in tables that were not laid out for people
 
 TableRow = dict[Hashable, Any]  # as pandas gives it, which does not say what a column holds
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stepscale.bench.counting.operation_counts import compiled_here
-from stepscale.bench.counting.products import recorded_here
+from stepscale.bench.counting.products import products_of
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.memory import start_peak_memory
 from stepscale.bench.notes import Notes
@@ -76,7 +76,8 @@ def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: 
     try:
         workload.run(workload.period)  # what compiles itself has done so now
         log = None if compiled_here() or settings.compile else log_here(workload, notes)
-        recorded = lambda: recorded_here(model, batches[0], notes)  # noqa: E731 - once the peak memory is taken
+        # once the peak memory is taken, and not where it would have compiled functions run as they are written
+        recorded = lambda: None if compiled_here() else products_of(model, batches[0], notes)  # noqa: E731
         limit = lambda: limit_of(model, rows_of(batches[0]), recorded())  # noqa: E731
         return _figures(measure(workload, limit, clock, settings, peak_memory, notes, log))
     finally:

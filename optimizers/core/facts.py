@@ -13,19 +13,19 @@ class Facts:
 
     Attributes:
         period: number of calls after which its work repeats.
-        period_known: whether that is sure. Of a step whose update is not torch's own it is not: the harness watches it.
         log_det: how it comes by the log-determinant's gradient; None where it does not say. Tables show it.
         writes_in_place: whether it writes over the ``.grad`` it finds, as into ``gradient_of``, of all parameters or of
             none. Any other direction finds them None before each call.
+        period_known: whether ``period`` is sure. A step whose update is not torch's own is watched.
 
     Raises:
         ValueError: ``period`` is below 1, or ``log_det`` is no ``LogDet``.
     """
 
     period: int = 1
-    period_known: bool = True
     log_det: LogDet | None = None
     writes_in_place: bool = False
+    period_known: bool = True
 
     def __post_init__(self) -> None:
         if self.period < 1:

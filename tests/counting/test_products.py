@@ -13,7 +13,7 @@ from torch.utils import checkpoint, flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stepscale.bench.counting.products import record_products, recorded_here
+from stepscale.bench.counting.products import products_of, record_products
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.operations import Operand, ProductSpec
 from stepscale.bench.timing.limit import limit_of
@@ -219,15 +219,11 @@ def test_without_products_there_is_no_limit() -> None:
     assert limit_of(model, B, []) is None and limit_of(model, B, None) is None
 
 
-def test_it_is_not_recorded_where_that_is_needless_or_does_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_names_its_products_needs_none_recorded() -> None:
     model, batch = made("masked flow")
     notes = Notes()
-    assert recorded_here(Flow(4), torch.randn(B, 4), notes) is None, "it names its products"
-    monkeypatch.setitem(torch._dynamo.utils.counters, "frames", Counter())
-    assert recorded_here(model, batch, notes)
-    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
-    assert recorded_here(model, batch, notes) is None, "compiled functions would run as they are written from then on"
-    assert not notes
+    assert products_of(Flow(4), torch.randn(B, 4), notes) is None
+    assert products_of(model, batch, notes) and not notes
 
 
 def test_a_loss_that_cannot_be_recorded_is_noted() -> None:
@@ -236,5 +232,5 @@ def test_a_loss_that_cannot_be_recorded_is_noted() -> None:
             return self(batch)
 
     notes = Notes()
-    assert recorded_here(Vector(4, 4), torch.randn(B, 4), notes) is None
+    assert products_of(Vector(4, 4), torch.randn(B, 4), notes) is None
     assert "scalar" in notes["limit"]

@@ -25,6 +25,11 @@ from tests.support.jobs import job
 from tests.support.synthetic import MACHINE, cell, failed, polynomial, record
 
 
+def recorded(jobs: list[Job]) -> list[Record]:
+    """Make the records that jobs would leave."""
+    return [replace(record("relative", 8, 0, 1e-3), identity=job.identity, cell=job.cell) for job in jobs]
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Jobs in the order in which they were measured, each of which leaves a record at once."""
@@ -32,7 +37,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
     def fake(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
         jobs.extend(asked)
-        made = [replace(record("relative", 8, 0, 1e-3), identity=job.identity, cell=job.cell) for job in asked]
+        made = recorded(asked)
         for found in made:
             store.save(found, asked[0].folder)
             tell(found)
@@ -65,7 +70,7 @@ def test_what_had_no_room_beside_the_others_is_measured_by_itself(
     def crowded(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
         calls.append([job.cell.optimizer for job in asked])
         fit = asked[:1]
-        made = [replace(record("relative", 8, 0, 1e-3), identity=job.identity, cell=job.cell) for job in fit]
+        made = recorded(fit)
         for found in made:
             tell(found)
         return made
@@ -237,7 +242,7 @@ def test_cells_that_differ_in_their_optimizer_alone_take_turns(tmp_path: Path, m
 
     def fake(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
         groups.append({(job.cell.optimizer, job.cell.dim, job.cell.seed) for job in asked})
-        made = [replace(record("relative", 8, 0, 1e-3), identity=job.identity, cell=job.cell) for job in asked]
+        made = recorded(asked)
         for found in made:
             tell(found)
         return made
