@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stepscale.bench.analysis.factors import verdict
-from stepscale.bench.analysis.pairs import pairs
-from stepscale.bench.analysis.process_variance import Spread, half_width
+from stepscale.bench.analysis.pairs import gap_half_widths, pairs
 from stepscale.bench.records.schema import GROUP
 
 SPAN = ["dim_min", "dim_max", "dims", "decided", "equal", "decided_min", "decided_max", "factor_min", "factor_max"]
@@ -28,8 +27,7 @@ def crossovers(cells: pd.DataFrame) -> pd.DataFrame:
     """
     rows, looks = [], float(cells["looks"].max())
     for key, part in pairs(cells).groupby([*GROUP, "one", "other"]):
-        spread = [(Spread(sd, dof), n) for sd, dof, n in zip(part["sd"], part["dof"], part["seeds"], strict=True)]
-        half = np.array([half_width([mean], len(part) * looks) for mean in spread])
+        half = gap_half_widths(part, len(part) * looks)
         for found in _pair_rows(str(key[-2]), str(key[-1]), part.set_index("dim")["gap"], half):
             rows.append(dict(zip(GROUP, key, strict=False)) | found)
     return pd.DataFrame(rows, columns=[*GROUP, "faster", "slower", "kind", "at", "low", "high", *SPAN])

@@ -8,8 +8,8 @@ from collections.abc import Collection
 import pandas as pd
 
 from stepscale.bench.analysis.baselines import HONEST, NAIVE, base
-from stepscale.bench.analysis.pairs import EQUAL, pairs
-from stepscale.bench.analysis.process_variance import CONFIDENCE, Spread, half_width, usable
+from stepscale.bench.analysis.pairs import EQUAL, gap_half_widths, pairs
+from stepscale.bench.analysis.process_variance import CONFIDENCE, usable
 from stepscale.bench.records.schema import GROUP
 
 COLUMNS = [*GROUP, "dim", "optimizer", "baseline", "factor", "low", "high", "seeds", "rounds", "verdict"]
@@ -27,14 +27,15 @@ def factors(cells: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame
     """
     rows, baselines = [], _baselines(cells)
     spent = 1 - (1 - confidence) / float(cells["looks"].max(skipna=True))
-    for pair in pairs(cells).to_dict("records"):
+    compared = pairs(cells)
+    compared["half"] = gap_half_widths(compared, confidence=spent)
+    for pair in compared.to_dict("records"):
         key = [pair[axis] for axis in (*GROUP, "dim")]
-        half = half_width([(Spread(pair["sd"], pair["dof"]), pair["seeds"])], confidence=spent)
         for name, baseline, sign in ((pair["one"], pair["other"], -1), (pair["other"], pair["one"], 1)):
             if baseline in baselines[tuple(key[:-1])]:
                 log = sign * pair["gap"]
-                ends = [math.exp(log), math.exp(log - half), math.exp(log + half)]
-                rows.append([*key, name, baseline, *ends, pair["seeds"], pair["rounds"], verdict(log, half)])
+                ends = [math.exp(log + by) for by in (0, -pair["half"], pair["half"])]
+                rows.append([*key, name, baseline, *ends, pair["seeds"], pair["rounds"], verdict(log, pair["half"])])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

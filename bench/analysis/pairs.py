@@ -9,11 +9,22 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stepscale.bench.analysis.process_variance import NO_PRIOR, Spread, Spreads, moderated, usable
+from stepscale.bench.analysis.process_variance import (
+    CONFIDENCE,
+    NO_PRIOR,
+    Spread,
+    Spreads,
+    half_width,
+    moderated,
+    usable,
+)
 from stepscale.bench.records.schema import GROUP
 
 EQUAL = 1.05  # a factor nearer to 1 than that is of no practical interest
 IN_TURNS = Spread(0.015, 4)  # prior of the log factor: two starts of the same code differ by up to 2 %
+# What seeds that follow each other have in common: measured again minutes later, a factor differs by more than they do,
+# as caches, memory and clock rate of a shared machine do not stay the same (`make peers-timer`, results/timer).
+DRIFT = Spread(0.011, 18)
 PAIR = [*GROUP, "dim", "one", "other"]
 
 
@@ -57,7 +68,8 @@ def pairs(cells: pd.DataFrame) -> pd.DataFrame:
 
     ``sd`` and ``dof`` are the gap's spread from seed to seed, pooled over all pairs of a dim and moderated by the run.
     Pairs that took turns have a spread apart from the others, with a prior (``IN_TURNS``), so that one seed has one,
-    too; it is never less than their own rounds tell.
+    too; it is never less than their own rounds tell. ``drift`` says whether ``DRIFT`` comes on top, which no further
+    seed lessens: seeds that took turns are of the same minutes.
     """
     keyed = [(key, int(part["dim"].iloc[0]), _pairs_of(part)) for key, part in usable(cells).groupby([*GROUP, "dim"])]
     by_dim = [(dim, found) for _, dim, found in keyed]
@@ -68,8 +80,18 @@ def pairs(cells: pd.DataFrame) -> pd.DataFrame:
             logs, errors, rounds, _ = zip(*pair.gaps, strict=True)
             sd, dof = spread[pair.turns].at(dim)
             own = math.sqrt(np.mean(np.square(errors)))
-            rows.append([*key, pair.one, pair.other, float(np.mean(logs)), len(logs), sum(rounds), max(sd, own), dof])
-    return pd.DataFrame(rows, columns=[*PAIR, "gap", "seeds", "rounds", "sd", "dof"])
+            known = [float(np.mean(logs)), len(logs), sum(rounds), max(sd, own), dof, pair.turns]
+            rows.append([*key, pair.one, pair.other, *known])
+    return pd.DataFrame(rows, columns=[*PAIR, "gap", "seeds", "rounds", "sd", "dof", "drift"])
+
+
+def gap_half_widths(found: pd.DataFrame, comparisons: float = 1, confidence: float = CONFIDENCE) -> np.ndarray:
+    """Half the interval of each gap of a table of ``pairs``; arguments as of ``half_width``."""
+    halves = []
+    for sd, dof, seeds, drift in found[["sd", "dof", "seeds", "drift"]].itertuples(index=False):
+        means = [(Spread(sd, dof), seeds), *([(DRIFT, 1)] if drift else [])]
+        halves.append(half_width(means, comparisons, confidence))
+    return np.array(halves)
 
 
 def _pairs_of(part: pd.DataFrame) -> list[Pair]:

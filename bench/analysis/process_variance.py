@@ -77,11 +77,15 @@ def moderated(squares: pd.Series, dofs: pd.Series, prior: Spread = NO_PRIOR) -> 
 def half_width(means: Iterable[tuple[Spread, float]], comparisons: float = 1, confidence: float = CONFIDENCE) -> float:
     """Half the interval of a sum or difference of means, each of so many processes; infinite without repeats.
 
-    Of that many ``comparisons`` (Bonferroni), so that all of them hold together with that ``confidence``.
+    Of that many ``comparisons`` (Bonferroni), so that all of them hold together with that ``confidence``; degrees of
+    freedom by Welch 1947, "The generalization of Student's problem", Biometrika 34.
     """
     parts = list(means)
-    dof = min(spread.dof for spread, _ in parts)
-    if dof < 1 or not all(processes for _, processes in parts):
+    if not all(spread.dof >= 1 and processes for spread, processes in parts):
         return math.inf
-    t = stats.t.ppf(1 - (1 - confidence) / 2 / comparisons, dof)
-    return float(t * math.sqrt(sum(spread.sd**2 / processes for spread, processes in parts)))
+    variances = [spread.sd**2 / processes for spread, processes in parts]
+    error = sum(variances)
+    if not error > 0:
+        return 0.0 if error == 0 else math.inf
+    dof = error**2 / sum(own**2 / spread.dof for own, (spread, _) in zip(variances, parts, strict=True))
+    return float(stats.t.ppf(1 - (1 - confidence) / 2 / comparisons, dof) * math.sqrt(error))

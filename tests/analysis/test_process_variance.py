@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from stepscale.bench.analysis.process_variance import Spread, half_width, spreads
 from stepscale.bench.records import tables
@@ -54,6 +55,15 @@ def test_cells_without_a_limit_have_no_part_in_the_spread_of_the_ratio(cells: pd
 
 
 def test_more_comparisons_make_it_wider() -> None:
-    one, two = Spread(0.01, 20), Spread(0.02, 5)
-    assert half_width([(one, 2), (two, 2)]) == pytest.approx(2.5706 * math.sqrt((1e-4 + 4e-4) / 2), rel=1e-4)
+    one = Spread(0.01, 20)
+    assert half_width([(one, 2)]) == pytest.approx(2.0860 * 0.01 / math.sqrt(2), rel=1e-4)
     assert half_width([(one, 2)], comparisons=5) == pytest.approx(2.8453 * 0.01 / math.sqrt(2), rel=1e-4)
+
+
+def test_a_difference_of_two_means_has_the_interval_of_welchs_test() -> None:
+    """As SciPy has it of two samples of unequal size and variance."""
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(0, 1, 21), rng.normal(0, 3, 6)
+    low, high = stats.ttest_ind(one, two, equal_var=False).confidence_interval()
+    means = [(Spread(float(of.std(ddof=1)), len(of) - 1), float(len(of))) for of in (one, two)]
+    assert half_width(means) == pytest.approx((high - low) / 2)
