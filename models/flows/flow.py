@@ -110,6 +110,21 @@ class FlowDensity(nn.Module):
         """O(L d³): Σ_k log|det W_k|, one LU a layer, so that no batched one is called."""
         return torch.stack([log_abs_det(layer.weight) for layer in self.layers]).sum()
 
+    def jacobians(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """O(B L d³): the noise of each row, ``[batch, dim]``, and its ∂z/∂x, ``[batch, dim, dim]``.
+
+        A product of layers from the last to the first, each of one weight and all rows.
+        """
+        layers, slopes = list(self.layers), []
+        for layer in layers[:-1]:
+            y = layer(x)
+            slopes.append(self.alpha + (1 - self.alpha) * torch.sigmoid(y))
+            x = self._activation(y)
+        jacobian = layers[-1].weight.expand(len(x), -1, -1)
+        for layer, slope in zip(reversed(layers[:-1]), reversed(slopes), strict=True):
+            jacobian = (jacobian * slope.unsqueeze(1)) @ layer.weight
+        return layers[-1](x), jacobian
+
     def log_prob(self, x: Tensor) -> Tensor:
         """O(L (B d² + d³)): log-likelihood of each row in nats, ``[batch]``."""
         return self.log_prob_without_det(x) + self.log_abs_det()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from stepscale.models import Batch, HasLoss, Invertible, LogDet
+from stepscale.models import Batch, HasJacobians, HasLoss, Invertible, LogDet, log_abs_det, offers
 from stepscale.optimizers.core.facts import Facts
 from stepscale.optimizers.core.step import Mark, Stateless, no_mark, require
 
@@ -28,9 +28,10 @@ class Layerwise(Stateless):
 
 
 class Jacobian(Stateless):
-    """O(B L d³) time, O(B d²) memory: autodiff through the full Jacobian and a ``slogdet`` of every sample.
+    """O(B L d³) time, O(B d²) memory: autodiff through the full Jacobian and a log-determinant of every sample.
 
-    What one writes without using the structure of the model; the naive baseline.
+    The naive baseline: what the change of variables says, taken at its word. The Jacobians are the model's own product
+    of layers where it has one (``HasJacobians``), else automatic differentiation's.
     """
 
     facts = Facts(log_det=LogDet.EXACT)
@@ -40,6 +41,8 @@ class Jacobian(Stateless):
         self.checked = False
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        if not isinstance(batch, Tensor):
+            raise TypeError("the jacobian direction is of the density of rows, and this batch has targets, too")
         loss, jacobians, log_dets = jacobian_loss(self.model, batch)
         if not self.checked:
             check_log_dets(jacobians.detach(), log_dets.detach())
@@ -62,13 +65,19 @@ def check_log_dets(matrices: Tensor, log_dets: Tensor) -> None:
         raise RuntimeError(f"torch's batched slogdet is off by {worst:.3g}: set threads by OMP_NUM_THREADS instead")
 
 
-def jacobian_loss(model: Invertible, x: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def jacobian_loss(model: Invertible, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean negative log-likelihood in nats, ∂z/∂x of each sample ``[batch, dim, dim]``, its log|det| ``[batch]``."""
+    z, jacobians = model.jacobians(x) if offers(model, HasJacobians) else differentiated(model, x)
+    log_dets = log_abs_det(jacobians)
+    return -(model.base_log_prob(z) + log_dets).mean(), jacobians, log_dets
+
+
+def differentiated(model: Invertible, x: Tensor) -> tuple[Tensor, Tensor]:
+    """O(B L d³): the noise of each row and its ∂z/∂x, of any model."""
 
     def noise(row: Tensor) -> tuple[Tensor, Tensor]:
         z = model(row.unsqueeze(0)).squeeze(0)
         return z, z
 
     jacobians, z = vmap(jacrev(noise, has_aux=True))(x)
-    log_dets = torch.linalg.slogdet(jacobians).logabsdet
-    return -(model.base_log_prob(z) + log_dets).mean(), jacobians, log_dets
+    return z, jacobians

@@ -67,3 +67,11 @@ def test_a_singular_matrix() -> None:
     assert log_abs_det(W).item() == -torch.inf
     with pytest.raises(torch.linalg.LinAlgError):
         inverse_transpose(W)
+
+
+def test_a_batch_of_matrices_is_each_of_them() -> None:
+    matrices = torch.stack([matrix(), -2 * matrix().T]).requires_grad_()
+    found = log_abs_det(matrices)
+    torch.testing.assert_close(found, torch.linalg.slogdet(matrices).logabsdet)
+    assert torch.autograd.gradcheck(log_abs_det, (matrices,))
+    torch.testing.assert_close(inverse_transpose(matrices.detach()), torch.linalg.inv(matrices.detach()).mT)

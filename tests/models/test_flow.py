@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from stepscale.models import Flow
+from stepscale.models import Flow, PLUFlow
 from stepscale.models.flows import flow
 from tests.conftest import batch_of, generic_flow
 
@@ -26,6 +26,19 @@ def test_log_likelihood_equals_the_change_of_variables_by_brute_force(options: d
         z = model(row.unsqueeze(0)).detach().numpy()
         expected = density.logpdf(z).sum() + math.log(abs(torch.linalg.det(jacobian)))
         assert model.log_prob(row.unsqueeze(0)).item() == pytest.approx(expected, abs=1e-10)
+
+
+@ALL_FLOWS
+@pytest.mark.parametrize("kind", [Flow, PLUFlow])
+def test_jacobians_are_those_that_autodiff_finds(kind: type[Flow], options: dict) -> None:
+    torch.manual_seed(1)
+    model = kind(5, **{"depth": 3, **options}).double()
+    x = batch_of()
+    z, found = model.jacobians(x)
+    torch.testing.assert_close(z, model(x))
+    for row, jacobian in zip(x, found, strict=True):
+        expected = torch.autograd.functional.jacobian(lambda r: model(r.unsqueeze(0)).squeeze(0), row)
+        torch.testing.assert_close(jacobian, expected)
 
 
 @ALL_FLOWS

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepscale.models import Flow
+from stepscale.models import Flow, FlowDensity
 from stepscale.optimizers import Jacobian, Layerwise, Relative, pair
 from stepscale.optimizers.exact.autodiff import check_log_dets
 from tests.conftest import batch_of, generic_flow, gradients, well_conditioned
@@ -34,6 +34,18 @@ def test_three_exact_gradients_agree(options: dict) -> None:
         direction(x)
         for got, want in zip(gradients(model), expected, strict=True):
             assert (got - want).abs().max() < 1e-10
+
+
+@FLOWS
+def test_a_model_without_jacobians_of_its_own_has_them_differentiated(
+    options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = generic_flow(**options), batch_of()
+    expected = explicit_gradients(model, x)
+    monkeypatch.setattr(FlowDensity, "jacobians", None)
+    Jacobian(model)(x)
+    for got, want in zip(gradients(model), expected, strict=True):
+        assert (got - want).abs().max() < 1e-10
 
 
 @FLOWS
