@@ -23,8 +23,8 @@ class LayerIO(NamedTuple):
     log_det: bool  # whether the loss holds −log|det W| besides
 
 
-Tangents = list[tuple[Tensor, Tensor | None]]
-"""A direction in the space of the parameters: (dW, db) of each captured layer, db None where it has no bias."""
+Tangents = list[tuple[Tensor | None, Tensor | None]]
+"""A direction in the space of the parameters: (dW, db) of each captured layer; None for what is not there or frozen."""
 
 
 def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:
@@ -34,8 +34,13 @@ def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:
     """
     total = ios[0].y.new_zeros(len(ios[0].y))
     for io, (dW, db) in zip(ios, tangents, strict=True):
-        rate = io.a @ dW.T if db is None else torch.addmm(db, io.a, dW.T)
+        if dW is not None:
+            rate = io.a @ dW.T if db is None else torch.addmm(db, io.a, dW.T)
+        elif db is not None:
+            rate = db
+        else:
+            continue
         total = total + (io.delta * rate).sum(1)
-        if io.log_det:
+        if io.log_det and dW is not None:
             total = total - torch.linalg.solve(io.layer.weight, dW).trace()
     return total

@@ -190,11 +190,11 @@ class Flow(FlowDensity):
         autograd would compute, is nowhere needed.
         """
         layers, seen, z = list(self.layers), [], batch
-        for layer in layers:
+        for k, layer in enumerate(layers):  # by its place: a layer may be there twice
             u = z @ layer.weight.T
             y = u if layer.bias is None else u + layer.bias
             seen.append((layer, z, u, y))
-            if layer is not layers[-1]:
+            if k < len(layers) - 1:
                 z = self._activation(y)
         delta = y if self.base is Base.NORMAL else torch.tanh(y / 2)
         deltas = [delta]

@@ -153,8 +153,8 @@ class MLP(nn.Module):
         """J v by forward mode, written out: ``[batch, outputs]``."""
         rate = torch.zeros_like(ios[0].a)
         for k, (io, (dW, db)) in enumerate(zip(ios, tangents, strict=True)):
-            rate = torch.addmm(io.a @ dW.T, rate, io.layer.weight.T)
-            rate = self._slope_times(k, io.y, rate if db is None else rate + db)
+            before = rate @ io.layer.weight.T if dW is None else torch.addmm(io.a @ dW.T, rate, io.layer.weight.T)
+            rate = self._slope_times(k, io.y, before if db is None else before + db)
         return rate
 
     def _output_root(self, y: Tensor, rate: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO, inverse_transpose
-from stepscale.optimizers.core.step import gradient_of
+from stepscale.optimizers.core.trained import gradient_of
 
 
 class Frame(StrEnum):
@@ -28,17 +28,9 @@ class Frame(StrEnum):
     EUCLIDEAN = "euclidean"
 
 
-def require_log_dets(ios: list[LayerIO], what: str) -> None:
-    """Raise a ``TypeError`` where a layer has no log-determinant in the loss, and so no relative frame."""
-    for io in ios:
-        if not io.log_det:
-            shape = f"{io.layer.out_features}×{io.layer.in_features}"
-            raise TypeError(f"{what} needs layers with log|det W| in the loss; this model's {shape} layer has none")
-
-
 def inputs(io: LayerIO, relative: bool) -> Tensor:
-    """O(B d): x̄, ``[batch, dim (+1)]``."""
-    x = io.y if relative else io.a
+    """O(B d): x̄, ``[batch, dim (+1)]``; a layer without a log-determinant has the Euclidean frame's."""
+    x = io.y if relative and io.log_det else io.a
     return x if io.layer.bias is None else torch.cat([x, x.new_ones(len(x), 1)], dim=1)
 
 

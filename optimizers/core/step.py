@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, lacking
 from stepscale.optimizers.core.facts import Facts, facts_of
+from stepscale.optimizers.core.trained import trainable
 
 Mark = Callable[[str], None]
 """Called after a phase with its name."""
@@ -156,12 +157,12 @@ def pair(
 def optimizer_of(
     model: nn.Module, update: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 ) -> torch.optim.Optimizer:
-    """Build a model's torch optimizer.
+    """Build a torch optimizer of what is trained of a model.
 
     Raises:
-        TypeError: its ``step`` needs a closure.
+        TypeError: its ``step`` needs a closure, or all parameters are frozen.
     """
-    optimizer = update(model.parameters())
+    optimizer = update(trainable(model))
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
@@ -169,13 +170,6 @@ def optimizer_of(
             "an update may use .grad alone"
         )
     return optimizer
-
-
-def gradient_of(parameter: Tensor) -> Tensor:
-    """Return the last step's ``.grad`` to write over: fresh pages for it cost a sixth of the product they hold."""
-    if parameter.grad is None:
-        parameter.grad = torch.empty_like(parameter)
-    return parameter.grad
 
 
 def require_served(what: str, left: Iterable[Tensor]) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, Captures, LayerIO, LogDet, inverse_transpose
 from stepscale.optimizers.core.facts import Facts
-from stepscale.optimizers.core.frames import require_log_dets
-from stepscale.optimizers.core.step import Mark, StateDict, gradient_of, no_mark, require
+from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require
+from stepscale.optimizers.core.trained import gradient_of, trained
 
 
 class ExplicitInverse:
@@ -29,14 +29,14 @@ class ExplicitInverse:
         self.facts = Facts(period=interval, log_det=log_det, writes_in_place=True)
         self.interval = interval
         self.steps = 0
-        self.inverses: list[Tensor] = []
+        self.inverses: list[Tensor | None] = []  # None of a layer whose weight is frozen
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = captured(self.model, batch, "explicit inverse")
         mark("gradient")
         if self.steps % self.interval == 0:
-            self.inverses = [inverse_transpose(io.layer.weight) for io in ios]
+            self.inverses = [inverse_transpose(io.layer.weight) if io.log_det else None for io in ios]
             mark("inverse")
         for io, inverse in zip(ios, self.inverses, strict=True):
             write_gradient(io, inverse)
@@ -51,15 +51,16 @@ class ExplicitInverse:
 
 
 def captured(model: Captures, batch: Batch, what: str) -> list[LayerIO]:
-    """Capture a batch, and see that every layer has the log-determinant that is to be got around."""
-    ios = model.capture(batch)
-    require_log_dets(ios, what)
-    return ios
+    """Capture what is trained, and see that every weight has the log-determinant that is to be got around."""
+    return trained(model.capture(batch), what)
 
 
-def write_gradient(io: LayerIO, inverse: Tensor) -> None:
-    """O(B d²): δᵀa/B − ``inverse``, ``[dim, dim]``, and mean δ into ``.grad``."""
+def write_gradient(io: LayerIO, inverse: Tensor | None) -> None:
+    """O(B d²): δᵀa/B − ``inverse``, ``[dim, dim]``, if there is one, and mean δ into ``.grad``."""
     W, b, share = io.layer.weight, io.layer.bias, 1 / len(io.a)
-    torch.addmm(inverse, io.delta.T, io.a, beta=-1, alpha=share, out=gradient_of(W))
+    if inverse is None:
+        torch.mm(io.delta.T, io.a, out=gradient_of(W)).mul_(share)
+    else:
+        torch.addmm(inverse, io.delta.T, io.a, beta=-1, alpha=share, out=gradient_of(W))
     if b is not None:
         torch.sum(io.delta, 0, out=gradient_of(b)).mul_(share)

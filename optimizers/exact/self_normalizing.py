@@ -33,22 +33,24 @@ class SelfNormalizing:
         if not 0 < rate < 2:
             raise ValueError(f"rate must lie in (0, 2), got {rate}")
         self.rate = rate
-        self.inverses: list[Tensor] = []
+        self.inverses: list[Tensor | None] = []  # None of a layer whose weight is frozen
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = captured(self.model, batch, "self-normalizing")
-        self.inverses = self.inverses or [torch.linalg.inv(io.layer.weight) for io in ios]
+        self.inverses = self.inverses or [torch.linalg.inv(io.layer.weight) if io.log_det else None for io in ios]
         for io, R in zip(ios, self.inverses, strict=True):
+            if R is None:
+                continue
             missed = torch.addmm(io.a, io.u, R.T, beta=-1)
             R.addmm_(missed.T, io.u.div(io.u.square().sum().clamp_min(1e-30)), alpha=-self.rate)
         mark("inverse")
         for io, R in zip(ios, self.inverses, strict=True):
-            write_gradient(io, R.T)
+            write_gradient(io, None if R is None else R.T)
         mark("gradient")
 
     def state_dict(self) -> StateDict:
         return {"inverses": list(self.inverses)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        self.inverses = [inverse.clone() for inverse in state["inverses"]]  # changed in place
+        self.inverses = [R if R is None else R.clone() for R in state["inverses"]]  # changed in place

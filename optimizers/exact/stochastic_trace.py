@@ -32,6 +32,9 @@ class StochasticTrace(Stateless):
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         for io in captured(self.model, batch, "stochastic trace"):
+            if not io.log_det:
+                write_gradient(io, None)
+                continue
             W = io.layer.weight
             signs = torch.randint(0, 2, (len(W), self.probes), device=W.device).to(W.dtype).mul_(2).sub_(1)
             write_gradient(io, torch.linalg.solve(W.T, signs) @ signs.T / self.probes)

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, Captures, CapturesSamples, LayerIO, LogDet, one_of
 from stepscale.optimizers.core.facts import Facts
-from stepscale.optimizers.core.frames import Frame, inputs, log_det_gradient, map_back, require_log_dets, write
+from stepscale.optimizers.core.frames import Frame, inputs, log_det_gradient, map_back, write
 from stepscale.optimizers.core.statistics import Statistics
-from stepscale.optimizers.core.step import Mark, Stateless, gradient_of, no_mark, require
+from stepscale.optimizers.core.step import Mark, Stateless, no_mark, require
+from stepscale.optimizers.core.trained import gradient_of, trained
 
 
 class Blocks(StrEnum):
-    """What of the Fisher matrix is kept: all of it, or its diagonal blocks, one a layer."""
+    """What of the free parameters' Fisher matrix is kept: all of it, or its diagonal blocks, one a layer."""
 
     JOINT = "joint"
     LAYER = "layer"
@@ -84,15 +85,14 @@ class NaturalGradient(Stateless):
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        ios = self.model.capture(batch)
-        if self.relative:
-            require_log_dets(ios, "natural gradient with frame=relative")
+        captured = self.model.capture(batch)
+        ios = trained(captured, "natural gradient with frame=relative" if self.relative else None)
         mark("gradient")
         normals = [log_det_gradient(io.layer) if io.log_det and not self.relative else None for io in ios]
         data = [scores(io, self.relative, N) for io, N in zip(ios, normals, strict=True)]
         drawn = data
         if self.sampler is not None:
-            samples = self.sampler.capture_samples(ios)
+            samples = trained(self.sampler.capture_samples(captured))
             drawn = [scores(io, self.relative, N) for io, N in zip(samples, normals, strict=True)]
             mark("statistics")
         weights = self._weights(data, drawn)
@@ -118,20 +118,20 @@ class NaturalGradient(Stateless):
             right, share = torch.cat([data.x, drawn.x]), (1 - c.sum()) / self.damping
         else:
             left, right, share = data.g * c.unsqueeze(1), data.x, c.sum()
-        layer = io.layer
-        if self.relative:
+        layer, relative = io.layer, self.relative and io.log_det
+        if relative:
             right, N = map_back(right, layer), layer.weight
         write(layer, left, right, None)
         if N is not None:
             gradient_of(layer.weight).addcmul_(N, share, value=-1)
-        if self.relative and layer.bias is not None:
+        if relative and layer.bias is not None:
             gradient_of(layer.bias).addcmul_(layer.bias, share, value=-1)
 
 
 def scores(io: LayerIO, relative: bool, N: Tensor | None) -> Scores:
     """O(B d), in the Euclidean frame with ``N`` = W⁻ᵀ O(B d²): a layer's scores as factors."""
     x, none = inputs(io, relative), io.delta.new_zeros(())
-    if relative:
+    if relative and io.log_det:
         return Scores(io.delta, x, (io.delta * io.y).sum(1), none + io.y.shape[1])
     if N is None:
         return Scores(io.delta, x, none.expand(len(x)), none)

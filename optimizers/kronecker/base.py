@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, Captures, CapturesSamples, LayerIO, LogDet, one_of
 from stepscale.optimizers.core.facts import Facts
-from stepscale.optimizers.core.frames import Frame, inputs, log_det_gradient, map_back, require_log_dets, write
+from stepscale.optimizers.core.frames import Frame, inputs, log_det_gradient, map_back, write
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.statistics import Statistics
 from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require
+from stepscale.optimizers.core.trained import trained
 
 State = dict[str, Tensor]
 
 
 class Kronecker(ABC):
-    """A direction with an input factor A, and mostly an output factor G, for each captured layer.
+    """A direction with an input factor A, and mostly an output factor G, for each captured layer that is trained.
 
     ``state`` holds each layer's tensors: the factors, whatever ``invert`` makes of them, and ``log_det``, the
     log-determinant's part.
@@ -55,20 +56,19 @@ class Kronecker(ABC):
 
     @torch.no_grad()
     def apply(self, ios: list[LayerIO], mark: Mark = no_mark) -> None:
-        """Write the direction of a captured batch into ``.grad``."""
-        if self.relative:
-            require_log_dets(ios, f"{type(self).__name__} with frame=relative")
+        """Write the direction of a captured batch into ``.grad``; what is frozen has no part in it."""
+        free = trained(ios, f"{type(self).__name__} with frame=relative" if self.relative else None)
         mark("gradient")
         source: list[LayerIO] | None = None
         if self.steps % self.schedule.statistics == 0:
-            source = ios if self.sampler is None else self.sampler.capture_samples(ios)
+            source = free if self.sampler is None else trained(self.sampler.capture_samples(ios))
             self._average(source)
             mark("statistics")
         if self.steps % self.schedule.inverse == 0:
-            for k, (io, state) in enumerate(zip(ios, self.state, strict=True)):
+            for k, (io, state) in enumerate(zip(free, self.state, strict=True)):
                 self.invert(io, state, None if source is None else source[k])
             mark("inverse")
-        for io, state in zip(ios, self.state, strict=True):
+        for io, state in zip(free, self.state, strict=True):
             self.precondition(io, state)
         mark("precondition")
         self.steps += 1
@@ -99,7 +99,7 @@ class Kronecker(ABC):
             return write(io.layer, gradient if G_inv is None else gradient @ G_inv, A_inv, None)
         left = io.delta / len(x) if G_inv is None else (io.delta @ G_inv).div_(len(x))
         right = x @ A_inv
-        if self.relative:  # the part of rank B, associated from the right, so that mapping it back costs O(B d²)
+        if self.relative and io.log_det:  # associated from the right, so that mapping it back costs O(B d²)
             right = map_back(right, io.layer)
         return write(io.layer, left, right, self.log_det_part(io.layer, state) if io.log_det else None)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stepscale.models import LayerIO, one_of
 from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back
 from stepscale.optimizers.core.schedule import Schedule
-from stepscale.optimizers.core.step import gradient_of
+from stepscale.optimizers.core.trained import gradient_of
 from stepscale.optimizers.kronecker.base import Kronecker, State
 
 
@@ -86,7 +86,7 @@ class EKFAC(Kronecker):
         elif io.log_det:
             rotated -= Q_G.T @ log_det_gradient(layer) @ Q_A[: layer.in_features]
         direction = Q_G @ rotated.div_(state["S"] + self.damping) @ Q_A.T
-        if self.relative:
+        if self.relative and io.log_det:
             direction = map_back(direction, layer)
         gradient_of(layer.weight).copy_(direction[:, : layer.in_features])
         if layer.bias is not None:

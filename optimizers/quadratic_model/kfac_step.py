@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stepscale.models import Batch, Captures, FisherRoots, HasLoss, LayerIO, Tangents, slopes
 from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require, require_served
 from stepscale.optimizers.core.tangents import combined, gradients, inner, move
+from stepscale.optimizers.core.trained import trainable
 from stepscale.optimizers.kronecker.base import Kronecker
 
 SHRINK = 19 / 20  # of λ, a step: ω₁ = SHRINK ** interval
@@ -60,7 +61,7 @@ class QuadraticStep:
         self.model = require(model, Curved, "quadratic model's step")
         if interval is not None and interval < 1:
             raise ValueError(f"interval must be at least 1 step, or null, got {interval}")
-        self.parameters = list(model.parameters())
+        self.parameters = trainable(model)
         self.direction, self.momentum, self.interval = kronecker_of(model, direction), momentum, interval
         period = math.lcm(self.direction.facts.period, interval or 1)
         self.facts = replace(self.direction.facts, period=period)

@@ -58,7 +58,7 @@ class KLClipped(Paired):
         change = self.update.param_groups[0]["lr"] ** 2 * slopes(ios, tangents).mean().abs()
         share = (self.kappa / change).sqrt().clamp_max(1)
         for parameter in self.parameters:
-            if parameter.grad is not None:  # a frozen one has none
+            if parameter.grad is not None:  # one frozen since has none
                 parameter.grad.mul_(share)
         self.update.step()
         mark("update")

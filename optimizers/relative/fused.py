@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, Captures, LayerIO, LogDet, TracksLogProb, one_of
 from stepscale.optimizers.core.facts import Facts
-from stepscale.optimizers.core.frames import require_log_dets
 from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require, require_served
+from stepscale.optimizers.core.trained import trainable, trained
 from stepscale.optimizers.relative.relative import Bias, moved, write_bias_gradient
 
 
@@ -60,7 +60,7 @@ class RelativeSGD:
         if not 0 < bound <= 1:
             raise ValueError(f"bound must lie in (0, 1], got {bound}")
         self.lr, self.bound, self.track, self.halved = lr, bound, track, 0
-        self.parameters = list(model.parameters())
+        self.parameters = trainable(model)
         self.layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
         if track and any(layer.in_features != layer.out_features for layer in self.layers):
             raise TypeError(f"the relative direction needs square layers, which not all of {type(model).__name__} are")
@@ -72,13 +72,13 @@ class RelativeSGD:
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         self.seen = None  # or two batches' activations would be in memory
         ios = self.model.capture(batch)
-        require_log_dets(ios, "the relative gradient")
+        free = trained(ios, "the relative gradient")
         if not self.checked:
             self._check([io.layer for io in ios])
         mark("gradient")
-        rates = self._tracked_rates(ios) if self.track else [self.lr] * len(ios)
+        rates = self._tracked_rates(ios, free) if self.track else [self.lr] * len(free)
         mark("determinants")
-        for io, lr in zip(ios, rates, strict=True):
+        for io, lr in zip(free, rates, strict=True):
             descend(io, lr, self.bias)
         mark("update")
 
@@ -119,24 +119,31 @@ class RelativeSGD:
             raise TypeError(f"{type(self.model).__name__}.capture() returns other layers than its nn.Linear modules")
         self.checked = True
 
-    def _tracked_rates(self, ios: list[LayerIO]) -> list[float]:
-        """Each layer's η within the bound; the determinants before the step kept, and after it."""
+    def _tracked_rates(self, ios: list[LayerIO], free: list[LayerIO]) -> list[float]:
+        """Each trained layer's η within the bound; the determinants before the step kept, and after it."""
         self.seen = ios, self.log_abs_dets
-        outer = [outer_product(io, self.bias) for io in ios]
-        norms = torch.stack([torch.linalg.matrix_norm(K) for K in outer]).tolist()  # the one wait for the device
-        rates, changes = [], []
-        for io, K, norm in zip(ios, outer, norms, strict=True):
-            lr, halvings = regular_rate(self.lr, len(io.a), norm, self.bound)
-            rates.append(lr)
-            changes.append(log_abs_det_change(K, lr, *io.a.shape))
+        outer = {k: outer_product(io, self.bias) for k, io in enumerate(free) if io.log_det}  # else a bias alone
+        rates, changes = [self.lr] * len(free), dict[int, Tensor]()
+        if not outer:
+            return rates
+        norms = torch.stack([torch.linalg.matrix_norm(K) for K in outer.values()]).tolist()  # the one wait
+        for (k, K), norm in zip(outer.items(), norms, strict=True):
+            rates[k], halvings = regular_rate(self.lr, len(free[k].a), norm, self.bound)
+            changes[id(free[k].layer.weight)] = log_abs_det_change(K, rates[k], *free[k].a.shape)
             self.halved += halvings
-        self.log_abs_dets = self.log_abs_dets + torch.stack(changes)
+        keys = [id(layer.weight) for layer in self.layers]
+        found = [changes[key] if key in changes else self.log_abs_dets.new_zeros(()) for key in keys]
+        self.log_abs_dets = self.log_abs_dets + torch.stack(found)
         return rates
 
 
 def descend(io: LayerIO, lr: float, bias: Bias) -> None:
     """O(B d²): W ← (1 + η) W − η δᵀ(v W)/B and b ← b − η db, in place; associated from the right."""
-    W, b, v = io.layer.weight, io.layer.bias, moved(io, bias)
+    W, b = io.layer.weight, io.layer.bias
+    if not io.log_det:  # a bias alone
+        W.addmm_(io.delta.T, io.a, alpha=-lr / len(io.a))
+        return
+    v = moved(io, bias)
     if b is not None:
         gradient = torch.empty_like(b)
         write_bias_gradient(io, bias, gradient)

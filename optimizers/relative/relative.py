@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, Captures, LayerIO, LogDet, one_of
 from stepscale.optimizers.core.facts import Facts
-from stepscale.optimizers.core.frames import require_log_dets
-from stepscale.optimizers.core.step import Mark, Stateless, gradient_of, no_mark, require
+from stepscale.optimizers.core.step import Mark, Stateless, no_mark, require
+from stepscale.optimizers.core.trained import gradient_of, trained
 
 
 class Bias(StrEnum):
@@ -43,7 +43,7 @@ class Relative(Stateless):
         model: offers ``capture``; every layer square with a log|det W| in the loss.
         bias: the group whose relative gradient it is. ``"plain"``: W alone, dW = ∇W WᵀW and db = ∇b;
             ``"affine"``: W and b, the exact relative gradient in θ; ``"official"``: the authors' released code,
-            whose db lacks affine's −b and so acts as a decay on b.
+            whose db lacks affine's −b and so acts as a decay on b. With one of W and b frozen they are one.
 
     Raises:
         ValueError: unknown ``bias``.
@@ -58,9 +58,7 @@ class Relative(Stateless):
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        ios = self.model.capture(batch)
-        require_log_dets(ios, "the relative gradient")
-        for io in ios:
+        for io in trained(self.model.capture(batch), "the relative gradient"):
             write_weight_gradient(io, self.bias, gradient_of(io.layer.weight))
             if io.layer.bias is not None:
                 write_bias_gradient(io, self.bias, gradient_of(io.layer.bias))
@@ -68,7 +66,13 @@ class Relative(Stateless):
 
 
 def write_weight_gradient(io: LayerIO, bias: Bias, out: Tensor) -> None:
-    """O(B d²): dW = δᵀ(v W)/B − W, ``[dim, dim]``; associated from the right, as (δᵀ v) W would be cubic."""
+    """O(B d²): dW = δᵀ(v W)/B − W, ``[dim, dim]``; associated from the right, as (δᵀ v) W would be cubic.
+
+    Without a log-determinant, as of a bias alone, it is the Euclidean δᵀa/B.
+    """
+    if not io.log_det:
+        torch.mm(io.delta.T, io.a, out=out).mul_(1 / len(io.a))
+        return
     W, v = io.layer.weight, moved(io, bias)
     torch.addmm(W, io.delta.T, v @ W, beta=-1, alpha=1 / len(v), out=out)
 

@@ -1,0 +1,257 @@
+"""Frozen parameters: bitwise where they were, no part of any direction; against dense restricted problems."""
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stepscale.bench.counting.operation_counts import OperationLog
+from stepscale.bench.records.schema import Config
+from stepscale.models import Batch
+from stepscale.optimizers import (
+    EKFAC,
+    FOOF,
+    KFAC,
+    Kronecker,
+    NaturalGradient,
+    Relative,
+    RelativeSGD,
+    StochasticTrace,
+    pair,
+)
+from tests.conftest import batch_of, generic_flow
+from tests.support.compose import built, composed
+from tests.support.dense import dense_fisher, network
+from tests.support.restricted import Free, free_layers, scores
+from tests.support.workloads import OPTIMIZERS
+
+pytestmark = pytest.mark.numerical
+
+LAYER, BIAS, WEIGHT = ["layers.1.weight", "layers.1.bias"], ["layers.0.bias"], ["layers.2.weight"]
+EACH = [*BIAS, *LAYER, *WEIGHT]
+MODELS: dict[str, Callable[[], tuple[Any, Batch]]] = {
+    "flow": lambda: (generic_flow(), batch_of(9)),
+    "autoencoder": lambda: network("tanh", 9),
+    "classifier": lambda: network("classifier", 9),
+}
+ONLY_FLOWS = {"naive", "inverse", "stale_inverse", "self_normalizing", "stochastic_trace"}
+SERVED = [
+    (model, name)
+    for model in MODELS
+    for name in OPTIMIZERS
+    if model == "flow" or not (name in ONLY_FLOWS or name.startswith("relative"))
+]
+served = pytest.mark.parametrize(("kind", "name"), SERVED)
+
+
+def problem(kind: str, name: str, frozen: list[str]) -> tuple[Any, Any, Batch]:
+    """Return a float64 model with some parameters frozen, the step of an optimizer's file, and a batch."""
+    torch.manual_seed(0)
+    model, batch = MODELS[kind]()
+    for parameter in frozen:
+        model.get_parameter(parameter).requires_grad_(False)
+    return model, built(configuration(kind, name))(model), batch
+
+
+@cache
+def configuration(kind: str, name: str) -> Config:
+    """Return an optimizer's file, with a learning rate at which the fused step halves none."""
+    overrides = ["optimizer.lr=1e-5"] if name == "relative_fused" else []
+    found: Config = composed(f"optimizer={name}", f"model={kind}", "dim=5", *overrides)["optimizer"]
+    return found
+
+
+def damped_solve(M: Tensor, damping: float, right: Tensor) -> Tensor:
+    return torch.linalg.solve(M + damping * torch.eye(len(M), dtype=M.dtype), right)
+
+
+def natural(direction: NaturalGradient, model: Any, batch: Batch) -> list[Tensor]:
+    S = torch.cat(scores(model, batch, direction.relative), dim=1)
+    whole = damped_solve(S.T @ S / len(S), direction.damping, S.mean(0))
+    return list(whole.split([len(free.W) * free.width for free in free_layers(model)]))
+
+
+def kronecker(direction: Kronecker, model: Any, batch: Batch) -> list[Tensor]:
+    """Each free layer's solve with its own dense Kronecker factors, of the rows that the direction drew."""
+    ios = model.capture(batch)
+    drawn = ios if direction.sampler is None else model.capture_samples(ios)
+    places = {f"model.layers.{k}": io for k, io in enumerate(drawn)}
+    found = []
+    for free, S in zip(free_layers(model), scores(model, batch, direction.relative), strict=True):
+        io = places[free.name]
+        x, g = free.inputs(io, direction.relative), io.delta
+        found.append(preconditioned(direction, x.T @ x / len(x), g.T @ g / len(x), x, g, S.mean(0)))
+    return found
+
+
+def preconditioned(direction: Kronecker, A: Tensor, G: Tensor, x: Tensor, g: Tensor, gradient: Tensor) -> Tensor:
+    one = torch.eye(len(G), dtype=G.dtype)
+    if isinstance(direction, FOOF):
+        return damped_solve(torch.kron(one, A), direction.damping, gradient)
+    if isinstance(direction, EKFAC):
+        Q = torch.kron(torch.linalg.eigh(G)[1], torch.linalg.eigh(A)[1])
+        rows = torch.einsum("no,ni->noi", g, x).flatten(1) @ Q
+        return Q @ ((Q.T @ gradient) / (rows.square().mean(0) + direction.damping))
+    assert isinstance(direction, KFAC)
+    pi, root = math.sqrt(A.trace() / len(A) / (G.trace() / len(G))), math.sqrt(direction.damping)
+    damped = torch.kron(G + root / pi * one, A + root * pi * torch.eye(len(A), dtype=A.dtype))
+    return torch.linalg.solve(damped, gradient)
+
+
+def trace_estimate(model: Any, batch: Batch) -> list[Tensor]:
+    """The exact gradient with the estimate in place of W⁻ᵀ; a frozen layer draws no signs."""
+    found = []
+    for free, S in zip(free_layers(model), scores(model, batch, relative=False), strict=True):
+        D = S.mean(0).reshape(len(free.W), free.width)
+        if free.weight_free:
+            signs = 2.0 * torch.randint(0, 2, (5, 1)).double() - 1
+            inverse = torch.linalg.inv(free.W).T
+            D[:, :5] += inverse - inverse @ signs @ signs.T
+        found.append(D.flatten())
+    return found
+
+
+def expected(step: Any, model: Any, batch: Batch) -> list[Tensor]:
+    """ΔW and Δb of every free layer by the restricted problem, flat; what a step writes into ``.grad``."""
+    direction = getattr(step, "direction", step)
+    relative, affine = isinstance(direction, Relative | RelativeSGD) or getattr(direction, "relative", False), True
+    if isinstance(direction, NaturalGradient):
+        found = natural(direction, model, batch)
+    elif isinstance(direction, Kronecker):
+        found = kronecker(direction, model, batch)
+    elif isinstance(direction, StochasticTrace):
+        found = trace_estimate(model, batch)
+    else:  # exact, in the parameters or in the group of W alone
+        affine = False
+        found = [S.mean(0) for S in scores(model, batch, relative, affine)]
+    moves = [
+        free.moved(D.reshape(len(free.W), free.width), relative, affine)
+        for free, D in zip(free_layers(model), found, strict=True)
+    ]
+    return [part for free, move in zip(free_layers(model), moves, strict=True) for part in chosen(free, move)]
+
+
+def chosen(free: Free, move: tuple[Tensor, Tensor]) -> list[Tensor]:
+    return [part.flatten() for part, asked in zip(move, (free.weight_free, free.bias_free), strict=True) if asked]
+
+
+@served
+@pytest.mark.parametrize("frozen", [LAYER, BIAS, EACH], ids=["layer", "bias", "of each"])
+def test_the_direction_is_that_of_the_restricted_problem(kind: str, name: str, frozen: list[str]) -> None:
+    model, step, batch = problem(kind, name, frozen)
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in free]
+    torch.manual_seed(3)
+    want = torch.cat(expected(step, model, batch))
+    torch.manual_seed(3)
+    step(batch)
+    moved = [old - parameter.detach() for old, parameter in zip(before, free, strict=True)]
+    written = moved if name == "relative_fused" else [parameter.grad for parameter in free]
+    got = torch.cat([part.flatten() for part in written])
+    if name == "relative_fused":
+        want = step.lr * want
+    if name == "kfac_clipped":
+        want = want * (got.norm() / want.norm()).clamp_max(1)
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9 * float(want.abs().max()))
+    if name == "kfac_whole":  # δ = α Δ, to rounding
+        torch.testing.assert_close(torch.cat([part.flatten() for part in moved]), -step.coefficients[0] * got)
+
+
+@served
+def test_what_is_frozen_stays_bitwise_where_it_was(kind: str, name: str) -> None:
+    model, step, batch = problem(kind, name, EACH)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for _ in range(4):
+        step(batch)
+    still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    assert still == set(EACH)
+    assert all(model.get_parameter(parameter).grad is None for parameter in EACH)
+
+
+@served
+def test_no_work_is_spent_on_a_frozen_layer(kind: str, name: str) -> None:
+    flops = []
+    for frozen in ([], LAYER):
+        _, step, batch = problem(kind, name, frozen)
+        with OperationLog() as log:
+            step(batch)
+        flops.append(log.flops)
+    assert flops[1] < flops[0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_all_frozen_is_said(name: str) -> None:
+    with pytest.raises(TypeError, match=r"the parameters of Flow are frozen: set requires_grad_\(True\) on what is"):
+        problem("flow", name, [f"layers.{k}.{part}" for k in range(3) for part in ("weight", "bias")])
+
+
+@pytest.mark.parametrize("name", ["layerwise", "relative", "kfac", "natural"])
+def test_no_update_moves_what_is_frozen(name: str) -> None:
+    """By weight decay, by momentum or by a gradient from before it was frozen: at first, or after some steps."""
+    torch.manual_seed(0)
+    model, x = generic_flow(), batch_of()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    direction = built(composed(f"optimizer={name}", "dim=5")["optimizer"]["direction"])
+    for frozen in (BIAS, LAYER):
+        for parameter in frozen:
+            model.get_parameter(parameter).requires_grad_(False)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        step = pair(model, direction, partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1))
+        for _ in range(3):
+            step(x)
+        still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+        assert still == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def test_with_all_weights_frozen_the_biases_alone_are_trained() -> None:
+    for name in ("relative_fused", "relative", "kfac", "natural"):
+        model, step, batch = problem("flow", name, [f"layers.{k}.weight" for k in range(3)])
+        before = torch.cat([layer.bias.detach() for layer in model.layers])
+        gradient = torch.cat([S.mean(0) for S in scores(model, batch, relative=False)])
+        step(batch)
+        moved = torch.cat([layer.bias.detach() for layer in model.layers]) - before
+        assert moved @ gradient < 0, "downhill"
+
+
+def test_a_layer_frozen_between_steps_is_left_alone_from_then_on() -> None:
+    model, x = generic_flow(), batch_of()
+    step = pair(model, Relative, partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1))
+    step(x)
+    model.layers[1].requires_grad_(False)
+    before = model.layers[1].weight.detach().clone()
+    step(x)
+    assert torch.equal(model.layers[1].weight, before)
+
+
+@pytest.mark.parametrize("frozen", [LAYER, BIAS, WEIGHT, EACH], ids=["layer", "bias", "weight", "of each"])
+def test_the_tracked_log_determinant_counts_what_is_frozen(frozen: list[str]) -> None:
+    model, step, _ = problem("flow", "relative_fused", frozen)
+    step.lr = 0.02
+    for _ in range(20):
+        x = batch_of()
+        before = -model.loss(x).item()
+        step(x)
+        assert step.log_likelihood().item() == pytest.approx(before, abs=1e-10)
+    assert abs(step.anchor()) < 1e-9
+
+
+def test_the_quadratic_models_length_is_the_restricted_problems() -> None:
+    """On the first step δ = α Δ minimises the dense restricted model: slope Δ + α Δ (F + λ I) Δ = 0."""
+    model, step, batch = problem("autoencoder", "kfac_whole", EACH)
+    free = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in model.parameters()])
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    F = dense_fisher(model, batch)[free][:, free]
+    model.loss(batch).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])[free]
+    for parameter in EACH:
+        model.get_parameter(parameter).requires_grad_(False)
+    damping = step.damping
+    step(batch)
+    D = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert step.coefficients[0].item() == pytest.approx(-(gradient @ D / (D @ F @ D + damping * D @ D)).item())
