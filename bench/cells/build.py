@@ -36,8 +36,25 @@ def number_type(dtype: str) -> torch.dtype:
 def build(job: Job, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Step]:
     """Build a cell's model and step, on its device from the start: a CPU takes minutes to initialise a wide model."""
     with device:
-        model: nn.Module = _built(job.config["model"]).to(device=device, dtype=dtype)
+        model: nn.Module = _built(job.config["model"])
+    _refuse_complex(model)
+    model.to(device=device, dtype=dtype)
     return model, build_step(job.config["optimizer"], model)
+
+
+def _refuse_complex(model: nn.Module) -> None:
+    """See that all tensors of a model can be brought to a real type, which would drop imaginary parts.
+
+    Raises:
+        UsageError: one is complex.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_complex():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"{type(model).__name__}.{name} is {kind}, and cells are measured in real numbers: keep its real and "
+                "imaginary parts as real tensors, and join them by torch.complex in the loss"
+            )
 
 
 def build_step(config: Config, model: nn.Module) -> Step:

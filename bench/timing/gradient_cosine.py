@@ -54,8 +54,8 @@ def _cosine(workload: Workload) -> float | None:
 
 
 def _flat(model: torch.nn.Module) -> Tensor | None:
-    """Return all gradients as one float64 vector; None where a parameter has none."""
-    found = [parameter.grad for parameter in model.parameters()]
+    """Return the gradients of all that is trained as one float64 vector; None where a parameter has none."""
+    found = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
     if any(gradient is None for gradient in found):
         return None
     return torch.cat([gradient.detach().flatten().double() for gradient in found if gradient is not None])

@@ -86,7 +86,8 @@ class Workload:
 
     def finite(self) -> bool:
         """Whether every parameter is a finite number."""
-        parts = (part for parameter in self.model.parameters() for part in parameter.detach().split(ROWS))
+        parameters = (torch.atleast_1d(parameter.detach()) for parameter in self.model.parameters())
+        parts = (part for parameter in parameters for part in parameter.split(ROWS))
         return all(bool(torch.isfinite(part).all()) for part in parts)
 
     def _tensors(self) -> list[Tensor]:

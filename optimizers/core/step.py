@@ -124,7 +124,7 @@ class Paired:
 
     def load_state_dict(self, state: StateDict) -> None:
         self.direction.load_state_dict(state["direction"])
-        self.update.load_state_dict(state["update"])
+        load_update(self.update, state["update"])
 
 
 def pair(
@@ -152,6 +152,31 @@ def pair(
             direction evaluates no loss. Or, at the first step, the direction leaves out a parameter.
     """
     return Paired(direction(model), optimizer_of(model, update), period)
+
+
+def load_update(update: torch.optim.Optimizer, state: StateDict) -> None:
+    """Take up an update's state, each tensor in the type it was saved in.
+
+    ``torch.optim.Optimizer.load_state_dict`` casts it to the parameter's: float32 masters and momenta of bfloat16
+    weights would be rounded, and counters made fractions. A wrapper's state of another form is its own affair.
+    """
+    update.load_state_dict(state)
+    saved = state.get("state", {})
+    for group, named in zip(update.param_groups, state.get("param_groups", []), strict=False):
+        for parameter, key in zip(group["params"], named["params"], strict=True):
+            if key in saved and parameter in update.state:
+                update.state[parameter] = _as_saved(update.state[parameter], saved[key])
+
+
+def _as_saved(loaded: Any, saved: Any) -> Any:
+    """Return what was loaded, but tensors of another type than the saved ones' as they were saved."""
+    if isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+    if isinstance(saved, dict):
+        return {name: _as_saved(part, saved[name]) if name in saved else part for name, part in loaded.items()}
+    if isinstance(saved, list | tuple):
+        return type(saved)(_as_saved(*parts) for parts in zip(loaded, saved, strict=True))
+    return loaded
 
 
 def optimizer_of(

@@ -74,6 +74,23 @@ def test_a_pair_that_does_not_apply_fails_with_its_reason(tmp_path: Path) -> Non
     assert "Traceback" in found.traceback
 
 
+@pytest.mark.parametrize("task", ["time", "train"])
+@pytest.mark.parametrize(
+    ("model", "status", "reason"),
+    [
+        ("Scalars", "ok", None),
+        ("ComplexWeight", "failed", "ComplexWeight.spectrum is complex64, and cells are measured in real numbers"),
+    ],
+)
+def test_models_of_unusual_parameters(tmp_path: Path, task: str, model: str, status: str, reason: str | None) -> None:
+    """Without any dimension or size they are measured; complex ones would be by their real part alone."""
+    only = [f"model._target_=tests.support.theirs.{model}", "~model.depth", f"task={task}"]
+    brief = ["training.max_steps=3", "training.time_limit_s=null", "training.rows=1000", "batch=8"]
+    found = measure_cell(job(tmp_path, *only, *brief, optimizer="layerwise"))
+    assert found.status == status, found.reason
+    assert found.reason == reason or (reason is not None and reason in (found.reason or ""))
+
+
 @pytest.mark.parametrize("model", ["OnlyLoss", "Convolution"])
 def test_a_model_with_only_a_loss_is_measured(tmp_path: Path, model: str) -> None:
     only = [f"model._target_=tests.support.theirs.{model}", "~model.depth"]

@@ -35,6 +35,26 @@ def misbehave(deed: str) -> list[str]:
     return ["optimizer.update._target_=tests.support.theirs.Misbehaving", f"+optimizer.update.deed={deed}"]
 
 
+class Masters(torch.optim.Optimizer):
+    """Momentum on float32 masters of weights of any type, as mixed-precision training keeps them; and a count."""
+
+    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state |= {"master": p.float(), "moments": [torch.zeros_like(p, dtype=torch.float32)]}
+                    state["count"] = torch.zeros((), dtype=torch.int64)
+                state["count"] += 1
+                state["moments"][0].mul_(0.9).add_(p.grad)
+                state["master"].sub_(state["moments"][0] / state["count"], alpha=group["lr"])
+                p.copy_(state["master"])
+
+
 class OnlyLoss(torch.nn.Linear):
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim)
@@ -73,3 +93,24 @@ class WithScale(Flow):
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         self.scale = nn.Parameter(torch.ones(3))
+
+
+class Scalars(torch.nn.Module):
+    """Has a parameter without any dimension, as a temperature is, and one of no size."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(dim, dim)
+        self.scale, self.nothing = nn.Parameter(torch.ones([])), nn.Parameter(torch.ones(0))
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        return (self.scale * self.layer(batch)).square().mean() + self.nothing.sum()
+
+
+class ComplexWeight(torch.nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.spectrum = nn.Parameter(torch.randn(dim, dim, dtype=torch.complex64))
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        return (batch.to(torch.complex64) @ self.spectrum).abs().square().mean()

@@ -1,13 +1,18 @@
 """Restoring a snapshot must give back the very same continuation."""
 
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from stepscale.bench.timing.workload import Workload
-from stepscale.models import Batch
-from stepscale.optimizers import Mark, Stateless, no_mark
+from stepscale.models import Batch, Classifier
+from stepscale.optimizers import Layerwise, Mark, Stateless, no_mark, pair
+from tests.support.theirs import Masters, Scalars
 from tests.support.workloads import OPTIMIZERS, workload_of
 
 pytestmark = pytest.mark.numerical
@@ -33,6 +38,58 @@ def test_continuation_after_restore_is_bitwise_the_same(name: str) -> None:
     assert [parameter.data_ptr() for parameter in workload.model.parameters()] == addresses
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "update",
+    [Masters, partial(torch.optim.Adam, eps=1e-3), partial(torch.optim.SGD, momentum=0.9)],
+    ids=["masters", "adam", "momentum"],
+)
+def test_state_is_restored_in_its_own_type(update: Any, dtype: torch.dtype) -> None:
+    """Torch casts it to the weights'; the very state of a step that was never restored is what is right."""
+    model = Classifier(5, 2, classes=3).to(dtype)
+    batches: list[Batch] = [(torch.randn(6, 5).to(dtype), torch.randint(0, 3, (6,))) for _ in range(2)]
+    step = pair(model, Layerwise, partial(update, lr=1e-2))
+    workload = Workload(model, step, batches)
+    workload.run(3)
+    snapshot = workload.snapshot()
+    kept = deepcopy(step.update.state_dict()["state"])
+    workload.run(4)
+    went_on = parameters(workload)
+    for _ in range(2):
+        workload.restore(snapshot)
+        assert all(map(same, kept.values(), step.update.state_dict()["state"].values()))
+        workload.run(4)
+        assert all(map(torch.equal, went_on, parameters(workload)))
+    assert all(map(same, kept.values(), snapshot.step["update"]["state"].values())), "the snapshot is as it was"
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states hold the same bits in the same types."""
+    found, there = tree_leaves(one), tree_leaves(other)
+    return [part.dtype for part in found] == [part.dtype for part in there] and all(map(torch.equal, found, there))
+
+
+def test_a_checkpoint_gives_state_back_in_its_own_type(tmp_path: Path) -> None:
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = Classifier(5, 2, classes=3).bfloat16()
+        data: Batch = (torch.randn(6, 5).bfloat16(), torch.randint(0, 3, (6,)))
+        step = pair(model, Layerwise, partial(Masters, lr=1e-2))
+        step(data)
+        if found:
+            torch.save({"model": model.state_dict(), "step": step.state_dict()}, tmp_path / "there.pt")
+            saved = torch.load(tmp_path / "there.pt", weights_only=True)
+            model = Classifier(5, 2, classes=3).bfloat16()
+            step = pair(model, Layerwise, partial(Masters, lr=1e-2))
+            model.load_state_dict(saved["model"])
+            step.load_state_dict(saved["step"])
+        for _ in range(5):
+            step(data)
+        found.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(map(torch.equal, *found))
+
+
 def test_batches_rotate() -> None:
     seen = []
     workload = workload_of("relative")
@@ -49,6 +106,16 @@ def test_steps_are_rounded_up_to_whole_periods(period: int, least: float, steps:
     workload = workload_of("relative")
     workload.period = period
     assert workload.whole_periods(least) == steps
+
+
+def test_scalars_and_parameters_of_no_size_are_looked_at() -> None:
+    model = Scalars(3)
+    workload = Workload(model, pair(model, Layerwise, partial(torch.optim.SGD, lr=0.1)), [torch.randn(4, 3)])
+    workload.run(2)
+    assert workload.finite()
+    with torch.no_grad():
+        model.scale.fill_(torch.inf)
+    assert not workload.finite()
 
 
 def test_no_number_is_not_finite() -> None:
