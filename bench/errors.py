@@ -15,6 +15,10 @@ class DivergedError(ArithmeticError):
     """A parameter is no finite number."""
 
 
+class WrongGradientError(ArithmeticError):
+    """A direction that calls itself exact writes another gradient than that of the loss."""
+
+
 class TooSlowError(RuntimeError):
     """A step takes longer than the settings allow."""
 

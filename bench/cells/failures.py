@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stepscale.bench.errors import DivergedError, TooSlowError, UsageError
+from stepscale.bench.errors import DivergedError, TooSlowError, UsageError, WrongGradientError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Status
 
@@ -25,6 +25,8 @@ def classify(error: BaseException) -> tuple[Status, str]:
         return Status.DIVERGED, own_words
     if isinstance(error, TooSlowError):
         return Status.TOO_SLOW, own_words
+    if isinstance(error, WrongGradientError):
+        return Status.WRONG_GRADIENT, own_words
     if isinstance(error, UsageError):
         return Status.FAILED, own_words
     words = reason.lower()

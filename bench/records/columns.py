@@ -29,7 +29,7 @@ AXES = {
     "threads": Column("", "threads of the CPU"),
     "seed": Column("", "of data and initial weights; each seed is a process of its own"),
     "machine": Column("", "the GPU, else the CPU and its cores"),
-    "status": Column("", "ok, or how it ended: out_of_memory, diverged, too_slow, killed, failed"),
+    "status": Column("", "ok, or how it ended: out_of_memory, diverged, too_slow, wrong_gradient, killed, failed"),
     "times.status": Column("", "every status among the seeds"),
     "reason": Column("", "why it did not end ok; in `times` every reason among the seeds"),
     "identity": Column("", "hash of all that the figures depend on; the record's name"),

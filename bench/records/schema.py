@@ -37,6 +37,7 @@ class Status(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     DIVERGED = "diverged"
     TOO_SLOW = "too_slow"
+    WRONG_GRADIENT = "wrong_gradient"
     KILLED = "killed"
     FAILED = "failed"
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from stepscale.bench.errors import WrongGradientError
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.schema import Gradient
 from stepscale.bench.timing.workload import Workload
@@ -14,6 +16,7 @@ from stepscale.models import objective_of
 from stepscale.optimizers import Layerwise, no_mark
 
 WIDEST = 4096  # the exact gradient is cubic
+LEAST = 0.999  # cosine of what calls itself exact: an error of 4 %, where float32 rounds by 6e-8 and cancels by 1e5
 
 
 def agreement(workload: Workload, dim: int, notes: Notes) -> Gradient:
@@ -21,11 +24,20 @@ def agreement(workload: Workload, dim: int, notes: Notes) -> Gradient:
 
     Taken on the last step of a period, where what is stale is most so. The cosine is None where a step writes no
     ``.grad``, where the exact gradient takes too long, and where it fails; then ``notes`` says why.
+
+    Raises:
+        WrongGradientError: the step declares that it writes the exact gradient, and it does not. In bfloat16 and TF32
+            this is not looked at: a gradient is a difference of large parts, and their rounding may be most of it.
     """
     found = Gradient(log_det=log_det_of(workload))
     if dim <= WIDEST:
         with notes.optional("cosine"):
             found.cosine = _cosine(workload)
+    if found.cosine is not None and found.cosine < LEAST and workload.facts.exact and _rounds_finely(workload.model):
+        raise WrongGradientError(
+            f"the direction declares that it writes the exact gradient, but the cosine to that is {found.cosine:.3f}, "
+            f"below {LEAST}: see what it or the model's capture() leaves out, or let its facts say exact=False"
+        )
     return found
 
 
@@ -40,20 +52,55 @@ def log_det_of(workload: Workload) -> str | None:
 
 def _cosine(workload: Workload) -> float | None:
     workload.run((-workload.position - 1) % workload.period, no_mark)  # as written: another compilation says no more
-    model = workload.model
-    model.zero_grad()
-    Layerwise(model)(workload.batches[workload.position % len(workload.batches)])
-    exact = _flat(model)
-    model.zero_grad()
-    workload.run(1, no_mark)
-    written = _flat(model)
+    exact = _exact(workload)
+    written = _written(workload)
     if exact is None or written is None:
         return None
-    cosine = float(exact @ written / (exact.norm() * written.norm()))
+    cosine = _cosine_of(exact, written)
+    if cosine < LEAST and workload.facts.exact and not _repeats(workload):
+        raise ValueError("the loss is random, and not by torch's generator: no two gradients of one batch are the same")
     return cosine if math.isfinite(cosine) else None
 
 
-def _flat(model: torch.nn.Module) -> Tensor | None:
+def _repeats(workload: Workload) -> bool:
+    """Whether two exact gradients of one batch are the same."""
+    one, other = _exact(workload), _exact(workload)
+    return one is not None and other is not None and _cosine_of(one, other) >= LEAST
+
+
+def _exact(workload: Workload) -> Tensor | None:
+    """O(L (B d² + d³)): the gradient of the next batch's loss, as random as the next step's: it draws the same."""
+    model, batches, device = workload.model, workload.batches, workload.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model.zero_grad()
+        Layerwise(model)(batches[workload.position % len(batches)])
+    exact = _flat(model)
+    model.zero_grad()
+    return exact
+
+
+def _written(workload: Workload) -> Tensor | None:
+    """Run a step; return what its direction wrote, before an update that changes ``.grad`` itself."""
+    seen: list[Tensor | None] = []
+    hook = register_optimizer_step_pre_hook(lambda *_: seen.append(_flat(workload.model)))
+    try:
+        workload.run(1, no_mark)
+    finally:
+        hook.remove()
+    return seen[0] if seen else _flat(workload.model)
+
+
+def _cosine_of(one: Tensor, other: Tensor) -> float:
+    return float(one @ other / (one.norm() * other.norm()))
+
+
+def _rounds_finely(model: nn.Module) -> bool:
+    """Whether numbers and products are of float32's precision or better."""
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    return kinds <= {torch.float32, torch.float64} and torch.get_float32_matmul_precision() == "highest"
+
+
+def _flat(model: nn.Module) -> Tensor | None:
     """Return the gradients of all that is trained as one float64 vector; None where a parameter has none."""
     found = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
     if any(gradient is None for gradient in found):

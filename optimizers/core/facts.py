@@ -16,6 +16,8 @@ class Facts:
         log_det: how it comes by the log-determinant's gradient; None where it does not say. Tables show it.
         writes_in_place: whether it writes over the ``.grad`` it finds, as into ``gradient_of``, of all parameters or of
             none. Any other direction finds them None before each call.
+        exact: whether it writes the gradient of the loss itself, neither preconditioned nor estimated. The harness then
+            refuses a cosine to that gradient below 1 by more than rounding.
         period_known: whether ``period`` is sure. A step whose update is not torch's own is watched.
 
     Raises:
@@ -25,6 +27,7 @@ class Facts:
     period: int = 1
     log_det: LogDet | None = None
     writes_in_place: bool = False
+    exact: bool = False
     period_known: bool = True
 
     def __post_init__(self) -> None:

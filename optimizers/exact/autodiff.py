@@ -17,7 +17,7 @@ class Layerwise(Stateless):
     The honest baseline. It needs nothing but ``loss``, so it serves any model.
     """
 
-    facts = Facts(log_det=LogDet.EXACT)
+    facts = Facts(log_det=LogDet.EXACT, exact=True)
 
     def __init__(self, model: nn.Module) -> None:
         self.model = require(model, HasLoss, "layerwise")
@@ -34,7 +34,7 @@ class Jacobian(Stateless):
     of layers where it has one (``HasJacobians``), else automatic differentiation's.
     """
 
-    facts = Facts(log_det=LogDet.EXACT)
+    facts = Facts(log_det=LogDet.EXACT, exact=True)
 
     def __init__(self, model: nn.Module) -> None:
         self.model = require(model, Invertible, "jacobian")

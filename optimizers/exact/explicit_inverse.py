@@ -25,8 +25,9 @@ class ExplicitInverse:
         self.model = require(model, Captures, "explicit inverse")
         if interval < 1:
             raise ValueError(f"interval must be at least 1 step, got {interval}")
-        log_det = LogDet.EXACT if interval == 1 else LogDet.STALE
-        self.facts = Facts(period=interval, log_det=log_det, writes_in_place=True)
+        exact = interval == 1
+        log_det = LogDet.EXACT if exact else LogDet.STALE
+        self.facts = Facts(period=interval, log_det=log_det, writes_in_place=True, exact=exact)
         self.interval = interval
         self.steps = 0
         self.inverses: list[Tensor | None] = []  # None of a layer whose weight is frozen
