@@ -122,18 +122,20 @@ class RelativeSGD:
     def _tracked_rates(self, ios: list[LayerIO], free: list[LayerIO]) -> list[float]:
         """Each trained layer's η within the bound; the determinants before the step kept, and after it."""
         self.seen = ios, self.log_abs_dets
-        outer = {k: outer_product(io, self.bias) for k, io in enumerate(free) if io.log_det}  # else a bias alone
-        rates, changes = [self.lr] * len(free), dict[int, Tensor]()
-        if not outer:
+        rates = [self.lr] * len(free)
+        moving = [k for k, io in enumerate(free) if io.log_det]  # of any other a bias alone is trained
+        if not moving:
             return rates
-        norms = torch.stack([torch.linalg.matrix_norm(K) for K in outer.values()]).tolist()  # the one wait
-        for (k, K), norm in zip(outer.items(), norms, strict=True):
+        outer = outer_products([free[k] for k in moving], self.bias)
+        norms = torch.linalg.vector_norm(outer, dim=(1, 2)).tolist()  # the one wait for the device
+        for k, norm in zip(moving, norms, strict=True):
             rates[k], halvings = regular_rate(self.lr, len(free[k].a), norm, self.bound)
-            changes[id(free[k].layer.weight)] = log_abs_det_change(K, rates[k], *free[k].a.shape)
             self.halved += halvings
-        keys = [id(layer.weight) for layer in self.layers]
-        found = [changes[key] if key in changes else self.log_abs_dets.new_zeros(()) for key in keys]
-        self.log_abs_dets = self.log_abs_dets + torch.stack(found)
+        widths = [free[k].layer.in_features for k in moving]
+        changes = log_abs_det_changes(outer, [rates[k] for k in moving], len(free[0].a), widths)
+        weights = {id(layer.weight): place for place, layer in enumerate(self.layers)}
+        places = [weights[id(free[k].layer.weight)] for k in moving]
+        self.log_abs_dets = self.log_abs_dets.index_add(0, torch.tensor(places, device=changes.device), changes)
         return rates
 
 
@@ -151,10 +153,16 @@ def descend(io: LayerIO, lr: float, bias: Bias) -> None:
     W.addmm_(io.delta.T, v @ W, beta=1 + lr, alpha=-lr / len(v))
 
 
-def outer_product(io: LayerIO, bias: Bias) -> Tensor:
-    """O(B d min(B, d)): v δᵀ, ``[batch, batch]``, or δᵀ v, ``[dim, dim]``, whichever is smaller."""
-    v = moved(io, bias)
-    return v @ io.delta.T if len(v) < v.shape[1] else io.delta.T @ v
+def outer_products(ios: list[LayerIO], bias: Bias) -> Tensor:
+    """O(L B d min(B, d)): each layer's v δᵀ, ``[layers, batch, batch]``, or the smaller δᵀ v, ``[layers, dim, dim]``."""
+    batch, widths = len(ios[0].a), {io.layer.in_features for io in ios}
+    by_rows = batch < max(widths) or len(widths) > 1
+    rows = batch if by_rows else max(widths)
+    found = ios[0].delta.new_empty(len(ios), rows, rows)
+    for io, K in zip(ios, found, strict=True):
+        v = moved(io, bias)
+        _ = torch.mm(v, io.delta.T, out=K) if by_rows else torch.mm(io.delta.T, v, out=K)
+    return found
 
 
 def regular_rate(lr: float, batch: int, norm: float, bound: float) -> tuple[float, int]:
@@ -173,13 +181,17 @@ def regular_rate(lr: float, batch: int, norm: float, bound: float) -> tuple[floa
     return lr, halvings
 
 
-def log_abs_det_change(K: Tensor, lr: float, batch: int, dim: int) -> Tensor:
-    """O(n³): Δ log|det W| of a step by its outer product, ``[n, n]``, n = min(batch, dim); a float64 scalar."""
+def log_abs_det_changes(outer: Tensor, rates: list[float], batch: int, widths: list[int]) -> Tensor:
+    """O(L n³): Δ log|det W| of a step by its outer products, ``[layers, n, n]``; float64, ``[layers]``."""
     # W is multiplied by 1 + η rounded to its dtype: taken exactly, d log(1 + η) would drift 5e-8 d nats a step
-    growth = torch.tensor(1 + lr, dtype=torch.promote_types(K.dtype, torch.float32)).item()
-    factor = K.double().mul_(-lr / growth / batch)
-    factor.diagonal().add_(1)
-    return torch.linalg.slogdet(factor).logabsdet + dim * math.log(growth)
+    rounded = torch.promote_types(outer.dtype, torch.float32)
+    growth = [torch.tensor(1 + lr, dtype=rounded).item() for lr in rates]
+    shares = [-lr / by / batch for lr, by in zip(rates, growth, strict=True)]
+    dilation = [width * math.log(by) for width, by in zip(widths, growth, strict=True)]
+    both = torch.tensor([shares, dilation], dtype=torch.float64, device=outer.device)
+    factors = outer.double().mul_(both[0, :, None, None])
+    factors.diagonal(dim1=1, dim2=2).add_(1)
+    return torch.linalg.slogdet(factors).logabsdet.add_(both[1])
 
 
 @torch.no_grad()
