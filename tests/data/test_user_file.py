@@ -2,6 +2,7 @@
 
 import io
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,32 @@ def test_an_unusable_array_is_named_with_what_is_wrong(
     with pytest.raises(ValueError, match=message) as caught:
         load(saved(tmp_path / "mine.npy", array), **{"rows": 20, **settings})
     assert "mine.npy" in str(caught.value)
+
+
+class Marks:
+    """Leaves a file where code of a pickle runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return exec, (f"open({str(self.path)!r}, 'w').close()",)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_no_code_in_a_file_runs(tmp_path: Path, suffix: str) -> None:
+    path, marker = tmp_path / f"mine.{suffix}", tmp_path / "marker"
+    objects = np.array([[Marks(marker)] * 6] * 40, dtype=object)
+    for content in ("array", "pickle"):
+        if content == "pickle":
+            path.write_bytes(pickle.dumps(objects))
+        elif suffix == "npy":
+            np.save(path, objects)
+        else:
+            np.savez(path, rows=objects)
+        with pytest.raises(ValueError, match=rf"mine\.{suffix} cannot be read") as caught:
+            load(path)
+        assert not marker.exists() and "unsafe" not in str(caught.value)
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
