@@ -35,6 +35,11 @@ class Objective:
     of_targets: bool = False
     log_det: LogDet | None = None
 
+    @property
+    def of_rows(self) -> bool:
+        """Whether it is a log-density of the rows themselves in nats, which depends on their units."""
+        return self.unit == "nats" and not self.of_targets
+
 
 def objective_of(model: object) -> Objective:
     """Return the model's ``objective`` where it has one of that type, else the default.

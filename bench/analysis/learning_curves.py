@@ -36,6 +36,7 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {name: _median_end(part[name], worst) for name, worst in WORST.items()}
         row["low"], row["high"] = ok["held_out_nats"].min(), ok["held_out_nats"].max()
         row["fast_ica_amari"] = ok["fast_ica_amari"].median()
+        row["caveat"] = next(iter(part["caveat"].dropna()), None)
         rows.append(row)
     return pd.DataFrame(rows)
 

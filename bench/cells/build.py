@@ -86,5 +86,14 @@ def _built(part: Config) -> Any:
 
 
 def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """Bring a batch to a device, and its numbers, but no labels, to a type."""
-    return each(batch, lambda part: part.to(device=device, dtype=dtype if part.is_floating_point() else None))
+    """Bring a batch to a device, and its numbers, but no labels, to a type.
+
+    Raises:
+        ValueError: a number is not finite in that type.
+    """
+    found = each(batch, lambda part: part.to(device=device, dtype=dtype if part.is_floating_point() else None))
+    rows = found if isinstance(found, torch.Tensor) else found[0]
+    bad = ~torch.isfinite(rows).flatten(1).all(dim=1)
+    if bad.any():
+        raise ValueError(f"row {int(bad.int().argmax())} of a split of the data is not finite as {dtype}; remove it")
+    return found

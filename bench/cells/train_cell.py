@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stepscale.bench.cells.build import build, load_data, moved, number_type
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.time_cell import BATCHES
 from stepscale.bench.data.dataset import Dataset
+from stepscale.bench.data.degenerate import faults
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
 from stepscale.bench.progress import bar
-from stepscale.bench.records.schema import DataFacts, Final, Number, Record, Trained
+from stepscale.bench.records.schema import NO_BOUND, UNSCALED, DataFacts, Final, Number, Record, Trained
 from stepscale.bench.training import loop, samples, source_separation
 from stepscale.bench.training.batches import Stream
 from stepscale.bench.training.checkpoint import Checkpoint
 from stepscale.bench.training.loop import Training
-from stepscale.models import objective_of, rows_of
+from stepscale.models import Batch, objective_of, rows_of
 
 WARM_UP_S = 1.0  # of training: one step is enough of a slow optimizer
 
@@ -35,12 +37,14 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     notes = record.notes = Notes()
     data = load_data(job, settings.rows)
     record.data_note = data.note
+    rows = data.train
     train, validation, held_out = (moved(split, device, dtype) for split in data.splits)
     data = data._replace(train=train, validation=validation, held_out=held_out)
     stream = Stream(data.train, job.cell.batch, job.cell.seed)
     _warm_up(job, stream, device, dtype)
     run = Training(*build(job, device, dtype), data, stream, settings)
     record.data = _facts(data, run.model)
+    _warn(rows, run.model, notes, job)
     others = OtherCpu(idle_cores(device.type, torch.get_num_threads()))
     checkpoint = Checkpoint(job.checkpoint, run, notes)
     objective = objective_of(run.model)
@@ -97,7 +101,25 @@ def _look(run: Training, job: Job, final: Final, notes: Notes) -> None:
 
 
 def _facts(data: Dataset, model: nn.Module) -> DataFacts:
-    """What the records say of the data; bits per dim only where the likelihood is of the rows themselves."""
-    bits = None if objective_of(model).of_targets else data.bits_offset
+    """What the records say of the data; bits per dim and units only where the likelihood is of the rows themselves."""
+    of_rows, rescaling = objective_of(model).of_rows, data.rescaling
     train, validation, held_out = map(rows_of, data.splits)
-    return DataFacts(train=train, validation=validation, held_out=held_out, shape=data.shape, bits_offset=bits)
+    facts = DataFacts(train=train, validation=validation, held_out=held_out, shape=data.shape)
+    facts.bits_offset = data.bits_offset if of_rows else None
+    if of_rows and rescaling:
+        facts.scale, facts.shift = rescaling.scale, rescaling.shift.tolist()
+    return facts
+
+
+def _warn(train: Batch, model: nn.Module, notes: Notes, job: Job) -> None:
+    """Note, and say, where the rows' likelihood has no upper bound or their columns want scaling, before training."""
+    if not objective_of(model).of_rows or not isinstance(train, Tensor) or not train.is_floating_point():
+        return
+    with notes.optional("a look at the data"):
+        found = faults(train)
+        told = {NO_BOUND: found.unbounded, UNSCALED: found.unscaled}
+        for what, reason in told.items():
+            if reason is not None:
+                notes[what] = reason
+                if not job.config["training"]["trial"]:
+                    sys.stderr.write(f"{job.cell.data}, dim {job.cell.dim}: without {what}: {reason}\n")

@@ -6,7 +6,7 @@ beyond that, so log-likelihoods can stand beside published ones. Those of Gresel
 https://arxiv.org/abs/2006.15090, in nats a held-out row: POWER 0.065, GAS 6.978, HEPMASS -21.958, MINIBOONE -13.372,
 BSDS300 151.12, MNIST -1375.2; their code reads the five tables with the 2017 paper's own.
 
-GAS and MNIST are pickles, and a pickle runs code when it is read: let it be the archive's, or your own.
+GAS and MNIST are pickles. Of what a pickle may name, only the parts of tables and arrays are taken: no code in it runs.
 
 Every loader raises FileNotFoundError for a file that is missing, ValueError for one that is damaged, for too few
 train rows and for a model of another dim. ``rows`` counts train rows, in an order drawn with ``seed``; None for all.
@@ -33,6 +33,17 @@ DIMS = {"POWER": 6, "GAS": 8, "HEPMASS": 21, "MINIBOONE": 43, "BSDS300": 63, "MN
 CORRELATED = 0.98  # GAS
 REPEATS = 5  # HEPMASS
 SQUEEZE = 1e-6  # MNIST's lambda
+NEEDED = {  # by a pickled table or array: names, wherever in its package a version has them
+    "builtins": {"object", "slice"},
+    "copyreg": {"_reconstructor"},
+    "_codecs": {"encode"},
+    "numpy": {"_frombuffer", "_reconstruct", "dtype", "ndarray"},
+    "pandas": {
+        "BlockManager", "DataFrame", "Float64Index", "Index", "Int64Index", "RangeIndex", "StringArray", "StringDtype",
+        "__pyx_unpickle_NDArrayBacked", "_new_Index", "_unpickle_block",
+    },
+}  # fmt: skip
+PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 def power(folder: str, dim: int, rows: int | None, seed: int) -> Dataset:
@@ -40,7 +51,7 @@ def power(folder: str, dim: int, rows: int | None, seed: int) -> Dataset:
     _check_dim("POWER", dim)
     rng = np.random.RandomState(42)
     with _reading(folder, "power/data.npy") as path:
-        x = np.load(path)
+        x = _array(path)
         rng.shuffle(x)
         x = np.delete(x, [1, 3], axis=1)
         # in the order in which they were drawn: voltage, active power, three meters; the last column, time, has none
@@ -85,7 +96,7 @@ def miniboone(folder: str, dim: int, rows: int | None, seed: int) -> Dataset:
     """Return MINIBOONE, dim 43: the archive's columns, normalised."""
     _check_dim("MINIBOONE", dim)
     with _reading(folder, "miniboone/data.npy") as path:
-        parts = _tenths(np.load(path))
+        parts = _tenths(_array(path))
         parts = _normalised(parts, by=np.concatenate(parts[:2]))
     return _dataset("MINIBOONE", parts, rows, seed)
 
@@ -141,6 +152,10 @@ def _reading(folder: str, file: str) -> Iterator[Path]:
         raise ValueError(f"{path} cannot be read: {error!r}") from error
 
 
+def _array(path: Path) -> np.ndarray:
+    return np.array(np.lib.format.open_memmap(path, mode="r"))  # which reads no Python objects
+
+
 def _tenths(rows: np.ndarray) -> list[np.ndarray]:
     """Hold out the last tenth of the rows, validate with the last tenth of those before it, train on the rest."""
     seen = len(rows) - len(rows) // 10
@@ -182,20 +197,24 @@ def _dataset(name: str, parts: Sequence[np.ndarray], rows: int | None, seed: int
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows where the classes of an old pandas are now."""
+    """Knows what a table or an array needs, and where an old pandas and Python 2 had it; runs nothing else."""
 
     def find_class(self, module: str, name: str) -> object:
-        if module.startswith("pandas.") and name in {"Int64Index", "Float64Index"}:
+        package = module.split(".")[0]
+        if name not in NEEDED.get(PYTHON_3.get(package, package), ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no table of numbers needs; nothing was run")
+        if name in {"Int64Index", "Float64Index"}:
             return pd.Index
-        return super().find_class(module.replace("pandas.indexes.", "pandas.core.indexes."), name)
+        place = "pandas.core.indexes.base" if module == "pandas.core.index" else module
+        return super().find_class(place.replace("pandas.indexes.", "pandas.core.indexes."), name)
 
 
 def _unpickled(path: Path) -> Any:
-    """Read a pickle, of Python 2 too, for which the archive was made and which pandas itself no longer reads."""
-    with warnings.catch_warnings():
+    """Read a pickle, of Python 2 too, for which the archive was made.
+
+    Raises:
+        pickle.UnpicklingError: it names something else than ``NEEDED``.
+    """
+    with warnings.catch_warnings(), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, of the names it had then
-        try:
-            return pd.read_pickle(path)
-        except (ValueError, ImportError, AttributeError, TypeError):
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                return _Unpickler(file, encoding="latin1").load()
+        return _Unpickler(file, encoding="latin1").load()

@@ -19,12 +19,12 @@ def photos(dim: int, rows: int | None, seed: int, centre: bool = True) -> Datase
     """Grey patches of the photographs that scikit-learn ships, dequantised.
 
     Train patches come from the left three fifths of each photograph, validation patches from the next fifth, held-out
-    patches from the last: no pixel in two. Above dim 4,096 the rows are Laplace noise, and the note says so: time
-    does not depend on the values.
+    patches from the last: no pixel in two. Above dim 4,096 the rows are Laplace noise, and the note says so: a
+    step takes as long on them, as on all values that are not subnormal.
     """
     rng, counts = np.random.default_rng(seed), _counts(rows, dim)
     if dim > PHOTO_LIMIT:
-        note = f"Laplace noise: photos end at dim {PHOTO_LIMIT}, and time does not depend on values"
+        note = f"Laplace noise: photos end at dim {PHOTO_LIMIT}; a step takes as long on it"
         return standardised(_split(rng.laplace(size=(sum(counts), dim)), counts), note, centre)
     height, width = patch_shape(dim)
     images = [_grey(name) for name in PHOTOS]

@@ -206,9 +206,19 @@ TRAINING = {
     "targets.steps": Column("steps", "to the target: median over seeds, infinite where half of them missed it"),
     "seconds": Column("s", "of steps, without loading and evaluating; median over seeds in `training`"),
     "targets.seconds": Column("s", "of steps, to the target: median over seeds, infinite where half of them missed it"),
-    "validation_nats": Column("nats a row", "mean log-likelihood of the validation rows"),
-    "held_out_nats": Column("nats a row", "mean log-likelihood of the held-out rows; median over seeds in `training`"),
-    "held_out_bits": Column("bits a dim", "the same as bits per dimension of 8-bit pixels; only of pixels"),
+    "validation_nats": Column("nats a row", "mean log-likelihood of the validation rows; as held_out_nats"),
+    "held_out_nats": Column(
+        "nats a row",
+        "mean log-likelihood of the held-out rows: of data=file in the file's own units, of other data in those that"
+        " the model is given; median over seeds in `training`",
+    ),
+    "held_out_bits": Column(
+        "bits a dim",
+        "the same as bits per dimension; of photos in the unit of 8-bit pixels; only of rows, not of targets",
+    ),
+    "caveat": Column(
+        "", "why these figures rank nothing, or hardly: what is wrong with the data, named before training"
+    ),
     "training.low": Column("nats a row", "the smallest held_out_nats among the seeds"),
     "training.high": Column("nats a row", "the largest held_out_nats among the seeds"),
     "amari": Column(

@@ -19,6 +19,9 @@ from stepscale.bench.records.operations import Kind
 
 SCHEMA: Literal[2] = 2
 LAUNCH_BOUND = 0.25  # share of a step for which the device waits for the host
+NO_BOUND = "upper bound"  # the note of a likelihood that has none on its data
+UNSCALED = "common scale"  # the note of data whose columns have none
+CAVEATS = (NO_BOUND, UNSCALED)
 UNMARKED = "unmarked"  # the phase of what a step does after its last mark
 Config = dict[str, Any]  # a resolved Hydra configuration; its keys are the user's too
 
@@ -241,14 +244,20 @@ class Trained(Struct, kw_only=True, omit_defaults=True):
         return max((abs(drift) for drift in self.curve.drift_nats if drift is not None), default=None)
 
 
-class DataFacts(Struct, kw_only=True):
-    """What a training run's rows are; ``bits_offset`` is None where the likelihood is not of the rows themselves."""
+class DataFacts(Struct, kw_only=True, omit_defaults=True):
+    """What a training run's rows are; ``bits_offset`` is None where the likelihood is not of the rows themselves.
+
+    Where ``scale`` is known, rows are those of the user's file less ``shift``, over ``scale``, and likelihoods are in
+    the file's units: −dim log ``scale`` has been added to them.
+    """
 
     train: int
     validation: int
     held_out: int
     shape: tuple[int, int] | None = None
     bits_offset: float | None = None
+    scale: float | None = None
+    shift: list[float] | None = None  # [dim]
 
 
 class Record(Struct, kw_only=True, omit_defaults=True):

@@ -16,6 +16,7 @@ from stepscale.bench.records import work
 from stepscale.bench.records.headline import estimate
 from stepscale.bench.records.schema import (
     AXES,
+    CAVEATS,
     LAUNCH_BOUND,
     UNMARKED,
     Machine,
@@ -162,6 +163,7 @@ def _training_figures(record: Record) -> Row:
     """What a run came to; likelihoods are None where it did not come to its end."""
     result: Row = dict.fromkeys(TRAINING_FIGURES)
     result |= {"trial": record.config["training"]["trial"], "tuned": tuned(record.config["optimizer"])}
+    result["caveat"] = next((f"no {what}: {record.notes[what]}" for what in CAVEATS if what in record.notes), None)
     if record.status is not Status.OK or record.training is None:
         return result
     training = record.training
@@ -185,7 +187,7 @@ def _ends(record: Record, training: Trained) -> Row:
 FACTS = ("status", "reason", "identity", "task")
 TRAINING_FIGURES = {
     **dict.fromkeys(("trial", "contended"), "boolean"),
-    **dict.fromkeys(("stopped_by", "tuned"), "object"),
+    **dict.fromkeys(("stopped_by", "tuned", "caveat"), "object"),
     **dict.fromkeys(("steps", "seconds", "step_ms", "validation_nats", "held_out_nats", "held_out_bits"), "float"),
     **dict.fromkeys(("amari", "fast_ica_amari", "halved", "drift_nats"), "float"),
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stepscale.bench.analysis import learning_curves
+from stepscale.bench.records.schema import NO_BOUND
 from stepscale.bench.report import style, training_figures
 from stepscale.bench.report.page import Section, Shown, TableRow, measured, varying
 from stepscale.bench.report.style import Drawn
@@ -85,10 +86,11 @@ def more_tables(runs: pd.DataFrame, results: pd.DataFrame) -> dict[str, pd.DataF
 
 def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) -> list[str]:
     """Say how soon each optimizer is where the honest baseline ends, which is best, and what went wrong."""
-    found = []
+    found, unbounded = [], results["caveat"].str.startswith(f"no {NO_BOUND}", na=False)
+    void = set(results[unbounded][learning_curves.WORKLOAD].itertuples(index=False, name=None))
     for key, part in joined.groupby(learning_curves.WORKLOAD, sort=False) if len(joined) else ():
         place = _place(dict(zip(learning_curves.WORKLOAD, key, strict=True)), results)
-        own = part[part["target"] == learning_curves.BASELINE].sort_values("seconds")
+        own = part[(part["target"] == learning_curves.BASELINE) & (key not in void)].sort_values("seconds")
         honest = own[own["of_baseline"] == 1]
         for row in own.to_dict("records") if len(honest) else ():
             if row["optimizer"] != honest["optimizer"].iloc[0]:
@@ -96,6 +98,10 @@ def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) ->
     for key, part in results.dropna(subset=["held_out_nats"]).groupby(learning_curves.WORKLOAD, sort=False):
         best = part.sort_values("held_out_nats").iloc[-1]
         place = _place(dict(zip(learning_curves.WORKLOAD, key, strict=True)), results)
+        found += [f"Mind the figures{place}: {caveat}." for caveat in part["caveat"].dropna().unique()]
+        if key in void:
+            found.append(f"None is best{place}: such likelihoods only tell how fast each grows.")
+            continue
         bits = f", {best['held_out_bits']:.3f} bits per dim" if np.isfinite(best["held_out_bits"]) else ""
         found.append(
             f"Best at the end{place}: `{best['optimizer']}`, {best['held_out_nats']:.2f} nats"

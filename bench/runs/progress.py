@@ -6,7 +6,7 @@ from math import isnan
 
 from stepscale.bench.records import work
 from stepscale.bench.records.headline import Estimate, estimate
-from stepscale.bench.records.schema import Counts, Operation, Record, Status, Timing, Trained
+from stepscale.bench.records.schema import CAVEATS, Counts, Operation, Record, Status, Timing, Trained
 from stepscale.bench.records.tables import phases_ms
 
 SHOWN = 7  # operations of a profile
@@ -17,7 +17,7 @@ def outcome(record: Record) -> str:
     if record.status is not Status.OK:
         return f"{record.status}: {record.reason}"
     if record.training is not None:
-        return _trained(record.training)
+        return _trained(record.training) + "".join(f", no {what}" for what in CAVEATS if what in record.notes)
     assert record.timing is not None
     found = estimate(record.timing.blocks)
     flag = " contended" if found.contended else ""
@@ -42,10 +42,12 @@ def details(record: Record) -> str:
         return f"{record.status}: {record.reason}"
     if record.training is not None:
         ended = f"{_trained(record.training)}, by {record.training.stopped_by}"
-        return "\n".join([f"{cell.optimizer}, dim {cell.dim}, batch {cell.batch}: {ended}", *_notes(record)])
+        title = f"{cell.optimizer}, dim {cell.dim}, batch {cell.batch}: {ended}"
+        return "\n".join([title, *_data(record), *_notes(record)])
     assert record.timing is not None
     title = f"{cell.optimizer}, dim {cell.dim}, batch {cell.batch}, {cell.dtype} on {cell.device}"
-    return "\n".join([title, *_times(record, record.timing, estimate(record.timing.blocks)), *_notes(record)])
+    times = _times(record, record.timing, estimate(record.timing.blocks))
+    return "\n".join([title, *times, *_data(record), *_notes(record)])
 
 
 def _times(record: Record, timing: Timing, found: Estimate) -> list[str]:
@@ -83,6 +85,11 @@ def _growth(counts: Counts, timing: Timing, dim: int, step_s: float) -> list[str
         words += f"cubic are {told['cubic_operations']}"
         words += f", {100 * share:.0f} % of the step" if isinstance(share, float) else ""
     return [words + (f"; not known of {unknown}" if unknown else "")]
+
+
+def _data(record: Record) -> list[str]:
+    """Say what is noted of the data: where from, and how a file was read."""
+    return [f"data    {record.data_note}"] if record.data_note else []
 
 
 def _notes(record: Record) -> list[str]:

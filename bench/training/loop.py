@@ -16,7 +16,7 @@ from stepscale.bench.machine.clock import Clock
 from stepscale.bench.records.schema import Curve, Final
 from stepscale.bench.training.batches import Stream
 from stepscale.bench.training.evaluation import mean_log_likelihood
-from stepscale.models import HasLoss, each, offers
+from stepscale.models import HasLoss, each, objective_of, offers
 from stepscale.optimizers import StateDict, Step, Tracked
 
 GROWTH, LONGEST = 1.2, 2_000  # evaluations: each this factor of steps after the last, and no more steps apart
@@ -54,6 +54,8 @@ class Training:
         self.position, self.seconds = 0, 0.0
         self.curve = Curve()
         self.best: dict[str, Tensor] | None = None  # parameters, kept only where patience asks for them
+        rescaling = data.rescaling if objective_of(model).of_rows else None
+        self.unit_nats = rescaling.nats if rescaling else 0.0  # brings likelihoods to the units they are quoted in
 
     def run(self, clock: Clock, look: Callable[[], None]) -> str:
         """Train until the budget ends, and say what ended it; ``look`` is called every now and then, between steps.
@@ -134,7 +136,10 @@ class Training:
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def _likelihoods(self, rows: int | None) -> tuple[float, float | None]:
-        """Return those of the validation and of the held-out rows, the latter None in a trial."""
+        """Return those of the validation and of the held-out rows, the latter None in a trial.
+
+        Here alone they are brought to the units that they are quoted in; every figure of a run comes from here.
+        """
         exact = deepcopy(self.model).double()
         assert offers(exact, HasLoss)  # it has been trained by it
         validation = mean_log_likelihood(exact, each(self.data.validation, lambda part: part[:rows]))
@@ -144,7 +149,7 @@ class Training:
         for value in (validation, held_out):
             if value is not None and not math.isfinite(value):
                 raise FloatingPointError(f"the log-likelihood is {value} after step {self.position}: lower the lr")
-        return validation, held_out
+        return validation + self.unit_nats, None if held_out is None else held_out + self.unit_nats
 
     def _stale(self) -> int:
         """How many evaluations ago the best one was."""

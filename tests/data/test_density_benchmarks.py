@@ -7,6 +7,7 @@ import shutil
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -235,6 +236,49 @@ def test_a_pickle_of_python_2_and_an_old_pandas_is_read(tmp_path: Path) -> None:
     path.write_bytes(zlib.decompress(base64.b64decode(PYTHON_2)))
     expected = pd.DataFrame([[1.5, -2.5], [1e300, 0.1]], [7, 3], ["Time", "R1"])
     pd.testing.assert_frame_equal(density_benchmarks._unpickled(path), expected, check_column_type=False)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_tables_and_arrays_of_every_protocol_are_read(tmp_path: Path, protocol: int) -> None:
+    table = pd.DataFrame({"Time": [1.5, 2.5], "R1": [3, 4]}, index=[7, 3])
+    path = tmp_path / "new.pickle"
+    path.write_bytes(pickle.dumps([table, table.to_numpy().astype(np.float32)], protocol))
+    found, array = density_benchmarks._unpickled(path)
+    pd.testing.assert_frame_equal(found, table)
+    assert array.tolist() == table.to_numpy().tolist()
+
+
+class Marks:
+    """Leaves a file where code of a pickle runs."""
+
+    def __init__(self, path: Path, call: Any) -> None:
+        self.path, self.call = path, call
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return self.call, (f"open({str(self.path)!r}, 'w').close()",)
+
+
+def scores(text: str) -> None:
+    """What a pickle may name of a package that is installed: here this module."""
+    exec(text)
+
+
+@pytest.mark.parametrize("call", [exec, eval, pd.eval, scores])
+@pytest.mark.parametrize("name", ["gas", "mnist", "power", "miniboone"])
+def test_no_code_in_a_data_file_runs(name: str, call: Any, folder: Path, tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", folder / FILES[name]
+    evil = pickle.dumps([pd.DataFrame({"a": [1.0]}), Marks(marker, call)])
+    path.write_bytes(gzip.compress(evil) if path.suffix == ".gz" else evil)
+    with pytest.raises(ValueError, match=rf"{FILES[name]} cannot be read") as caught:
+        load(name, folder)
+    assert not marker.exists() and "unsafe" not in str(caught.value)
+    if path.suffix == ".npy":
+        np.save(path, np.array([Marks(marker, call)], dtype=object))
+        with pytest.raises(ValueError, match=rf"{FILES[name]} cannot be read"):
+            load(name, folder)
+        assert not marker.exists()
+    else:
+        assert "which no table of numbers needs; nothing was run" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", FILES)
