@@ -154,7 +154,7 @@ def descend(io: LayerIO, lr: float, bias: Bias) -> None:
 
 
 def outer_products(ios: list[LayerIO], bias: Bias) -> Tensor:
-    """O(L B d min(B, d)): each layer's v δᵀ, ``[layers, batch, batch]``, or the smaller δᵀ v, ``[layers, dim, dim]``."""
+    """O(L B d min(B, d)): each layer's v δᵀ, ``[layers, batch, batch]``, or, if smaller, δᵀ v, ``[layers, d, d]``."""
     batch, widths = len(ios[0].a), {io.layer.in_features for io in ios}
     by_rows = batch < max(widths) or len(widths) > 1
     rows = batch if by_rows else max(widths)
