@@ -11,6 +11,7 @@ a determinant of min(B, d) rows. It holds for plain descent alone: with momentum
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -131,11 +132,14 @@ class RelativeSGD:
         for k, norm in zip(moving, norms, strict=True):
             rates[k], halvings = regular_rate(self.lr, len(free[k].a), norm, self.bound)
             self.halved += halvings
-        widths = [free[k].layer.in_features for k in moving]
-        changes = log_abs_det_changes(outer, [rates[k] for k in moving], len(free[0].a), widths)
-        weights = {id(layer.weight): place for place, layer in enumerate(self.layers)}
-        places = [weights[id(free[k].layer.weight)] for k in moving]
-        self.log_abs_dets = self.log_abs_dets.index_add(0, torch.tensor(places, device=changes.device), changes)
+        changes = log_abs_det_changes(
+            outer, [rates[k] for k in moving], len(free[0].a), [free[k].a.shape[1] for k in moving]
+        )
+        if len(moving) < len(self.layers):
+            places = {id(layer.weight): place for place, layer in enumerate(self.layers)}
+            found = torch.tensor([places[id(free[k].layer.weight)] for k in moving], device=changes.device)
+            changes = torch.zeros_like(self.log_abs_dets).index_add_(0, found, changes)
+        self.log_abs_dets = self.log_abs_dets + changes
         return rates
 
 
@@ -183,15 +187,19 @@ def regular_rate(lr: float, batch: int, norm: float, bound: float) -> tuple[floa
 
 def log_abs_det_changes(outer: Tensor, rates: list[float], batch: int, widths: list[int]) -> Tensor:
     """O(L n³): Δ log|det W| of a step by its outer products, ``[layers, n, n]``; float64, ``[layers]``."""
-    # W is multiplied by 1 + η rounded to its dtype: taken exactly, d log(1 + η) would drift 5e-8 d nats a step
-    rounded = torch.promote_types(outer.dtype, torch.float32)
-    growth = [torch.tensor(1 + lr, dtype=rounded).item() for lr in rates]
+    growth = [rounded(1 + lr, outer.dtype) for lr in rates]
     shares = [-lr / by / batch for lr, by in zip(rates, growth, strict=True)]
     dilation = [width * math.log(by) for width, by in zip(widths, growth, strict=True)]
     both = torch.tensor([shares, dilation], dtype=torch.float64, device=outer.device)
     factors = outer.double().mul_(both[0, :, None, None])
     factors.diagonal(dim1=1, dim2=2).add_(1)
-    return torch.linalg.slogdet(factors).logabsdet.add_(both[1])
+    return torch.linalg.slogdet(factors.mT).logabsdet.add_(both[1])  # of columns, as LAPACK wants them
+
+
+@lru_cache
+def rounded(growth: float, dtype: torch.dtype) -> float:
+    """Return what W is multiplied by: taken exactly, d log(1 + η) would drift 5e-8 d nats a step."""
+    return torch.tensor(growth, dtype=torch.promote_types(dtype, torch.float32)).item()
 
 
 @torch.no_grad()
