@@ -3,6 +3,7 @@
 from stepscale.optimizers.core.facts import Facts, facts_of
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.step import (
+    Averaged,
     Direction,
     Mark,
     Paired,
@@ -32,6 +33,7 @@ __all__ = [
     "EKFAC",
     "FOOF",
     "KFAC",
+    "Averaged",
     "Direction",
     "ExplicitInverse",
     "Facts",

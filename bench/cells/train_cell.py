@@ -13,6 +13,7 @@ from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.time_cell import BATCHES
 from stepscale.bench.data.dataset import Dataset
 from stepscale.bench.data.degenerate import faults
+from stepscale.bench.machine import generators
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
@@ -21,6 +22,7 @@ from stepscale.bench.records.schema import NO_BOUND, UNSCALED, DataFacts, Final,
 from stepscale.bench.training import loop, samples, source_separation
 from stepscale.bench.training.batches import Stream
 from stepscale.bench.training.checkpoint import Checkpoint
+from stepscale.bench.training.evaluation import SEED
 from stepscale.bench.training.loop import Training
 from stepscale.models import Batch, objective_of, rows_of
 
@@ -49,13 +51,17 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     checkpoint = Checkpoint(job.checkpoint, run, notes)
     objective = objective_of(run.model)
     number = Number(objective.name, objective.unit, objective.exact)
-    trained = Trained(stopped_by="divergence", curve=run.curve, steps=0, seconds=0.0, number=number)
+    trained = Trained(stopped_by="error", curve=run.curve, steps=0, seconds=0.0, number=number)
     record.training = trained
     try:
         checkpoint.resume()
         trained.resumed_at = run.position
-        trained.stopped_by = _trained(run, checkpoint, job, device)
+        ended = _trained(run, checkpoint, job, device)
         trained.final = run.final()
+        trained.stopped_by = ended
+    except FloatingPointError:
+        trained.stopped_by = "divergence"
+        raise
     finally:
         trained.curve, trained.steps, trained.seconds = run.curve, run.position, run.seconds
         trained.other_cores = others.cores()
@@ -88,14 +94,15 @@ def _trained(run: Training, checkpoint: Checkpoint, job: Job, device: torch.devi
 
 
 def _look(run: Training, job: Job, final: Final, notes: Notes) -> None:
-    """Look at the trained model: sources told apart, pictures. A trial of tuning is not looked at."""
+    """Look at the trained model as it was judged: sources told apart, pictures. A trial of tuning is not looked at."""
     if run.settings.trial:
         return
+    model = run.result()
     if run.data.mixing is not None and job.cell.depth == 1:
         with notes.optional("source separation"):
-            final.amari, final.fast_ica_amari = source_separation.distances(run.model, run.data)
-    with notes.optional("pictures"):
-        arrays = samples.look(run.model, run.data, run.settings.pictures, notes)
+            final.amari, final.fast_ica_amari = source_separation.distances(model, run.data)
+    with notes.optional("pictures"), generators.kept(run.stream.device, SEED):
+        arrays = samples.look(model, run.data, run.settings.pictures, notes)
         if arrays:
             samples.save(arrays, job.folder / "pictures" / f"{job.identity}.npz")
 

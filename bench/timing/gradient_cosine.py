@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stepscale.bench.errors import WrongGradientError
+from stepscale.bench.machine import generators
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.schema import Gradient
 from stepscale.bench.timing.workload import Workload
@@ -71,7 +72,7 @@ def _repeats(workload: Workload) -> bool:
 def _exact(workload: Workload) -> Tensor | None:
     """O(L (B d² + d³)): the gradient of the next batch's loss, as random as the next step's: it draws the same."""
     model, batches, device = workload.model, workload.batches, workload.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with generators.kept(device):
         model.zero_grad()
         Layerwise(model)(batches[workload.position % len(batches)])
     exact = _flat(model)

@@ -1,24 +1,49 @@
-"""The likelihood of a split, in float64."""
+"""What a training run is judged by: the likelihood of a split, in float64, by a copy of the model in eval mode."""
 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stepscale.bench.machine import generators
 from stepscale.models import Batch, HasLoss, each, rows_of
+from stepscale.optimizers import Averaged, Paired, Step
 
 ROWS = 8_192  # evaluated at once
+SEED = 0  # of what a loss draws: every evaluation draws the same
+
+
+def judged(model: nn.Module, step: Step) -> nn.Module:
+    """Return a copy of the model in eval mode, at the parameters by which its update is to be judged.
+
+    The model itself is left as it was, bit for bit; an update's own way back may round.
+    """
+    update = step.update if isinstance(step, Paired) else step
+    if not isinstance(update, Averaged):
+        return deepcopy(model).eval()
+    trained = [parameter.detach().clone() for parameter in model.parameters()]
+    update.eval()
+    try:
+        return deepcopy(model).eval()
+    finally:
+        update.train()
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), trained, strict=True):
+                parameter.copy_(value)
 
 
 @torch.no_grad()
 def mean_log_likelihood(exact: HasLoss, batch: Batch) -> float:
-    """O(L (n d² + d³)): mean over rows ``[n, dim]`` in nats, by a float64 model."""
+    """O(L (n d² + d³)): mean over rows ``[n, dim]`` in nats, by a float64 model; twice the same, whatever it draws."""
     count, parts = rows_of(batch), []
-    for first in range(0, count, ROWS):
-        part = each(batch, lambda rows: _doubled(rows[first : first + ROWS]))  # noqa: B023 - called at once
-        parts.append(-rows_of(part) * exact.loss(part).item())
+    rows = batch if isinstance(batch, Tensor) else batch[0]
+    with generators.kept(rows.device, SEED):
+        for first in range(0, count, ROWS):
+            part = each(batch, lambda rows: _doubled(rows[first : first + ROWS]))  # noqa: B023 - called at once
+            parts.append(-rows_of(part) * exact.loss(part).item())
     return math.fsum(parts) / count
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 
 import msgspec
-import torch
 from torch import Tensor, nn
 
 from stepscale.bench.data.dataset import Dataset
+from stepscale.bench.machine import generators
 from stepscale.bench.machine.clock import Clock
 from stepscale.bench.records.schema import Curve, Final
 from stepscale.bench.training.batches import Stream
-from stepscale.bench.training.evaluation import mean_log_likelihood
+from stepscale.bench.training.evaluation import judged, mean_log_likelihood
 from stepscale.models import HasLoss, each, objective_of, offers
 from stepscale.optimizers import StateDict, Step, Tracked
 
@@ -53,7 +52,7 @@ class Training:
         self.model, self.step, self.data, self.stream, self.settings = model, step, data, stream, settings
         self.position, self.seconds = 0, 0.0
         self.curve = Curve()
-        self.best: dict[str, Tensor] | None = None  # parameters, kept only where patience asks for them
+        self.best: dict[str, Tensor] | None = None  # parameters as judged, kept only where patience asks for them
         rescaling = data.rescaling if objective_of(model).of_rows else None
         self.unit_nats = rescaling.nats if rescaling else 0.0  # brings likelihoods to the units they are quoted in
 
@@ -76,10 +75,15 @@ class Training:
 
     def final(self) -> Final:
         """Return the likelihoods over all rows of the splits; with patience, of the best parameters."""
-        if self.best is not None:
-            self.model.load_state_dict(self.best)
-        validation, held_out = self._likelihoods(None)
+        validation, held_out = self._likelihoods(self.result(), None)
         return Final(validation_nats=validation, held_out_nats=held_out)
+
+    def result(self) -> nn.Module:
+        """Return a copy of what was trained, in eval mode; with patience, of the best parameters."""
+        model = judged(self.model, self.step)
+        if self.best is not None:
+            model.load_state_dict(self.best)
+        return model
 
     def done(self) -> float:
         """Return how much of the budget is spent, from 0 to 1."""
@@ -88,12 +92,10 @@ class Training:
         return min(1.0, max(shares))
 
     def state_dict(self) -> StateDict:
-        device = next(self.model.parameters()).device
         return {
             "model": self.model.state_dict(),
             "step": self.step.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "generators": generators.states(self.stream.device),
             "progress": {"position": self.position, "seconds": self.seconds, "best": self.best},
             "curve": msgspec.to_builtins(self.curve),
         }
@@ -101,9 +103,7 @@ class Training:
     def load_state_dict(self, state: StateDict) -> None:
         self.model.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        generators.restore(state["generators"], self.stream.device)
         self.curve = msgspec.convert(state["curve"], Curve)
         progress = state["progress"]
         self.position, self.seconds, self.best = progress["position"], progress["seconds"], progress["best"]
@@ -124,7 +124,9 @@ class Training:
 
     def _evaluate(self) -> None:
         """Add a point to the curve, and anchor a step that tracks its likelihood."""
-        validation, held_out = self._likelihoods(self.settings.evaluation_rows)
+        model = judged(self.model, self.step)
+        parameters = model.state_dict()  # which stay of the model's own type
+        validation, held_out = self._likelihoods(model, self.settings.evaluation_rows)
         tracked = self.step if isinstance(self.step, Tracked) else None
         self.curve.step.append(self.position)
         self.curve.seconds.append(self.seconds)
@@ -133,14 +135,14 @@ class Training:
         self.curve.drift_nats.append(tracked.anchor() if tracked else None)
         self.curve.halved.append(tracked.halved if tracked else None)
         if self.settings.patience is not None and self._stale() == 0:
-            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.best = parameters
 
-    def _likelihoods(self, rows: int | None) -> tuple[float, float | None]:
-        """Return those of the validation and of the held-out rows, the latter None in a trial.
+    def _likelihoods(self, model: nn.Module, rows: int | None) -> tuple[float, float | None]:
+        """Return those of the validation and of the held-out rows, the latter None in a trial; the model is widened.
 
         Here alone they are brought to the units that they are quoted in; every figure of a run comes from here.
         """
-        exact = deepcopy(self.model).double()
+        exact = model.double()
         assert offers(exact, HasLoss)  # it has been trained by it
         validation = mean_log_likelihood(exact, each(self.data.validation, lambda part: part[:rows]))
         held_out = None

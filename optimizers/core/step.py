@@ -68,6 +68,19 @@ class Tracked(Protocol):
         ...
 
 
+@runtime_checkable
+class Averaged(Protocol):
+    """An update that trains at other parameters than it is judged at, as a schedule-free one; it begins in training."""
+
+    def train(self) -> None:
+        """Bring the model to the parameters at which gradients are to be taken."""
+        ...
+
+    def eval(self) -> None:
+        """Bring the model to the parameters by which it is to be judged."""
+        ...
+
+
 class Stateless:
     """What a direction that remembers nothing has for a state."""
 
@@ -182,7 +195,7 @@ def _as_saved(loaded: Any, saved: Any) -> Any:
 def optimizer_of(
     model: nn.Module, update: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 ) -> torch.optim.Optimizer:
-    """Build a torch optimizer of what is trained of a model.
+    """Build a torch optimizer of what is trained of a model; one that is ``Averaged`` is told that training begins.
 
     Raises:
         TypeError: its ``step`` needs a closure, or all parameters are frozen.
@@ -194,6 +207,8 @@ def optimizer_of(
             f"{type(optimizer).__name__}.step needs a closure that evaluates the loss again; "
             "an update may use .grad alone"
         )
+    if isinstance(optimizer, Averaged):
+        optimizer.train()
     return optimizer
 
 

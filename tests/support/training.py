@@ -1,11 +1,13 @@
 """Training runs: real ones of seconds, and records of made-up curves whose truth is known."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from stepscale.bench.cells.job import Job
 from stepscale.bench.data import photographs
@@ -29,10 +31,10 @@ def job(path: Path, *overrides: str, **axes: Any) -> Job:
     return jobs.job(path, *BRIEF, *overrides, **axes)
 
 
-def training_of(make: Any, dim: int = 6, **changes: Any) -> Training:
+def training_of(make: Any, dim: int = 6, *, build: Callable[[int], nn.Module] = Flow, **changes: Any) -> Training:
     torch.manual_seed(1)
     rows = photographs.photos(dim, 300, seed=0)
-    model = Flow(dim)
+    model = build(dim)
     step: Step = make(model)
     settings = Settings(**{**vars(SETTINGS), **changes})
     return Training(model, step, rows, Stream(rows.train, 50, seed=3), settings)

@@ -81,9 +81,9 @@ def test_patience_ends_a_run_and_keeps_the_best() -> None:
     worse = training_of(
         partial(pair, direction=Layerwise, update=partial(torch.optim.SGD, lr=0.01, maximize=True)), patience=3
     )
-    start = worse._likelihoods(None)[0]
+    start = worse._likelihoods(worse.result(), None)[0]
     worse.run(WallClock(), lambda: None)
-    assert worse._likelihoods(None)[0] != start
+    assert worse._likelihoods(worse.result(), None)[0] != start
     assert worse.final().validation_nats == start
 
 
