@@ -21,6 +21,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     try:
         with partial.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or after a power cut the new name may be of an empty file
         os.replace(partial, path)
     finally:
         with suppress(OSError):

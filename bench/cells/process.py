@@ -34,6 +34,7 @@ GRACE_S = 5.0
 TURN = True  # what a process says that wants one, and is told that has one
 NO_ROOM = False  # what one says for which the others leave too little memory, or no device
 BUSY = "busy or unavailable"  # what a GPU says that takes one process at a time
+ENDED = (Status.OK, Status.DIVERGED)  # of a training run: there is nothing left to take up
 Answer = bytes | str | bool | None  # a record, why it cannot be written, a wish for a turn or no room; nothing
 
 
@@ -225,7 +226,7 @@ def _measure(job: Job, connection: Connection) -> None:
     except StoppedError as error:
         sys.stderr.write(f"{error}\n")
         return
-    encoded, ended = store.encode(record), record.status in (Status.OK, Status.DIVERGED)
+    encoded, ended = store.encode(record), record.status in ENDED
     if job.turns and (record.status is Status.OUT_OF_MEMORY or BUSY in (record.reason or "")):
         connection.send(NO_ROOM)
         return

@@ -13,6 +13,8 @@ from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.time_cell import BATCHES
 from stepscale.bench.data.dataset import Dataset
 from stepscale.bench.data.degenerate import faults
+from stepscale.bench.errors import StoppedError
+from stepscale.bench.machine import generators
 from stepscale.bench.machine import generators
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
@@ -61,6 +63,11 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
         trained.stopped_by = ended
     except FloatingPointError:
         trained.stopped_by = "divergence"
+        raise
+    except StoppedError:
+        raise
+    except BaseException:
+        checkpoint.failed()
         raise
     finally:
         trained.curve, trained.steps, trained.seconds = run.curve, run.position, run.seconds

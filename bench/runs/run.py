@@ -58,6 +58,7 @@ class Run:
                 job.checkpoint.unlink(missing_ok=True)
             if not anew and self._there(job) is not None:
                 self.seen += 1
+                job.checkpoint.unlink(missing_ok=True)  # of one that was killed once its record was there
             elif anew or self.planned is None or (record := self._predicted_too_slow(job)) is None:
                 missing.append(job)
             else:
@@ -127,8 +128,10 @@ class Run:
             except BadRecordError:
                 return None
         there = self.records.get(job.identity)
-        again = there is None or there.status is Status.FAILED or job.checkpoint.exists()
-        return None if again else there
+        if there is None or there.status is Status.FAILED:
+            return None
+        unfinished = there.status not in process.ENDED and job.checkpoint.exists()
+        return None if unfinished else there
 
     def _predicted_too_slow(self, job: Job) -> Record | None:
         """Record a cell as too slow where smaller dims' times and the growth of their FLOPs say so."""

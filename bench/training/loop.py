@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
+from msgspec.structs import astuple
 from torch import Tensor, nn
 
 from stepscale.bench.data.dataset import Dataset
@@ -43,6 +45,13 @@ class Settings:
         for name, value in (limits | {"checkpoint_s": self.checkpoint_s}).items():
             if value is not None and not value > 0:
                 raise ValueError(f"training.{name} must be positive, got {value}")
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """How far a training run is."""
+
+    position: Annotated[int, msgspec.Meta(ge=0)]  # steps
+    seconds: Annotated[float, msgspec.Meta(ge=0)]  # of steps
 
 
 class Training:
@@ -96,17 +105,28 @@ class Training:
             "model": self.model.state_dict(),
             "step": self.step.state_dict(),
             "generators": generators.states(self.stream.device),
-            "progress": {"position": self.position, "seconds": self.seconds, "best": self.best},
+            "progress": msgspec.to_builtins(Progress(position=self.position, seconds=self.seconds)),
             "curve": msgspec.to_builtins(self.curve),
+            "best": self.best,
         }
 
     def load_state_dict(self, state: StateDict) -> None:
+        """Take up a saved run.
+
+        Raises:
+            ValueError, or what torch raises: it is of another run, or its parts do not belong together.
+        """
         self.model.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
         generators.restore(state["generators"], self.stream.device)
-        self.curve = msgspec.convert(state["curve"], Curve)
-        progress = state["progress"]
-        self.position, self.seconds, self.best = progress["position"], progress["seconds"], progress["best"]
+        self.curve, self.best = msgspec.convert(state["curve"], Curve), state["best"]
+        progress = msgspec.convert(state["progress"], Progress)
+        self.position, self.seconds = progress.position, progress.seconds
+        last = self.curve.step[-1] if self.curve.step else 0
+        if not last <= self.position <= next_evaluation(last) or len(set(map(len, astuple(self.curve)))) > 1:
+            raise ValueError(f"its curve does not lead to step {self.position}")
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise ValueError("a parameter is no finite number")
 
     def _advance(self, stop: int, clock: Clock) -> None:
         """Run some steps; their batches are gathered before the clock starts."""

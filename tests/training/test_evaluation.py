@@ -181,9 +181,12 @@ def test_only_steps_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cosine_is_of_two_gradients_of_one_loss() -> None:
-    """Each with its own dropout they would differ, however exact the direction is."""
+    """Each with its own dropout they would differ, however exact the direction is.
+
+    And outside of a training run, too, a schedule-free update is in train mode.
+    """
     model = Network(6, nn.Dropout(0.5)).double()
-    step = pair(model, Layerwise, partial(torch.optim.SGD, lr=1e-3))
+    step = pair(model, Layerwise, partial(ScheduleFree, lr=1e-3))
     found = agreement(Workload(model, step, [torch.randn(20, 6, dtype=torch.float64)]), 6, Notes())
     assert found.cosine == pytest.approx(1, abs=1e-12)
 
