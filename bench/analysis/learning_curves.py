@@ -130,17 +130,28 @@ def budget(runs: pd.DataFrame) -> str:
     trials = runs[runs["trial"]]
     if not len(trials):
         return "No optimizer was tuned: each ran as its file says."
-    given = runs.groupby([*WORKLOAD, "optimizer"]).size().index
-    counts = trials.groupby([*WORKLOAD, "optimizer"]).size().reindex(given, fill_value=0)
-    tuned, untuned = counts[counts > 0], sorted(set(counts[counts == 0].index.get_level_values("optimizer")))
-    spread = f"{tuned.min()}" if tuned.min() == tuned.max() else f"{tuned.min()} to {tuned.max()}"
-    seconds = trials["seconds"].median()
+    keys = [*WORKLOAD, "optimizer"]
+    given = runs.groupby(keys).size().index
+    counts = trials.groupby([*keys, "budget"], sort=False).size().unstack("budget", fill_value=0)
+    tuned = set(counts.index.get_level_values("optimizer"))
+    untuned = sorted(set(given.difference(counts.index).get_level_values("optimizer")))
     apart = f" Not tuned, having nothing of the kind: {', '.join(f'`{name}`' for name in untuned)}." if untuned else ""
     return (
-        f"Tuned alike: {spread} trials of {seconds:.2g} s of steps for each optimizer and workload, over a log grid of"
-        " learning rate (and damping, where there is one), chosen by a validation split; held-out rows were read by"
-        f" the final runs only, on other seeds.{apart}"
+        f"Tuned alike: {_counted(counts)} for each optimizer and workload, over a log grid of learning rate (and"
+        f" damping, where there is one), chosen by a validation split; held-out rows were read by the final runs only,"
+        f" on other seeds.{apart}"
     )
+
+
+def _counted(counts: pd.DataFrame) -> str:
+    """Say how many trials there were of each budget, the short ones first: they are more."""
+    said = []
+    for budget in counts.max().sort_values(ascending=False, kind="stable").index:
+        least, most = counts[budget][counts[budget] > 0].agg(["min", "max"])
+        number = f"{least}" if least == most else f"{least} to {most}"
+        said.append(f"of the best of these {number} once more for {budget}" if said else f"{number} trials of {budget}")
+    more = " (more where none of the first came to its end)" if len(said) > 1 else ""
+    return ", and ".join(said) + more
 
 
 def _final(runs: pd.DataFrame) -> pd.DataFrame:

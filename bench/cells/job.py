@@ -19,6 +19,7 @@ from stepscale.bench.records.schema import (
     Record,
     Status,
     Task,
+    Tuning,
 )
 
 TF32 = "tf32"
@@ -42,6 +43,7 @@ class Job:
     log: StepLog = field(default_factory=StepLog)  # its operations, once they are logged
     turns: str | None = None  # shared by the cells that are measured in turns
     looks: int = 1  # how often the run asks whether enough seeds are there
+    tuning: Tuning | None = None  # what choosing its settings has taken
 
     @property
     def task(self) -> Task:
@@ -77,5 +79,6 @@ class Job:
             command=self.command,
             sources=self.sources,
             looks=self.looks,
+            tuning=self.tuning,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )

@@ -201,6 +201,9 @@ OPERATIONS = {
 TRAINING = {
     "trial": Column("", "whether the run served to choose a learning rate; its held-out rows stay unread"),
     "tuned": Column("", "learning rate, and damping where there is one"),
+    "budget": Column("", "what the run may take, in steps or in seconds of steps; the earlier ends it"),
+    "tuning_trials": Column("", "trials that chose the run's settings, those that diverged too"),
+    "tuning_s": Column("s", "of steps, of all those trials together"),
     "step": Column("steps", "done before this point of the curve"),
     "steps": Column("steps", "of training; median over seeds in `training`"),
     "targets.steps": Column("steps", "to the target: median over seeds, infinite where half of them missed it"),

@@ -244,6 +244,15 @@ class Trained(Struct, kw_only=True, omit_defaults=True):
         return max((abs(drift) for drift in self.curve.drift_nats if drift is not None), default=None)
 
 
+class Tuning(Struct, frozen=True, kw_only=True):
+    """What choosing a final run's settings has taken."""
+
+    trials: int
+    ended: int  # of them
+    steps: int
+    seconds: float  # of steps
+
+
 class DataFacts(Struct, kw_only=True, omit_defaults=True):
     """What a training run's rows are; ``bits_offset`` is None where the likelihood is not of the rows themselves.
 
@@ -281,6 +290,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     memory: Memory | None = None
     direction: Gradient | None = None
     training: Trained | None = None
+    tuning: Tuning | None = None  # of a final run whose settings trials have chosen
     data: DataFacts | None = None
     data_note: str | None = None
     traceback: str | None = None

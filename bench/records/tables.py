@@ -19,6 +19,7 @@ from stepscale.bench.records.schema import (
     CAVEATS,
     LAUNCH_BOUND,
     UNMARKED,
+    Config,
     Machine,
     Record,
     Status,
@@ -162,7 +163,10 @@ def tuned(config: object, path: str = "") -> dict[str, float]:
 def _training_figures(record: Record) -> Row:
     """What a run came to; likelihoods are None where it did not come to its end."""
     result: Row = dict.fromkeys(TRAINING_FIGURES)
-    result |= {"trial": record.config["training"]["trial"], "tuned": tuned(record.config["optimizer"])}
+    settings = record.config["training"]
+    result |= {"trial": settings["trial"], "budget": _budget(settings), "tuned": tuned(record.config["optimizer"])}
+    if record.tuning is not None:
+        result |= {"tuning_trials": record.tuning.trials, "tuning_s": record.tuning.seconds}
     result["caveat"] = next((f"no {what}: {record.notes[what]}" for what in CAVEATS if what in record.notes), None)
     if record.status is not Status.OK or record.training is None:
         return result
@@ -171,6 +175,14 @@ def _training_figures(record: Record) -> Row:
     result |= {"step_ms": 1e3 * training.seconds / training.steps, "halved": training.curve.halved[-1]}
     result |= {"drift_nats": training.drift_nats, "contended": training.contended}
     return result | _ends(record, training)
+
+
+def _budget(settings: Config) -> str:
+    """Say what a training run may take."""
+    steps, seconds = settings.get("max_steps"), settings.get("time_limit_s")
+    parts = [f"{steps:g} steps"] if steps is not None else []
+    parts += [f"{seconds:g} s of steps"] if seconds is not None else []
+    return " or ".join(parts) or "no limit"
 
 
 def _ends(record: Record, training: Trained) -> Row:
@@ -187,9 +199,9 @@ def _ends(record: Record, training: Trained) -> Row:
 FACTS = ("status", "reason", "identity", "task")
 TRAINING_FIGURES = {
     **dict.fromkeys(("trial", "contended"), "boolean"),
-    **dict.fromkeys(("stopped_by", "tuned", "caveat"), "object"),
+    **dict.fromkeys(("stopped_by", "tuned", "budget", "caveat"), "object"),
     **dict.fromkeys(("steps", "seconds", "step_ms", "validation_nats", "held_out_nats", "held_out_bits"), "float"),
-    **dict.fromkeys(("amari", "fast_ica_amari", "halved", "drift_nats"), "float"),
+    **dict.fromkeys(("amari", "fast_ica_amari", "halved", "drift_nats", "tuning_trials", "tuning_s"), "float"),
 }
 
 

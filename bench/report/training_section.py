@@ -149,7 +149,7 @@ def trials_table(runs: pd.DataFrame) -> pd.DataFrame:
     trials = runs[runs["trial"]]
     settings = trials["tuned"].map(lambda tuned: ", ".join(f"{key} {value:.3g}" for key, value in tuned.items()))
     shown = trials.assign(settings=settings)[
-        ["data", "dim", "optimizer", "settings", "status", "validation_nats", "steps"]
+        ["data", "dim", "optimizer", "settings", "budget", "status", "validation_nats", "steps"]
     ]
     return shown.sort_values(["data", "dim", "optimizer"])
 

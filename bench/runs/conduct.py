@@ -13,15 +13,16 @@ import torch
 
 from stepscale.bench.cells.identity import identity, sources
 from stepscale.bench.cells.job import DTYPES, TF32, Job
-from stepscale.bench.config import CellConfig, Words, compose_cell
+from stepscale.bench.config import CellConfig, Words, compose_cell, expand
 from stepscale.bench.counting.growth import second_dims
 from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version, cores, description
 from stepscale.bench.machine.device import choose_device, require_present
 from stepscale.bench.records import tables
-from stepscale.bench.records.schema import GROUP, Cell, Config, Record, Task
+from stepscale.bench.records.schema import GROUP, Cell, Config, Record, Task, Tuning
+from stepscale.bench.runs import tuning
 from stepscale.bench.runs.locks import measuring_part
-from stepscale.bench.runs.plan import Plan
+from stepscale.bench.runs.plan import Plan, Point
 from stepscale.bench.runs.run import Run
 from stepscale.bench.timing.log_period import SMALL
 
@@ -42,14 +43,36 @@ def conduct(plan: Plan, run: Run, command: str) -> list[str]:
         trials.append(records)
         faults += told
     for number, point in enumerate(plan.points, len(plan.parts)):
-        try:
-            cells = plan.finals(point, [] if point.trials is None else trials[point.trials])
-        except UsageError as error:
-            faults.append(str(error))
-            continue
-        faults += measure_part(cells, number, run, command)[1]
+        faults += train_point(plan, point, [] if point.trials is None else trials[point.trials], number, run, command)
     faults += measure_further(plan, run, command)
     return list(dict.fromkeys(faults))
+
+
+def train_point(
+    plan: Plan, point: Point, short: list[Record], number: int, run: Run, command: str
+) -> list[str]:
+    """Try the best of a point's trials for as long as a final run, then train it; return what could not be done.
+
+    Where none of those that were tried comes to its end, the next best are tried, until one does.
+    """
+    ranked, tried, faults = tuning.ranked(short), list[Record](), list[str]()
+    expected = plan.finalists(point)
+    while ranked and not tuning.ranked(tried):
+        chosen, ranked = ranked[: tuning.FINALISTS], ranked[tuning.FINALISTS :]
+        _expect(run, len(chosen) - expected)
+        cells = [words for trial in chosen for words in expand(tuning.full_length(point.words, trial))]
+        records, told = measure_part(cells, len(plan.points) + number, run, command)
+        tried, faults, expected = tried + records, faults + told, 0
+    try:
+        finals = plan.finals(point, tried)
+    except UsageError as error:
+        return [*faults, str(error)]
+    return faults + measure_part(finals, number, run, command, tuned=tuning.spent(short + tried))[1]
+
+
+def _expect(run: Run, more: int) -> None:
+    """Have a run expect more cells, or fewer, than its plan could know of."""
+    run.planned = None if run.planned is None else run.planned + more
 
 
 def measure_further(plan: Plan, run: Run, command: str) -> list[str]:
@@ -63,7 +86,7 @@ def measure_further(plan: Plan, run: Run, command: str) -> list[str]:
         if not wanted:
             break
         run.tell(f"undecided yet are {len(wanted)} cells: another seed of them")
-        run.planned = None if run.planned is None else run.planned + len(wanted)
+        _expect(run, len(wanted))
         faults += measure_part(wanted, number, run, command, looks(plan))[1]
     return faults
 
@@ -84,7 +107,7 @@ def _place(words: Words) -> tuple[object, ...]:
 
 
 def measure_part(
-    cells: list[Words], number: int, run: Run, command: str, looks: int = 1
+    cells: list[Words], number: int, run: Run, command: str, looks: int = 1, tuned: Tuning | None = None
 ) -> tuple[list[Record], list[str]]:
     """Measure the cells of one part; return their records, and what could not be described.
 
@@ -94,7 +117,7 @@ def measure_part(
     with measuring_part(run.path, number, run.tell):
         for _, group in itertools.groupby(_described(cells, run, command, faults), key=compared):
             while jobs := list(itertools.islice(group, TOGETHER)):
-                records += run.measure([dataclasses.replace(job, looks=looks) for job in jobs])
+                records += run.measure([dataclasses.replace(job, looks=looks, tuning=tuned) for job in jobs])
     return records, faults
 
 

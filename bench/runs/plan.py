@@ -1,9 +1,8 @@
 """What is to be measured: parts, each a list of cells; planned from a sweep's file or from the words of a multirun.
 
 Of timing, each grid is a part for each seed: optimizers are shuffled anew within the dims, which ascend. Further seeds
-are measured only of what is undecided by then. Of training,
-the trials of each point of the grids are a part, and what they chose is trained on new seeds by another, which is
-planned from the folder once the trials are there.
+are measured only of what is undecided by then. Of training, the trials of each point of the grids are a part; which of
+them are tried for longer, and what is then trained on new seeds, is planned from the folder once they are there.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cells(self) -> int:
-        """How many cells it has, those that are planned later too; not those that further seeds may add."""
-        return sum(map(len, self.parts)) + self.seeds * len(self.points)
+        """How many cells it has, those that are planned later too; not those that their results may add."""
+        return sum(map(len, self.parts)) + self.seeds * len(self.points) + sum(map(self.finalists, self.points))
 
     @property
     def folder(self) -> str:
@@ -64,15 +63,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def finals(self, point: Point, trials: Iterable[Record]) -> list[Words]:
-        """Plan the part that trains a point as its trials chose.
+        """Plan the part that trains a point as its trials of full length chose.
 
         Raises:
             UsageError: it has trials, and none of them came to its end.
         """
-        best = tuning.best(trials)
+        best = next(iter(tuning.ranked(trials)), None)
         if point.trials is not None and best is None:
             raise UsageError(f"no trial of {' '.join(point.words)} came to its end, so that nothing chose its settings")
         return expand(tuning.finals(point.words, best, self.seeds))
+
+    def finalists(self, point: Point) -> int:
+        """How many trials of a point go on for as long as a final run, where one of these comes to its end."""
+        return 0 if point.trials is None else min(tuning.FINALISTS, len(self.parts[point.trials]))
 
 
 def names() -> list[str]:

@@ -3,17 +3,25 @@
 A trial is a training run with ``training.trial=true``: it never reads a held-out row. Factors to the learning rate and
 the damping that an optimizer's own file gives span a log grid; each optimizer gets the grid of what it has, and all
 grids have the same number of points.
+
+A rate that is best at first may diverge later. So the trials of the grid are short, and the ``FINALISTS`` best of them
+are tried for as long as a final run; where none of these comes to its end, the next best. This is successive halving
+(Jamieson & Talwalkar 2016, arXiv 1502.07943) with two rungs, the last of the full length. What a final run comes to
+chooses nothing: should one diverge, it counts as that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from stepscale.bench.config import Words, compose_cell
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import tables
-from stepscale.bench.records.schema import Record, Status
+from stepscale.bench.records.schema import Record, Status, Tuning
+
+FINALISTS = 2  # of an optimizer's short trials, tried for as long as a final run
+TRIAL = ("training.trial=true", "training.pictures=0")
 
 
 def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
@@ -37,20 +45,38 @@ def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
         f"optimizer.{key}=" + ",".join(f"{factor * value:.6g}" for factor in grid[key.split(".")[-1]])
         for key, value in defaults.items()
     ]
-    return [*point, *swept, _label(cell.names["optimizer"]), "training.trial=true", "training.pictures=0"]
+    return [*point, *swept, _label(cell.names["optimizer"]), *TRIAL]
+
+
+def full_length(point: Words, trial: Record) -> Words:
+    """Return the words of a trial of the same settings that goes on for as long as a final run."""
+    return [*_chosen(point, trial), *TRIAL, f"seed={trial.cell.seed}"]
 
 
 def finals(point: Words, chosen: Record | None, seeds: int) -> Words:
     """Return the words of the runs that count: what the best trial chose, on seeds that no trial had."""
-    best_settings = tables.tuned(chosen.config["optimizer"]) if chosen else {}
-    settings = [f"optimizer.{key}={value:.6g}" for key, value in best_settings.items()]
+    return [*_chosen(point, chosen), f"seed={','.join(str(1 + k) for k in range(seeds))}"]
+
+
+def _chosen(point: Words, trial: Record | None) -> Words:
+    settings = tables.tuned(trial.config["optimizer"]) if trial else {}
     label = _label(compose_cell(point).names["optimizer"])
-    return [*point, *settings, label, f"seed={','.join(str(1 + k) for k in range(seeds))}"]
+    return [*point, *(f"optimizer.{key}={value:.6g}" for key, value in settings.items()), label]
 
 
-def best(trials: Iterable[Record]) -> Record | None:
-    """Return the trial that came furthest on the validation split; None where none came to its end."""
-    return max((trial for trial in trials if trial.status is Status.OK), key=_validation_nats, default=None)
+def ranked(trials: Iterable[Record]) -> list[Record]:
+    """Return the trials that came to their end, the best on the validation split first."""
+    return sorted((trial for trial in trials if trial.status is Status.OK), key=_validation_nats, reverse=True)
+
+
+def spent(trials: Sequence[Record]) -> Tuning | None:
+    """Return what trials have taken; None where there were none."""
+    if not trials:
+        return None
+    done = [trial.training for trial in trials if trial.training is not None]
+    ended = sum(trial.status is Status.OK for trial in trials)
+    steps, seconds = sum(run.steps for run in done), math.fsum(run.seconds for run in done)
+    return Tuning(trials=len(trials), ended=ended, steps=steps, seconds=seconds)
 
 
 def _validation_nats(record: Record) -> float:

@@ -96,6 +96,24 @@ def test_what_was_not_tuned_is_named(run: Path) -> None:
     assert "Not tuned, having nothing of the kind: `relative`." in learning_curves.budget(tables.load(run, "train"))
 
 
+def test_trials_of_two_lengths_are_counted_apart(run: Path) -> None:
+    for name, count in (("layerwise", 4), ("relative", 2), ("slow", 2)):
+        for number in range(6):
+            short = train_record(name, 0, trial=True)
+            short.identity, short.config["training"]["time_limit_s"] = f"{name}{number}", 1.5
+            short.config["optimizer"]["update"]["lr"] = number
+            store.save(short, run)
+        for number in range(count - 1):  # one is there
+            long = train_record(name, 0, trial=True)
+            long.identity, long.config["optimizer"]["update"]["lr"] = f"{name}{number}long", number
+            store.save(long, run)
+    said = learning_curves.budget(tables.load(run, "train"))
+    assert said.startswith(
+        "Tuned alike: 6 trials of 1.5 s of steps, and of the best of these 2 to 4 once more for 20 s of steps (more"
+        " where none of the first came to its end) for each optimizer and workload,"
+    )
+
+
 def test_bits_per_dim(run: Path) -> None:
     results = learning_curves.results(tables.load(run, "train")).set_index("optimizer")
     nats = results.loc["relative", "held_out_nats"]
@@ -110,7 +128,7 @@ def test_the_report_says_it_and_shows_no_nan(run: Path) -> None:
     assert "`relative` is where `layerwise` ends" in said
     assert "`slow` does not reach the end of `layerwise`" in said
     assert "1 of 10 final runs: diverged." in said
-    assert "Tuned alike: 1 trials of 20 s" in said
+    assert "Tuned alike: 1 trials of 20 s of steps for each optimizer and workload," in said
     for name in ("training.png", "training.svg", "curves.csv", "targets.csv", "training.csv", "report.html"):
         assert (run / name).stat().st_size > 0
     assert "nan" not in (run / "training.svg").read_text().lower().split("<metadata")[0]
