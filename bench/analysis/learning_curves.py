@@ -132,8 +132,8 @@ def budget(runs: pd.DataFrame) -> str:
         return "No optimizer was tuned: each ran as its file says."
     keys = [*WORKLOAD, "optimizer"]
     given = runs.groupby(keys).size().index
-    counts = trials.groupby([*keys, "budget"], sort=False).size().unstack("budget", fill_value=0)
-    tuned = set(counts.index.get_level_values("optimizer"))
+    counts = trials.groupby([*keys, "budget"]).size().unstack("budget", fill_value=0)
+    counts = counts[trials.groupby("budget")["steps"].median().sort_values(kind="stable").index]  # the short ones first
     untuned = sorted(set(given.difference(counts.index).get_level_values("optimizer")))
     apart = f" Not tuned, having nothing of the kind: {', '.join(f'`{name}`' for name in untuned)}." if untuned else ""
     return (
@@ -144,9 +144,9 @@ def budget(runs: pd.DataFrame) -> str:
 
 
 def _counted(counts: pd.DataFrame) -> str:
-    """Say how many trials there were of each budget, the short ones first: they are more."""
-    said = []
-    for budget in counts.max().sort_values(ascending=False, kind="stable").index:
+    """Say how many trials there were of each budget, a column each."""
+    said = list[str]()
+    for budget in counts:
         least, most = counts[budget][counts[budget] > 0].agg(["min", "max"])
         number = f"{least}" if least == most else f"{least} to {most}"
         said.append(f"of the best of these {number} once more for {budget}" if said else f"{number} trials of {budget}")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
 import numpy as np
 import torch
 
-States: TypeAlias = dict[str, object]
-"""Tensors, numbers, text, and lists and dicts of them: a checkpoint holds nothing else."""
+from stepscale.optimizers import StateDict
 
 
-def states(device: torch.device) -> States:
+def states(device: torch.device) -> StateDict:
     """Return where the generators are; the device's too, where it has one of its own."""
     numpys = np.random.get_state(legacy=False)
     numpys["state"]["key"] = numpys["state"]["key"].tolist()
@@ -22,7 +20,7 @@ def states(device: torch.device) -> States:
     return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpys, "python": random.getstate()}
 
 
-def restore(saved: States, device: torch.device) -> None:
+def restore(saved: StateDict, device: torch.device) -> None:
     """Put the generators where they were.
 
     Raises:

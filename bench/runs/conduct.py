@@ -48,9 +48,7 @@ def conduct(plan: Plan, run: Run, command: str) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def train_point(
-    plan: Plan, point: Point, short: list[Record], number: int, run: Run, command: str
-) -> list[str]:
+def train_point(plan: Plan, point: Point, short: list[Record], number: int, run: Run, command: str) -> list[str]:
     """Try the best of a point's trials for as long as a final run, then train it; return what could not be done.
 
     Where none of those that were tried comes to its end, the next best are tried, until one does.

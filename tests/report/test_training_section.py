@@ -101,6 +101,7 @@ def test_trials_of_two_lengths_are_counted_apart(run: Path) -> None:
         for number in range(6):
             short = train_record(name, 0, trial=True)
             short.identity, short.config["training"]["time_limit_s"] = f"{name}{number}", 1.5
+            short.training.steps = 10
             short.config["optimizer"]["update"]["lr"] = number
             store.save(short, run)
         for number in range(count - 1):  # one is there

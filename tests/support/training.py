@@ -54,7 +54,11 @@ def train_record(optimizer: str, seed: int, dim: int = 64, trial: bool = False) 
         step=[round(t / step_s) for t in seconds], seconds=list(map(float, seconds)), validation_nats=nats,
         held_out_nats=list(none) if trial else list(nats), drift_nats=list(none), halved=list(none),
     )  # fmt: skip
-    config = {"training": {"trial": trial, "time_limit_s": END_S}, "optimizer": {"update": {"lr": 0.1}}, "data": {"centre": True}}
+    config = {
+        "training": {"trial": trial, "time_limit_s": END_S},
+        "optimizer": {"update": {"lr": 0.1}},
+        "data": {"centre": True},
+    }
     made = bare(cell(optimizer, dim, seed), {"task": "train", **config})
     made.data = DataFacts(train=1, validation=1, held_out=1, bits_offset=6.0)
     made.training = Trained(
