@@ -14,7 +14,7 @@ class Notes(dict[str, str]):
         """Note what goes wrong in the block, and go on."""
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter from a user's code
             self[what] = one_line(error)
 
 

@@ -28,11 +28,23 @@ def look(model: nn.Module, data: Dataset, count: int, notes: Notes) -> Arrays:
     held_out = data.held_out if isinstance(data.held_out, Tensor) else data.held_out[0]
     if data.shape is not None and count:
         rows = {"data": held_out[:count], **_samples(model, count, notes), **filters(model, count)}
-        return {name: _numpy(value).reshape(-1, *data.shape) for name, value in rows.items()}
+        return _images(rows, data.shape, notes)
     if held_out.shape[1] == 2:
         points = {"data": held_out[:POINTS], **_samples(model, POINTS, notes)}
-        return {name: _numpy(value) for name, value in points.items()} | _density(model, held_out)
+        shown = {name: _numpy(value) for name, value in points.items()}
+        with notes.optional("density"):
+            shown |= _density(model, held_out)
+        return shown
     return {}
+
+
+def _images(rows: dict[str, Tensor], shape: tuple[int, int], notes: Notes) -> Arrays:
+    """Return rows as images, those that are some: a user's first layer may have other rows than the data."""
+    images = {}
+    for name, value in rows.items():
+        with notes.optional(name):
+            images[name] = _numpy(value).reshape(-1, *shape)
+    return images
 
 
 def filters(model: nn.Module, count: int) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from stepscale.bench.machine.clock import WallClock
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Number
 from stepscale.bench.report import write
-from stepscale.bench.training import evaluation, loop
+from stepscale.bench.training import evaluation, loop, samples
 from stepscale.bench.training.batches import Stream
 from stepscale.bench.training.loop import next_evaluation
 from stepscale.models import Flow
@@ -146,12 +146,54 @@ class Warm(Flow):
         raise NotImplementedError
 
 
-def test_what_cannot_be_shown_of_a_model_loses_no_run(tmp_path: Path) -> None:
-    found = measure_cell(job(tmp_path, "model._target_=tests.training.test_loop.Warm", "training.pictures=4", dim=16))
+class Leaving(Flow):
+    """One that ends its process where it is only to be looked at."""
+
+    def sample(self, n: int) -> torch.Tensor:
+        raise SystemExit("no samples today")
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and len(x) == samples.GRID**2:
+            raise ValueError("no density today")
+        return super().log_prob(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and torch.equal(x, torch.eye(len(x))):
+            raise ValueError("no unmixing today")
+        return super().forward(x)
+
+
+class Wide(Flow):
+    """One whose first affine layer is of another width than the data."""
+
+    def __init__(self, dim: int, depth: int) -> None:
+        super().__init__(dim, depth)
+        self.layers.insert(0, torch.nn.Linear(3, 3))
+        self.first = self.layers.pop(0)
+        self._modules = dict(reversed(self._modules.items()))
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "overrides", "lost", "kept"),
+    [
+        ("Warm", 16, ["training.pictures=4"], {"samples": "temperature"}, {"data", "filters"}),
+        ("Leaving", 16, ["training.pictures=4"], {"samples": "no samples today"}, {"data", "filters"}),
+        ("Leaving", 2, ["data=toy"], {"samples": "today", "density": "no density today"}, {"data"}),
+        ("Leaving", 4, ["depth=1", "data=mixture"], {"source separation": "no unmixing today"}, set()),
+        ("Wide", 16, ["training.pictures=4"], {"filters": "reshape"}, {"data", "samples"}),
+    ],
+)
+def test_what_cannot_be_shown_of_a_model_loses_no_run(
+    tmp_path: Path, name: str, dim: int, overrides: list[str], lost: dict[str, str], kept: set[str]
+) -> None:
+    words, depth = [f"model._target_={__name__}.{name}", *overrides], 1 if "depth=1" in overrides else 2
+    found = measure_cell(job(tmp_path, *words, optimizer="layerwise", dim=dim, depth=depth))
     assert found.status == "ok" and found.training.final.held_out_nats is not None, found.reason
-    assert list(found.notes) == ["samples"] and "temperature" in found.notes["samples"]
-    with np.load(tmp_path / "pictures" / f"{found.identity}.npz") as arrays:
-        assert set(arrays) == {"data", "filters"}
+    assert found.notes.keys() == lost.keys() and all(why in found.notes[what] for what, why in lost.items())
+    path = tmp_path / "pictures" / f"{found.identity}.npz"
+    if kept:
+        with np.load(path) as arrays:
+            assert set(arrays) == kept
 
 
 def test_the_record_says_what_its_number_is(tmp_path: Path) -> None:
