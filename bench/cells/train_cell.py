@@ -15,7 +15,6 @@ from stepscale.bench.data.dataset import Dataset
 from stepscale.bench.data.degenerate import faults
 from stepscale.bench.errors import StoppedError
 from stepscale.bench.machine import generators
-from stepscale.bench.machine import generators
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
