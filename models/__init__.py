@@ -18,7 +18,7 @@ from stepscale.models.contract import (
     lacking,
     offers,
 )
-from stepscale.models.flows.determinant import inverse_transpose, log_abs_det
+from stepscale.models.flows.determinant import inverse_transpose, log_abs_det, log_abs_det_and_rounding, solved
 from stepscale.models.flows.flow import Flow, FlowDensity
 from stepscale.models.flows.plu_flow import PLUFlow
 from stepscale.models.networks.autoencoder import Autoencoder
@@ -53,9 +53,11 @@ __all__ = [
     "inverse_transpose",
     "lacking",
     "log_abs_det",
+    "log_abs_det_and_rounding",
     "objective_of",
     "offers",
     "one_of",
     "rows_of",
     "slopes",
+    "solved",
 ]

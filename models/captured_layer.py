@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stepscale.models.flows.determinant import solved
+
 
 class LayerIO(NamedTuple):
     """What one affine layer ``y = a Wᵀ + b`` saw in a forward and a backward pass.
@@ -31,6 +33,9 @@ def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:
     """O(B P), and O(d³) a layer with a log-determinant: each row's loss differentiated along a direction, ``[batch]``.
 
     Its mean over the rows is the inner product of the gradient and the direction; no gradient is formed.
+
+    Raises:
+        FloatingPointError: a weight with a log-determinant is singular.
     """
     total = ios[0].y.new_zeros(len(ios[0].y))
     for io, (dW, db) in zip(ios, tangents, strict=True):
@@ -42,5 +47,5 @@ def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:
             continue
         total = total + (io.delta * rate).sum(1)
         if io.log_det and dW is not None:
-            total = total - torch.linalg.solve(io.layer.weight, dW).trace()
+            total = total - solved(io.layer.weight, dW).trace()
     return total

@@ -34,12 +34,17 @@ def number_type(dtype: str) -> torch.dtype:
 
 
 def build(job: Job, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Step]:
-    """Build a cell's model and step, on its device from the start: a CPU takes minutes to initialise a wide model."""
+    """Build a cell's model and step."""
+    model = build_model(job, device, dtype)
+    return model, build_step(job.config["optimizer"], model)
+
+
+def build_model(job: Job, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Build a cell's model, on its device from the start: a CPU takes minutes to initialise a wide one."""
     with device:
         model: nn.Module = _built(job.config["model"])
     _refuse_complex(model)
-    model.to(device=device, dtype=dtype)
-    return model, build_step(job.config["optimizer"], model)
+    return model.to(device=device, dtype=dtype)
 
 
 def _refuse_complex(model: nn.Module) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from copy import deepcopy
+
 import torch
+from torch import nn
 
 from stepscale.bench.errors import DivergedError, TooSlowError, UsageError, WrongGradientError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Status
+from stepscale.models import Batch, Captures, HasLoss, log_abs_det_and_rounding, offers
 
 OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -33,3 +38,34 @@ def classify(error: BaseException) -> tuple[Status, str]:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words_ in words for words_ in OUT_OF_MEMORY):
         return Status.OUT_OF_MEMORY, reason
     return Status.FAILED, reason
+
+
+def may_come_from_the_start(error: BaseException) -> bool:
+    """Whether an exception may be how a step met a model that cannot be trained from where it starts."""
+    return isinstance(error, ArithmeticError | torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def fault_of_start(model: nn.Module, batch: Batch) -> str | None:
+    """O(L (B d² + d³)): say why a model cannot be trained from where it starts, or None where its loss is finite there.
+
+    Optimizers meet a singular weight in different ways, a NaN, a factorisation that fails or, by a rounding, a huge
+    gradient: it is one cause. The model stays as it is, and so does torch's generator.
+    """
+    copy, device = deepcopy(model), next(model.parameters()).device
+    modules = dict(copy.named_modules())
+    assert offers(copy, HasLoss)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        loss = copy.loss(batch).item()
+        has_log_det = {id(io.layer) for io in copy.capture(batch) if io.log_det} if offers(copy, Captures) else set[int]()
+    for name, layer in modules.items():
+        if not isinstance(layer, nn.Linear) or layer.in_features != layer.out_features:
+            continue
+        if (id(layer) in has_log_det or not math.isfinite(loss)) and not log_abs_det_and_rounding(layer.weight)[1] < 1:
+            return (
+                f"the weight of {name} is singular at the start, so that log|det W| is minus infinity: start from a "
+                "regular one, as nn.init.orthogonal_ makes"
+            )
+    return (
+        None if math.isfinite(loss) else f"the loss is {loss} at the start, before any step: start from other weights"
+    )

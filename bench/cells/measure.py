@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import torch
 
-from stepscale.bench.cells.build import number_type
-from stepscale.bench.cells.failures import classify
+from stepscale.bench.cells.build import build_model, number_type
+from stepscale.bench.cells.failures import classify, fault_of_start, may_come_from_the_start
 from stepscale.bench.cells.job import Job
-from stepscale.bench.cells.time_cell import log_cell, time_cell
+from stepscale.bench.cells.time_cell import batches_of, log_cell, time_cell
 from stepscale.bench.cells.train_cell import train_cell
 from stepscale.bench.errors import StoppedError
 from stepscale.bench.machine import description, memory
@@ -40,10 +40,22 @@ def measure_cell(job: Job, turn: Callable[[], None] = lambda: None) -> Record:
         raise
     except BaseException as error:  # also what a user's code ends a process by
         record.status, record.reason = classify(error)
+        if may_come_from_the_start(error) and (fault := _fault_of_start(job)) is not None:
+            record.status, record.reason = Status.DIVERGED, fault
         record.traceback = traceback.format_exc() if record.status is Status.FAILED else None
     else:
         record.status = Status.OK
     return record
+
+
+def _fault_of_start(job: Job) -> str | None:
+    """Build a cell's model anew, and say what is wrong with it before any step, if it can be told."""
+    try:
+        device = prepare(job)
+        batches, _ = batches_of(job, device)
+        return fault_of_start(build_model(job, device, number_type(job.cell.dtype)), batches[0])
+    except Exception:
+        return None
 
 
 def log_operations(job: Job) -> StepLog:

@@ -36,7 +36,7 @@ def log_cell(job: Job, device: torch.device) -> StepLog:
     def make(dim: int) -> Workload:
         torch.manual_seed(job.cell.seed)
         there = job.at(dim)
-        batches, _ = _batches(there, device)
+        batches, _ = batches_of(there, device)
         return Workload(*build(there, device, number_type(job.cell.dtype)), batches)
 
     workload = make(job.cell.dim)
@@ -49,7 +49,7 @@ def log_cell(job: Job, device: torch.device) -> StepLog:
 def time_cell(job: Job, device: torch.device, record: Record, turn: Callable[[], None]) -> None:
     """Time a step: fill the record's ``timing``, ``counts``, ``memory`` and ``direction``."""
     record.notes = notes = Notes(job.log.notes)
-    batches, record.data_note = _batches(job, device)
+    batches, record.data_note = batches_of(job, device)
     peak_memory = memory.start_peak_memory(device)
     settings = Settings(**job.config["timing"])
     workload = Workload(*build(job, device, number_type(job.cell.dtype)), batches, settings.compile)
@@ -66,7 +66,7 @@ def time_cell(job: Job, device: torch.device, record: Record, turn: Callable[[],
     record.direction = agreement(workload, job.cell.dim, notes)
 
 
-def _batches(job: Job, device: torch.device) -> tuple[list[Batch], str | None]:
+def batches_of(job: Job, device: torch.device) -> tuple[list[Batch], str | None]:
     """Return a few batches of a cell's data on its device, and what is to be noted of the data."""
     data = load_data(job, BATCHES * job.cell.batch)
     rows, size = moved(data.train, device, number_type(job.cell.dtype)), job.cell.batch

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.bench.cells.build import build, load_data, moved, number_type
+from stepscale.bench.cells.failures import fault_of_start
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.time_cell import BATCHES
 from stepscale.bench.data.dataset import Dataset
 from stepscale.bench.data.degenerate import faults
-from stepscale.bench.errors import StoppedError
+from stepscale.bench.errors import DivergedError, StoppedError
 from stepscale.bench.machine import generators
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
@@ -34,6 +35,7 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     """Train a model: fill the record's ``training`` and ``data``; its pictures lie in a file beside.
 
     Raises:
+        DivergedError: it cannot be trained from where it starts.
         FloatingPointError: it diverged; what the curve holds up to there is in the record all the same.
     """
     settings, dtype = loop.Settings(**job.config["training"]), number_type(job.cell.dtype)
@@ -48,6 +50,8 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     run = Training(*build(job, device, dtype), data, stream, settings)
     record.data = _facts(data, run.model)
     _warn(rows, run.model, notes, job)
+    if fault := fault_of_start(run.model, stream.at(0)):
+        raise DivergedError(fault)
     others = OtherCpu(idle_cores(device.type, torch.get_num_threads()))
     checkpoint = Checkpoint(job.checkpoint, run, notes)
     objective = objective_of(run.model)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
+ROWS = 1024  # of an inverse that is looked at together: all of it would be a third matrix beside W and its factors
+
 
 def log_abs_det(W: Tensor) -> Tensor:
     """O(d³): log|det W| of each square matrix, as ``torch.linalg.slogdet(W).logabsdet``; −∞ where it is singular.
@@ -25,12 +27,54 @@ def inverse_transpose(W: Tensor) -> Tensor:
     """O(d³): W⁻ᵀ of each square matrix, in rows.
 
     Raises:
-        torch.linalg.LinAlgError: W is singular.
+        FloatingPointError: W is singular.
     """
-    LU, pivots, failed = torch.linalg.lu_factor_ex(W.mT)
+    return _solved(*factored(W.mT))
+
+
+def factored(W: Tensor, what: str = "a weight") -> tuple[Tensor, Tensor]:
+    """O(d³): LU and pivots of each square matrix; ``what`` is what a message calls one.
+
+    Raises:
+        FloatingPointError: W is singular.
+    """
+    LU, pivots, failed = torch.linalg.lu_factor_ex(W)
     if failed.any():
-        raise torch.linalg.LinAlgError("a weight is singular: lower the learning rate")  # type: ignore[attr-defined]
-    return _solved(LU, pivots)
+        raise FloatingPointError(_singular(what))
+    return LU, pivots
+
+
+def solved(W: Tensor, right: Tensor) -> Tensor:
+    """O(d³): W⁻¹ right for one square matrix.
+
+    Raises:
+        FloatingPointError: W is singular.
+    """
+    try:
+        return torch.linalg.solve(W, right)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise FloatingPointError(_singular("a weight")) from error
+
+
+@torch.no_grad()
+def log_abs_det_and_rounding(W: Tensor) -> tuple[Tensor, Tensor]:
+    """O(d³): log|det W| in float64, and by how many nats the rounding of W may change it; ∞ where W is singular.
+
+    Entries rounded to W's own type are off by E, |E| ≤ ε/2 |W|, so that to first order log|det(W + E)| differs by
+    tr(W⁻¹E), at most ε/2 Σ |W⁻ᵀ| ∘ |W|. Some E attains it. Of an orthogonal W it is ε d/2.
+    """
+    LU, pivots, failed = torch.linalg.lu_factor_ex(W.T.double())
+    total = LU.new_zeros(())
+    for first in range(0, len(W), ROWS):
+        rows = torch.eye(len(W), dtype=LU.dtype, device=LU.device)[first : first + ROWS]
+        inverse = torch.linalg.lu_solve(LU, pivots, rows, left=False)  # of W⁻ᵀ
+        total += (inverse * W[first : first + ROWS]).abs().sum()
+    rounding = torch.where(failed > 0, torch.inf, total * torch.finfo(W.dtype).eps / 2)
+    return LU.diagonal().abs().log().sum(), rounding.nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def _singular(what: str) -> str:
+    return f"{what} is singular, and so has no inverse: start from a regular one, or lower the learning rate"
 
 
 def _solved(LU: Tensor, pivots: Tensor) -> Tensor:

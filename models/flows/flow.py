@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stepscale.models.captured_layer import LayerIO, Tangents, slopes
 from stepscale.models.choices import one_of
-from stepscale.models.flows.determinant import log_abs_det
+from stepscale.models.flows.determinant import factored, log_abs_det
 from stepscale.models.objective import Objective
 
 QR_LIMIT = 1024  # widest layer whose initial weights come from a QR, which is cubic
@@ -78,11 +78,15 @@ class FlowDensity(nn.Module):
         return self.layers[-1](self._hidden(x)[0])
 
     def inverse(self, z: Tensor) -> Tensor:
-        """O(L (B d² + d³)): the row of which ``z`` is the noise; one LU a layer, Newton's method for σ⁻¹."""
+        """O(L (B d² + d³)): the row of which ``z`` is the noise; one LU a layer, Newton's method for σ⁻¹.
+
+        Raises:
+            FloatingPointError: a weight is singular.
+        """
         for k, layer in reversed(list(enumerate(self.layers))):
             y = z if k == len(self.layers) - 1 else self._activation_inverse(z)
             shifted = y if layer.bias is None else y - layer.bias
-            lu, pivots = torch.linalg.lu_factor(layer.weight)
+            lu, pivots = factored(layer.weight, f"the weight of layer {k}")
             z = torch.linalg.lu_solve(lu, pivots, shifted, left=False, adjoint=True)
         return z
 

@@ -19,6 +19,7 @@ class ExplicitInverse:
     Raises:
         ValueError: ``interval`` is out of its range.
         TypeError: the model has no ``capture``, or a layer no log-determinant.
+        FloatingPointError: when called, and a weight is singular.
     """
 
     def __init__(self, model: nn.Module, interval: int = 1) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, Captures, LogDet
+from stepscale.models import Batch, Captures, LogDet, inverse_transpose
 from stepscale.optimizers.core.facts import Facts
 from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require
 from stepscale.optimizers.exact.explicit_inverse import captured, write_gradient
@@ -24,6 +24,7 @@ class SelfNormalizing:
     Raises:
         ValueError: ``rate`` is out of its range.
         TypeError: the model has no ``capture``, or a layer no log-determinant.
+        FloatingPointError: at the first step, and a weight is singular.
     """
 
     facts = Facts(log_det=LogDet.BIASED, writes_in_place=True)
@@ -38,7 +39,9 @@ class SelfNormalizing:
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = captured(self.model, batch, "self-normalizing")
-        self.inverses = self.inverses or [torch.linalg.inv(io.layer.weight) if io.log_det else None for io in ios]
+        self.inverses = self.inverses or [
+            inverse_transpose(io.layer.weight).T.contiguous() if io.log_det else None for io in ios
+        ]
         for io, R in zip(ios, self.inverses, strict=True):
             if R is None:
                 continue

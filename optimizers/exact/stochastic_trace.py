@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stepscale.models import Batch, Captures, LogDet
+from stepscale.models import Batch, Captures, LogDet, solved
 from stepscale.optimizers.core.facts import Facts
 from stepscale.optimizers.core.step import Mark, Stateless, no_mark, require
 from stepscale.optimizers.exact.explicit_inverse import captured, write_gradient
@@ -19,6 +19,7 @@ class StochasticTrace(Stateless):
     Raises:
         ValueError: ``probes`` is out of its range.
         TypeError: the model has no ``capture``, or a layer no log-determinant.
+        FloatingPointError: when called, and a weight is singular.
     """
 
     facts = Facts(log_det=LogDet.STOCHASTIC, writes_in_place=True)
@@ -37,5 +38,5 @@ class StochasticTrace(Stateless):
                 continue
             W = io.layer.weight
             signs = torch.randint(0, 2, (len(W), self.probes), device=W.device).to(W.dtype).mul_(2).sub_(1)
-            write_gradient(io, torch.linalg.solve(W.T, signs) @ signs.T / self.probes)
+            write_gradient(io, solved(W.T, signs) @ signs.T / self.probes)
         mark("gradient")

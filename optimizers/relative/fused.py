@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, Captures, LayerIO, LogDet, TracksLogProb, one_of
+from stepscale.models import Batch, Captures, LayerIO, LogDet, TracksLogProb, log_abs_det_and_rounding, one_of
 from stepscale.optimizers.core.facts import Facts
 from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require, require_served
 from stepscale.optimizers.core.trained import trainable, trained
@@ -41,9 +41,13 @@ class RelativeSGD:
 
     Attributes:
         halved: how many times a layer's η has been halved.
+        rounding_nats: by how much one rounding of W, as at the end of each step, may change the sum of the tracked
+            log-determinants unseen, at most, with W as at the last ``anchor``; so n steps later it is off by no more
+            than n times as much. NaN where nothing is tracked.
 
     Raises:
         ValueError: an argument is out of its range.
+        FloatingPointError: it is to track a weight whose log-determinant one rounding may change by a nat or more.
         TypeError: the model lacks a method; or, at the first step, its capture a parameter.
         FloatingPointError: when called, and a layer's δ or v is not finite.
     """
@@ -62,11 +66,14 @@ class RelativeSGD:
             raise ValueError(f"bound must lie in (0, 1], got {bound}")
         self.lr, self.bound, self.track, self.halved = lr, bound, track, 0
         self.parameters = trainable(model)
-        self.layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+        self.layers = list(layers.values())
         if track and any(layer.in_features != layer.out_features for layer in self.layers):
             raise TypeError(f"the relative direction needs square layers, which not all of {type(model).__name__} are")
         self.checked = False
-        self.log_abs_dets = log_abs_dets(self.layers) if track else torch.empty(0)
+        self.log_abs_dets, self.rounding_nats = torch.empty(0), math.nan
+        if track:
+            self._track(list(layers))
         self.seen: tuple[list[LayerIO], Tensor] | None = None  # the last batch, and log|det W| as it found them
 
     @torch.no_grad()
@@ -98,19 +105,21 @@ class RelativeSGD:
         """O(L d³): compute the log-determinants anew in float64; return by how many nats they had drifted.
 
         None where nothing is tracked.
-        In float32 W itself is rounded: below 1e-4 nats in 2,000 steps at dim 256, after which one may anchor.
+        In float32 W itself is rounded: below 1e-4 nats in 2,000 steps at dim 256 where W is well conditioned, after
+        which one may anchor; ``rounding_nats`` says what it may come to elsewhere.
         """
         if not self.track:
             return None
         tracked = self.log_abs_dets
-        self.log_abs_dets = log_abs_dets(self.layers)
+        self._track()
         return (tracked - self.log_abs_dets).sum().item()
 
     def state_dict(self) -> StateDict:
-        return {"log_abs_dets": self.log_abs_dets, "halved": self.halved}
+        return {"log_abs_dets": self.log_abs_dets, "rounding_nats": self.rounding_nats, "halved": self.halved}
 
     def load_state_dict(self, state: StateDict) -> None:
         self.log_abs_dets, self.halved, self.seen = state["log_abs_dets"], state["halved"], None
+        self.rounding_nats = state["rounding_nats"]
 
     def _check(self, captured: list[nn.Linear]) -> None:
         """See that every parameter, and every determinant that is carried along, is of a captured layer."""
@@ -119,6 +128,17 @@ class RelativeSGD:
         if self.track and captured != self.layers:
             raise TypeError(f"{type(self.model).__name__}.capture() returns other layers than its nn.Linear modules")
         self.checked = True
+
+    def _track(self, names: list[str] | None = None) -> None:
+        """Compute the log-determinants and how sure they are; refuse a singular weight where the layers are named."""
+        self.log_abs_dets, rounding = log_abs_dets(self.layers)
+        for name, nats in zip(names or [], rounding.tolist(), strict=False):
+            if not nats < 1:
+                raise FloatingPointError(
+                    f"the weight of {name} is singular to rounding, which may change its log-determinant by {nats:.2g} "
+                    "nats: start from a regular one, as nn.init.orthogonal_ makes, or set track=false"
+                )
+        self.rounding_nats = rounding.sum().item()
 
     def _tracked_rates(self, ios: list[LayerIO], free: list[LayerIO]) -> list[float]:
         """Each trained layer's η within the bound; the determinants before the step kept, and after it."""
@@ -202,7 +222,7 @@ def rounded(growth: float, dtype: torch.dtype) -> float:
     return torch.tensor(growth, dtype=torch.promote_types(dtype, torch.float32)).item()
 
 
-@torch.no_grad()
-def log_abs_dets(layers: list[nn.Linear]) -> Tensor:
-    """O(L d³): log|det W| of each layer in float64, ``[depth]``."""
-    return torch.stack([torch.linalg.slogdet(layer.weight.double()).logabsdet for layer in layers])
+def log_abs_dets(layers: list[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """O(L d³): log|det W| of each layer in float64, and by how much a rounding may change it; ``[depth]`` each."""
+    values, roundings = zip(*(log_abs_det_and_rounding(layer.weight) for layer in layers), strict=True)
+    return torch.stack(values), torch.stack(roundings)

@@ -14,6 +14,7 @@ from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import UNMARKED, Record
 from tests.support.jobs import THREADS, job, logged
 from tests.support.theirs import misbehave
+from tests.support.workloads import OPTIMIZERS
 
 
 @pytest.mark.parametrize("optimizer", ["relative", "kfac", "naive"])
@@ -65,6 +66,35 @@ def test_a_diverging_cell_says_so(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "optimizer.update.lr=1e30"))
     assert found.status == "diverged"
     assert "lower the learning rate" in found.reason
+
+
+SINGULAR = (
+    "the weight of layers.1 is singular at the start, so that log|det W| is minus infinity: start from a regular one, "
+    "as nn.init.orthogonal_ makes"
+)
+
+
+@pytest.mark.parametrize("spoilt", ["zero", "equal_rows"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_singular_weight_is_one_cause_of_one_status(tmp_path: Path, optimizer: str, spoilt: str) -> None:
+    """Met as a NaN, a failed factorisation or a refusal. Who needs no inverse goes on, or who a rounding gave one."""
+    model = ["model._target_=tests.support.theirs.SingularFlow", f"+model.spoilt={spoilt}"]
+    found = measure_cell(job(tmp_path, *model, optimizer=optimizer))
+    stopped, goes_on = (found.status, found.reason) == ("diverged", SINGULAR), found.status == "ok"
+    if optimizer in ("relative", "relative_adam", "relative_momentum", "natural", "foof"):
+        assert goes_on, found.reason
+    elif spoilt == "zero" or optimizer == "relative_fused":
+        assert stopped, found.reason
+    else:
+        assert stopped or goes_on, found.reason
+
+
+@pytest.mark.parametrize("optimizer", ["relative", "relative_fused", "kfac", "layerwise"])
+def test_no_likelihood_is_trained_from_a_singular_weight(tmp_path: Path, optimizer: str) -> None:
+    model = ["model._target_=tests.support.theirs.SingularFlow", "+model.spoilt=equal_rows"]
+    brief = ["task=train", "training.max_steps=3", "training.time_limit_s=null", "training.rows=1000"]
+    found = measure_cell(job(tmp_path, *model, *brief, optimizer=optimizer))
+    assert (found.status, found.reason) == ("diverged", SINGULAR)
 
 
 def test_a_pair_that_does_not_apply_fails_with_its_reason(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stepscale.models import Flow, inverse_transpose, log_abs_det
+from stepscale.models import Flow, inverse_transpose, log_abs_det, log_abs_det_and_rounding, solved
+from stepscale.models.flows import determinant
 from tests.conftest import well_conditioned
 
 pytestmark = pytest.mark.numerical
@@ -65,8 +66,38 @@ def test_per_sample_gradients_of_a_flow() -> None:
 def test_a_singular_matrix() -> None:
     W = torch.ones(3, 3, dtype=torch.float64)
     assert log_abs_det(W).item() == -torch.inf
-    with pytest.raises(torch.linalg.LinAlgError):
+    remedy = "is singular, and so has no inverse: start from a regular one, or lower the learning rate"
+    with pytest.raises(FloatingPointError, match=f"^a weight {remedy}"):
         inverse_transpose(W)
+    with pytest.raises(FloatingPointError, match=f"^a weight {remedy}"):
+        solved(W, W)
+    value, rounding = log_abs_det_and_rounding(W)
+    assert (value.item(), rounding.item()) == (-torch.inf, torch.inf)
+    flow = Flow(3, 2)
+    with torch.no_grad():
+        flow.layers[1].weight.zero_()
+    with pytest.raises(FloatingPointError, match=f"^the weight of layer 1 {remedy}"):
+        flow.sample(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("smallest", [1.0, 1e-3])
+def test_rounding_changes_it_by_no_more_than_is_said(
+    monkeypatch: pytest.MonkeyPatch, smallest: float, dtype: torch.dtype
+) -> None:
+    """The worst rounding of each entry attains the bound; any other stays within it."""
+    monkeypatch.setattr(determinant, "ROWS", 7)
+    left, right = (torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64)).Q for _ in range(2))
+    W = (left * torch.linspace(smallest, 2, 20, dtype=torch.float64) @ right).to(dtype)
+    value, bound = log_abs_det_and_rounding(W)
+    exact, half = W.double(), torch.finfo(dtype).eps / 2
+    assert value.item() == pytest.approx(torch.linalg.slogdet(exact).logabsdet.item(), abs=1e-10)
+    step = 1e-6  # of the rounding: to first order
+    worst = exact.abs() * half * torch.linalg.inv(exact).T.sign()
+    change = torch.linalg.slogdet(exact + step * worst).logabsdet - value
+    assert change.item() / step == pytest.approx(bound.item(), rel=1e-3)
+    rounded = exact * (1 + half * (2 * torch.rand_like(exact) - 1) * step)
+    assert abs(torch.linalg.slogdet(rounded).logabsdet - value) < step * bound
 
 
 def test_a_batch_of_matrices_is_each_of_them() -> None:

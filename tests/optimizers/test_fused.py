@@ -1,5 +1,7 @@
 """The fused step against the pair it fuses; the tracked likelihood against determinants computed afresh."""
 
+import math
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
@@ -190,3 +192,46 @@ def test_likelihood_is_unknown_without_a_step_or_its_determinants() -> None:
     assert step.log_likelihood().isfinite()
     step.load_state_dict(step.state_dict())
     assert step.log_likelihood().isnan(), "the batch is not of the state"
+
+
+def two_equal_rows(W: Tensor) -> None:
+    W[1] = W[0]
+
+
+@pytest.mark.parametrize("spoil", [two_equal_rows, Tensor.zero_], ids=["equal rows", "zero"])
+def test_a_singular_weight_is_not_tracked(spoil: Callable[[Tensor], object]) -> None:
+    """It would be off by 23 nats, and no likelihood is known."""
+    model = Flow(16)
+    with torch.no_grad():
+        spoil(model.layers[1].weight)
+    with pytest.raises(FloatingPointError, match=r"^the weight of layers\.1 is singular to rounding.* set track=false"):
+        RelativeSGD(model, LR)
+    RelativeSGD(model, LR, track=False)(torch.randn(8, 16))
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-4])
+def test_the_drift_stays_within_what_rounding_may_do(smallest: float) -> None:
+    """At any condition that is not refused, against determinants computed afresh in float64."""
+    model = Flow(16, depth=1)
+    left, right = (torch.linalg.qr(torch.randn(16, 16)).Q for _ in range(2))
+    with torch.no_grad():
+        model.layers[0].weight.copy_(left * torch.linspace(smallest, 2, 16) @ right)
+    step = RelativeSGD(model, LR)
+    per_step = step.rounding_nats
+    for _ in range(100):
+        step(torch.randn(32, 16))
+    drift = abs(step.log_abs_dets.sum().item() - fresh_log_abs_det(model))
+    assert drift <= 100 * max(per_step, (step.anchor(), step.rounding_nats)[1])
+
+
+def test_what_one_rounding_may_do_is_of_the_last_anchor() -> None:
+    model = Flow(16, depth=1)
+    step = RelativeSGD(model, LR)
+    at_first = step.rounding_nats
+    assert at_first == pytest.approx(16 * 2**-24, rel=1e-3), "of an orthogonal weight"
+    with torch.no_grad():
+        model.layers[0].weight[0].mul_(1e-3).add_(model.layers[0].weight[1])
+    assert step.rounding_nats == at_first
+    step.anchor()
+    assert step.rounding_nats > 10 * at_first
+    assert math.isnan(RelativeSGD(Flow(4), LR, track=False).rounding_nats)

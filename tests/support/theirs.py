@@ -114,3 +114,16 @@ class ComplexWeight(torch.nn.Module):
 
     def loss(self, batch: torch.Tensor) -> torch.Tensor:
         return (batch.to(torch.complex64) @ self.spectrum).abs().square().mean()
+
+
+class SingularFlow(Flow):
+    """A flow whose second weight is singular at the start."""
+
+    def __init__(self, dim: int, depth: int, spoilt: str) -> None:
+        super().__init__(dim, depth)
+        with torch.no_grad():
+            W = self.layers[1].weight
+            if spoilt == "zero":
+                W.zero_()
+            else:
+                W[3] = W[1]
