@@ -6,8 +6,9 @@ import math
 from copy import deepcopy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from stepscale.bench.cells.build import moved
 from stepscale.bench.errors import DivergedError, TooSlowError, UsageError, WrongGradientError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Status
@@ -52,20 +53,27 @@ def fault_of_start(model: nn.Module, batch: Batch) -> str | None:
     Optimizers meet a singular weight in different ways, a NaN, a factorisation that fails or, by a rounding, a huge
     gradient: it is one cause. The model stays as it is, and so does torch's generator.
     """
-    copy, device = deepcopy(model), next(model.parameters()).device
-    modules = dict(copy.named_modules())
-    assert offers(copy, HasLoss)
+    device = next(model.parameters()).device
+    exact, rows = deepcopy(model).double(), moved(batch, device, torch.float64)
+    modules = dict(exact.named_modules())
+    assert offers(exact, HasLoss)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        loss = copy.loss(batch).item()
-        has_log_det = {id(io.layer) for io in copy.capture(batch) if io.log_det} if offers(copy, Captures) else set[int]()
-    for name, layer in modules.items():
+        loss = exact.loss(rows).item()
+        ios = exact.capture(rows) if offers(exact, Captures) else []
+    has_log_det = {id(io.layer) for io in ios if io.log_det}
+    for name, layer in model.named_modules():
         if not isinstance(layer, nn.Linear) or layer.in_features != layer.out_features:
             continue
-        if (id(layer) in has_log_det or not math.isfinite(loss)) and not log_abs_det_and_rounding(layer.weight)[1] < 1:
+        if (id(modules[name]) in has_log_det or not math.isfinite(loss)) and is_singular(layer.weight):
             return (
-                f"the weight of {name} is singular at the start, so that log|det W| is minus infinity: start from a "
-                "regular one, as nn.init.orthogonal_ makes"
+                f"the weight of {name} is singular at the start, if only to rounding, so that log|det W| is not known: "
+                "start from a regular one, as nn.init.orthogonal_ makes"
             )
     return (
         None if math.isfinite(loss) else f"the loss is {loss} at the start, before any step: start from other weights"
     )
+
+
+def is_singular(W: Tensor) -> bool:
+    """O(d³): whether a rounding of W in its own type may change log|det W| by a nat a dimension or more."""
+    return not log_abs_det_and_rounding(W)[1] < len(W)

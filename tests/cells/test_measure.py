@@ -7,11 +7,12 @@ import torch
 
 from stepscale.bench.cells import process
 from stepscale.bench.cells.build import number_type
-from stepscale.bench.cells.failures import classify
+from stepscale.bench.cells.failures import classify, fault_of_start
 from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.errors import DivergedError, TooSlowError
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import UNMARKED, Record
+from stepscale.models import Classifier, Flow
 from tests.support.jobs import THREADS, job, logged
 from tests.support.theirs import misbehave
 from tests.support.workloads import OPTIMIZERS
@@ -69,8 +70,8 @@ def test_a_diverging_cell_says_so(tmp_path: Path) -> None:
 
 
 SINGULAR = (
-    "the weight of layers.1 is singular at the start, so that log|det W| is minus infinity: start from a regular one, "
-    "as nn.init.orthogonal_ makes"
+    "the weight of layers.1 is singular at the start, if only to rounding, so that log|det W| is not known: start from a "
+    "regular one, as nn.init.orthogonal_ makes"
 )
 
 
@@ -95,6 +96,16 @@ def test_no_likelihood_is_trained_from_a_singular_weight(tmp_path: Path, optimiz
     brief = ["task=train", "training.max_steps=3", "training.time_limit_s=null", "training.rows=1000"]
     found = measure_cell(job(tmp_path, *model, *brief, optimizer=optimizer))
     assert (found.status, found.reason) == ("diverged", SINGULAR)
+
+
+def test_a_weight_is_at_fault_only_where_its_determinant_counts() -> None:
+    batch = torch.randn(4, 8), torch.randint(0, 3, (4,))
+    classifier, flow = Classifier(8), Flow(8)
+    for layers in (classifier.layers, flow.layers):
+        torch.nn.init.zeros_(layers[1].weight)
+    assert fault_of_start(classifier, batch) is None
+    assert fault_of_start(flow, batch[0]) == SINGULAR
+    assert fault_of_start(Flow(512).bfloat16(), torch.randn(2, 512).bfloat16()) is None, "there is no LU in bfloat16"
 
 
 def test_a_pair_that_does_not_apply_fails_with_its_reason(tmp_path: Path) -> None:
