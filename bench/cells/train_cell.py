@@ -50,8 +50,7 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     run = Training(*build(job, device, dtype), data, stream, settings)
     record.data = _facts(data, run.model)
     _warn(rows, run.model, notes, job)
-    if fault := fault_of_start(run.model, stream.at(0)):
-        raise DivergedError(fault)
+    _refuse_start(run, notes)
     others = OtherCpu(idle_cores(device.type, torch.get_num_threads()))
     checkpoint = Checkpoint(job.checkpoint, run, notes)
     objective = objective_of(run.model)
@@ -76,6 +75,19 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
         trained.curve, trained.steps, trained.seconds = run.curve, run.position, run.seconds
         trained.other_cores = others.cores()
     _look(run, job, trained.final, notes)
+
+
+def _refuse_start(run: Training, notes: Notes) -> None:
+    """Look at the model before any step.
+
+    Raises:
+        DivergedError: it cannot be trained from there.
+    """
+    fault = None
+    with notes.optional("start"):
+        fault = fault_of_start(run.model, run.stream.at(0))
+    if fault is not None:
+        raise DivergedError(fault)
 
 
 def _warm_up(job: Job, stream: Stream, device: torch.device, dtype: torch.dtype) -> None:

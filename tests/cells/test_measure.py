@@ -70,8 +70,8 @@ def test_a_diverging_cell_says_so(tmp_path: Path) -> None:
 
 
 SINGULAR = (
-    "the weight of layers.1 is singular at the start, if only to rounding, so that log|det W| is not known: start from a "
-    "regular one, as nn.init.orthogonal_ makes"
+    "the weight of layers.1 is singular at the start, if only to rounding, so that log|det W| is not known: "
+    "start from a regular one, as nn.init.orthogonal_ makes"
 )
 
 
