@@ -55,7 +55,7 @@ def time_cell(job: Job, device: torch.device, record: Record, turn: Callable[[],
     workload = Workload(*build(job, device, number_type(job.cell.dtype)), batches, settings.compile)
     if device.type == "cuda":  # there the model was made at a higher peak than a step may have
         torch.cuda.reset_peak_memory_stats(device)
-    limit = lambda: limit_of(workload.model, job.cell.batch, job.log.products)  # noqa: E731
+    limit = lambda: limit_of(workload.model, job.cell.batch, job.log.products, job.log.period, notes)  # noqa: E731
     clock = clock_of(device, job.cell.threads)
     record.timing, record.counts, record.memory = measure(
         workload, limit, clock, settings, peak_memory, notes, job.log.period, turn

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 Keywords = Mapping[str, Any]  # of an operation; torch names no types of them
+TypedProduct = tuple[str, tuple[int, int, int]]  # the type and the shape (m, k, n) of a product [m, k] × [k, n]
 
 
 def _product(a: Tensor, b: Tensor) -> float:
@@ -106,6 +107,8 @@ RULES: dict[object, Callable[..., float]] = {
     aten._scaled_dot_product_cudnn_attention: _attention,
     aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
 }
+# the two factors' places among an operation's arguments
+FACTORS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
 SYNCHRONISING = {aten._local_scalar_dense, aten.nonzero, aten._linalg_check_errors}
 UNKNOWN = re.compile(r"linalg|cholesky|mm$|mv$|svd|qr$|qrf$|eig|convolution|attention|lstsq|triangular_solve|^_?lu_")
 TORCHS_OWN = ("aten", "prim", "prims", "profiler")  # namespaces whose names UNKNOWN is made for
@@ -154,6 +157,7 @@ class OperationLog(TorchDispatchMode):
         super().__init__()
         self.operations: list[Logged] = []
         self.synchronisations = 0
+        self.products: set[TypedProduct] = set()
 
     @property
     def flops(self) -> float:
@@ -168,6 +172,8 @@ class OperationLog(TorchDispatchMode):
     ) -> object:
         operation = _out_of_place(func.overloadpacket)
         self.synchronisations += operation in SYNCHRONISING or _brings_to_host(operation, args, kwargs or {})
+        if operation in FACTORS:
+            self.products.add(_typed(*args[FACTORS[operation] :][:2]))
         result = func(*args, **(kwargs or {}))
         given, made = _tensors((args, kwargs)), _tensors(result)
         self.operations.append(
@@ -180,6 +186,10 @@ class OperationLog(TorchDispatchMode):
             )
         )
         return result
+
+
+def _typed(a: Tensor, b: Tensor) -> TypedProduct:
+    return str(a.dtype).removeprefix("torch."), (a.shape[-2], a.shape[-1], b.shape[-1])
 
 
 def _may_be_matrix_work(func: OpOverload) -> bool:

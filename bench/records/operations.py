@@ -37,6 +37,7 @@ class PeriodLog(Struct, kw_only=True, omit_defaults=True):
     synchronisations: float  # a step
     second_dim: int | None = None  # at which it was logged too
     second_flops: float | None = None  # a step there
+    products: list[tuple[str, tuple[int, int, int]]] = []  # distinct ones: number type, and m, k, n of [m, k] × [k, n]
 
 
 class Operand(Struct, frozen=True):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from stepscale.bench.counting.growth import exponents, second_dims
-from stepscale.bench.counting.operation_counts import Logged, OperationLog
+from stepscale.bench.counting.operation_counts import Logged, OperationLog, TypedProduct
 from stepscale.bench.counting.period import WATCHED, repeats
 from stepscale.bench.errors import TooSlowError
 from stepscale.bench.notes import Notes
@@ -111,6 +111,7 @@ class _Steps:
         self.lengths: list[int] = []
         self.works: list[tuple[int, float]] = []  # of each step: operations and FLOPs
         self.synchronisations = 0
+        self.products: set[TypedProduct] = set()
 
     @property
     def flops(self) -> float:
@@ -125,6 +126,7 @@ def _run(workload: Workload, steps: int, seen: _Steps) -> None:
         seen.lengths.append(len(log.operations))
         seen.works.append((len(log.operations), log.flops))
         seen.synchronisations += log.synchronisations
+        seen.products |= log.products
 
 
 def _logged(workload: Workload, period: Found, max_step_s: float) -> _Steps:
@@ -157,6 +159,7 @@ def _period_log(seen: _Steps, exponents_: Sequence[float | None], period: Found)
         sequence=sequence,
         kinds=[_kind(operation, exponent) for operation, exponent in kinds],
         synchronisations=seen.synchronisations / len(seen.lengths),
+        products=sorted(seen.products),
     )
 
 

@@ -78,7 +78,7 @@ def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: 
         log = None if compiled_here() or settings.compile else log_here(workload, notes)
         # once the peak memory is taken, and not where it would have compiled functions run as they are written
         recorded = lambda: None if compiled_here() else products_of(model, batches[0], notes)  # noqa: E731
-        limit = lambda: limit_of(model, rows_of(batches[0]), recorded())  # noqa: E731
+        limit = lambda: limit_of(model, rows_of(batches[0]), recorded(), log, notes)  # noqa: E731
         return _figures(measure(workload, limit, clock, settings, peak_memory, notes, log))
     finally:
         workload.restore(before)

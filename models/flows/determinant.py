@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
+SINGULAR = "a weight is singular, and so has no inverse: start from a regular one, or lower the learning rate"
 ROWS = 1024  # of an inverse that is looked at together: all of it would be a third matrix beside W and its factors
 
 
@@ -29,18 +30,22 @@ def inverse_transpose(W: Tensor) -> Tensor:
     Raises:
         FloatingPointError: W is singular.
     """
-    return _solved(*factored(W.mT))
+    LU, pivots, failed = torch.linalg.lu_factor_ex(W.mT)
+    if failed.any():
+        raise FloatingPointError(SINGULAR)
+    return _solved(LU, pivots)
 
 
-def factored(W: Tensor, what: str = "a weight") -> tuple[Tensor, Tensor]:
-    """O(d³): LU and pivots of each square matrix; ``what`` is what a message calls one.
+def factored(W: Tensor) -> tuple[Tensor, Tensor]:
+    """O(d³): LU and pivots of one square matrix.
 
     Raises:
         FloatingPointError: W is singular.
     """
-    LU, pivots, failed = torch.linalg.lu_factor_ex(W)
-    if failed.any():
-        raise FloatingPointError(_singular(what))
+    try:
+        LU, pivots = torch.linalg.lu_factor(W)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise FloatingPointError(SINGULAR) from error
     return LU, pivots
 
 
@@ -53,7 +58,7 @@ def solved(W: Tensor, right: Tensor) -> Tensor:
     try:
         return torch.linalg.solve(W, right)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise FloatingPointError(_singular("a weight")) from error
+        raise FloatingPointError(SINGULAR) from error
 
 
 @torch.no_grad()
@@ -71,10 +76,6 @@ def log_abs_det_and_rounding(W: Tensor) -> tuple[Tensor, Tensor]:
         total += (inverse * W[first : first + ROWS]).abs().sum()
     rounding = torch.where(failed > 0, torch.inf, total * torch.finfo(W.dtype).eps / 2)
     return LU.diagonal().abs().log().sum(), rounding.nan_to_num(nan=torch.inf, posinf=torch.inf)
-
-
-def _singular(what: str) -> str:
-    return f"{what} is singular, and so has no inverse: start from a regular one, or lower the learning rate"
 
 
 def _solved(LU: Tensor, pivots: Tensor) -> Tensor:

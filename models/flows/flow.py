@@ -86,7 +86,7 @@ class FlowDensity(nn.Module):
         for k, layer in reversed(list(enumerate(self.layers))):
             y = z if k == len(self.layers) - 1 else self._activation_inverse(z)
             shifted = y if layer.bias is None else y - layer.bias
-            lu, pivots = factored(layer.weight, f"the weight of layer {k}")
+            lu, pivots = factored(layer.weight)
             z = torch.linalg.lu_solve(lu, pivots, shifted, left=False, adjoint=True)
         return z
 

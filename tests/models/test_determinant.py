@@ -76,7 +76,7 @@ def test_a_singular_matrix() -> None:
     flow = Flow(3, 2)
     with torch.no_grad():
         flow.layers[1].weight.zero_()
-    with pytest.raises(FloatingPointError, match=f"^the weight of layer 1 {remedy}"):
+    with pytest.raises(FloatingPointError, match=f"^a weight {remedy}"):
         flow.sample(2)
 
 

@@ -1,14 +1,24 @@
 """The limit of models that name their products: how it lies in memory."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.counting.operation_counts import OperationLog
-from stepscale.bench.timing.limit import Limit, limit_of
-from stepscale.models import Autoencoder, Classifier, Flow, PLUFlow
+from stepscale.bench.counting.products import record_products
+from stepscale.bench.notes import Notes
+from stepscale.bench.timing.limit import Limit, limit_of, type_of
+from stepscale.bench.timing.log_period import log_here
+from stepscale.bench.timing.workload import Workload
+from stepscale.models import Autoencoder, Batch, Classifier, Flow, PLUFlow
+from stepscale.optimizers import Layerwise, Mark, Relative, no_mark, pair
+from tests.support.jobs import job, logged
 
 
 def limit_for(model: torch.nn.Module, rows: int) -> Limit:
@@ -49,3 +59,82 @@ def test_it_takes_a_weight_as_it_lies_or_transposed() -> None:
     before = [parameter.clone() for parameter in model.parameters()]
     limit.run(1)
     assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+class MixedFlow(Flow):
+    """Its loss runs in bfloat16; its capture, which does without autocast, in float32."""
+
+    def log_prob_without_det(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().log_prob_without_det(x)
+
+
+class MixedNet(torch.nn.Module):
+    """A user's, which names no products; as a whole in bfloat16, or its first half."""
+
+    def __init__(self, dim: int, whole: bool = True) -> None:
+        super().__init__()
+        self.first, self.second, self.whole = torch.nn.Linear(dim, dim), torch.nn.Linear(dim, dim), whole
+
+    def loss(self, batch: Batch) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.first(batch)
+            if self.whole:
+                return self.second(hidden.relu()).square().mean()
+        return self.second(hidden.float()).square().mean()
+
+
+def types(limit: Limit | None) -> set[torch.dtype]:
+    assert limit is not None
+    return {part.dtype for call in limit.calls for part in (*call.args, call.keywords["out"])}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("direction", "expected"), [(Layerwise, {torch.bfloat16}), (Relative, {torch.float32})], ids=["loss", "capture"]
+)
+def test_named_products_run_in_the_type_of_the_steps(direction: Any, expected: set[torch.dtype]) -> None:
+    model = MixedFlow(8)
+    workload = Workload(model, pair(model, direction, partial(torch.optim.SGD, lr=1e-3)), [torch.randn(5, 8)])
+    notes = Notes()
+    limit = limit_of(model, 5, None, log_here(workload, notes), notes)
+    assert types(limit) == expected and "limit" not in notes
+    before = [parameter.clone() for parameter in model.parameters()]
+    limit.run(2)
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("whole", "expected"), [(True, {"bfloat16"}), (False, {"bfloat16", "float32"})])
+def test_replayed_products_run_in_the_type_of_the_losss(tmp_path: Path, whole: bool, expected: set[str]) -> None:
+    only = ["model._target_=tests.timing.test_limit.MixedNet", "~model.depth", f"+model.whole={whole}"]
+    asked = logged(job(tmp_path, *only, optimizer="layerwise"))
+    assert asked.log.products is not None
+    assert {argument.dtype for product in asked.log.products for argument in product.arguments} == expected
+    found = measure_cell(asked)
+    assert found.status == "ok" and found.timing.blocks.limit_s, found.notes
+
+
+def test_a_loss_in_one_type_is_no_limit_of_a_step_in_another() -> None:
+    """A direction that leaves the loss's autocast: no ratio, and a sentence."""
+    model, notes = MixedNet(8), Notes()
+    inner = [torch.randn(5, 8)]
+    asked = record_products(model, inner[0])
+    log = log_here(Workload(model, pair(model, Plain, partial(torch.optim.SGD, lr=1e-3)), inner), notes)
+    assert limit_of(model, 5, asked, log, notes) is None
+    assert "in several number types, or in others than the loss" in notes["limit"]
+
+
+class Plain(Layerwise):
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        hidden = self.model.first(batch).relu()  # type: ignore[attr-defined]
+        self.model.second(hidden).square().mean().backward()  # type: ignore[attr-defined]
+
+
+def test_the_type_of_a_limit() -> None:
+    shapes = [(5, 8, 8), (8, 5, 8)]
+    assert type_of(shapes, [], "float32") == "float32", "not logged"
+    assert type_of(shapes, [("bfloat16", (5, 8, 8)), ("float32", (3, 3, 3))], "float32") == "bfloat16"
+    assert type_of(shapes, [("bfloat16", (8, 8, 8)), ("float32", (5, 8, 8))], "float32") == "float32", "Muon's own"
+    assert type_of(shapes, [("bfloat16", (5, 8, 8)), ("float32", (5, 8, 8))], "float32") == "float32"
+    assert type_of(shapes, [("bfloat16", (5, 8, 8)), ("float32", (8, 5, 8))], "float32") is None
+    assert type_of(shapes, [("bfloat16", (8, 8, 5))], "float32") == "bfloat16", "transposed"
+    assert type_of(shapes, [("bfloat16", (3, 3, 3))], "float32") == "bfloat16", "of all"
