@@ -66,9 +66,7 @@ def limit_of(
     elif any(type_of([shape], seen, kind) != kind for kind, shape in _typed(products or [])):
         kind = None
     if kind is None:
-        notes["limit"] = (
-            "the step runs products of the limit's shapes in several number types, or in others than the loss"
-        )
+        notes["limit"] = "the step runs the limit's products in several number types, or in others than the loss does"
         return None
     return Limit(model, products) if products else None
 

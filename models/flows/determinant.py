@@ -42,10 +42,9 @@ def factored(W: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         FloatingPointError: W is singular.
     """
-    try:
-        LU, pivots = torch.linalg.lu_factor(W)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise FloatingPointError(SINGULAR) from error
+    LU, pivots, failed = torch.linalg.lu_factor_ex(W)
+    if failed.item():
+        raise FloatingPointError(SINGULAR)
     return LU, pivots
 
 

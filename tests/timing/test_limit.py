@@ -120,7 +120,7 @@ def test_a_loss_in_one_type_is_no_limit_of_a_step_in_another() -> None:
     asked = record_products(model, inner[0])
     log = log_here(Workload(model, pair(model, Plain, partial(torch.optim.SGD, lr=1e-3)), inner), notes)
     assert limit_of(model, 5, asked, log, notes) is None
-    assert "in several number types, or in others than the loss" in notes["limit"]
+    assert "in several number types, or in others than the loss does" in notes["limit"]
 
 
 class Plain(Layerwise):
