@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,12 @@ class LayerIO(NamedTuple):
 
 Tangents = list[tuple[Tensor | None, Tensor | None]]
 """A direction in the space of the parameters: (dW, db) of each captured layer; None for what is not there or frozen."""
+
+
+def first_trained(layers: Iterable[nn.Module]) -> int:
+    """Return the place of the first layer of which a part is trained: there a backward pass ends."""
+    parts = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in layers]
+    return parts.index(True) if any(parts) else len(parts)
 
 
 def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:

@@ -18,7 +18,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from stepscale.models.captured_layer import LayerIO, Tangents, slopes
+from stepscale.models.captured_layer import LayerIO, Tangents, first_trained, slopes
 from stepscale.models.choices import one_of
 from stepscale.models.flows.determinant import factored, log_abs_det
 from stepscale.models.objective import Objective
@@ -142,13 +142,16 @@ class FlowDensity(nn.Module):
 
         L go forward and L weigh the rows, ``[d, B] × [B, d]``. Between them, u_k W_k and δ_k W_k share W_k: stacked,
         they are one product of 2B rows, which runs faster than two; the first layer sends no δ back. With more rows
-        than ``dim``, (δᵀu) W is less work, and u W falls away.
+        than ``dim``, (δᵀu) W is less work, and u W falls away. A frozen weight has neither, and δ goes no further back
+        than to the first layer that is trained.
         """
-        dim, depth = self.layers[0].in_features, len(self.layers)
-        forward, weighed = [(batch, dim, dim)] * depth, [(dim, batch, dim)] * depth
+        dim, depth, first = self.layers[0].in_features, len(self.layers), first_trained(self.layers)
+        moving = [layer.weight.requires_grad for layer in self.layers]
+        forward, weighed = [(batch, dim, dim)] * depth, [(dim, batch, dim)] * sum(moving)
         if batch > dim:
-            return forward + [(batch, dim, dim)] * (depth - 1) + weighed + [(dim, dim, dim)] * depth
-        return forward + [(2 * batch, dim, dim)] * (depth - 1) + [(batch, dim, dim)] + weighed
+            return forward + [(batch, dim, dim)] * max(0, depth - 1 - first) + weighed + [(dim, dim, dim)] * sum(moving)
+        rows = [batch * (moving[k] + (k > first)) for k in reversed(range(depth))]
+        return forward + [(n, dim, dim) for n in rows if n] + weighed
 
     def _hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden layer ``[batch, dim]`` and Σ_{k<L} Σ_i log σ′(y_k,i) ``[batch]``."""

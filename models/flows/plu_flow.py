@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stepscale.models.captured_layer import first_trained
 from stepscale.models.flows.flow import FlowDensity
 from stepscale.models.objective import LogDet, Objective
 
@@ -65,8 +66,11 @@ class PLUFlow(FlowDensity):
 
         ``torch.mm`` knows no triangle, and does the other half as well.
         """
-        dim, depth = self.layers[0].in_features, len(self.layers)
-        return [(batch, dim, dim)] * (2 * depth - 1) + [(dim, batch, dim)] * depth
+        dim, depth, first = self.layers[0].in_features, len(self.layers), first_trained(self.layers)
+        moving = [
+            all(p.requires_grad for name, p in layer.named_parameters() if name != "bias") for layer in self.layers
+        ]
+        return [(batch, dim, dim)] * (depth + max(0, depth - 1 - first)) + [(dim, batch, dim)] * sum(moving)
 
     def log_abs_det(self) -> Tensor:
         """O(L d): Σ_k log|det W_k|."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stepscale.models.batch import Batch
-from stepscale.models.captured_layer import LayerIO, Tangents
+from stepscale.models.captured_layer import LayerIO, Tangents, first_trained
 from stepscale.models.choices import one_of
 from stepscale.models.objective import Objective
 
@@ -119,11 +119,15 @@ class MLP(nn.Module):
         return [self._output_root(ios[-1].y, self._output_rates(ios, tangents)) for tangents in directions]
 
     def products(self, batch: int) -> list[tuple[int, int, int]]:
-        """List the products of backpropagation: L forward, L − 1 backward and L for the gradients of the weights."""
+        """List the products of backpropagation: L forward, L − 1 backward and L for the gradients of the weights.
+
+        Of frozen weights there is no gradient, and none goes further back than to the first layer that is trained.
+        """
         shapes = [(layer.in_features, layer.out_features) for layer in self.layers]
         forward = [(batch, n, m) for n, m in shapes]
-        backward = [(batch, m, n) for n, m in shapes[1:]]
-        return forward + backward + [(m, batch, n) for n, m in shapes]
+        backward = [(batch, m, n) for n, m in shapes[first_trained(self.layers) + 1 :]]
+        moving = [layer.weight.requires_grad for layer in self.layers]
+        return forward + backward + [(m, batch, n) for (n, m), moves in zip(shapes, moving, strict=True) if moves]
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Inputs and targets; a batch without targets is its own. The first is looked at.

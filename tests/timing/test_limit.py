@@ -138,3 +138,26 @@ def test_the_type_of_a_limit() -> None:
     assert type_of(shapes, [("bfloat16", (5, 8, 8)), ("float32", (8, 5, 8))], "float32") is None
     assert type_of(shapes, [("bfloat16", (8, 8, 5))], "float32") == "bfloat16", "transposed"
     assert type_of(shapes, [("bfloat16", (3, 3, 3))], "float32") == "bfloat16", "of all"
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize("frozen", [[0], [1], [0, 1], [0, 2], [1, 2]], ids=str)
+@pytest.mark.parametrize("kind", [Flow, Classifier])
+def test_a_frozen_layer_has_no_part_in_the_limit(kind: Any, frozen: list[int], rows: int) -> None:
+    """What autograd multiplies, of a model with as many layers frozen; on a flow u W comes on top, or (δᵀu) W."""
+    model = kind(8, 3)
+    for k in frozen:
+        model.layers[k].requires_grad_(False)
+    batch: Batch = torch.randn(rows, 8)
+    if kind is Classifier:
+        batch = batch, torch.randint(0, 3, (rows,))
+    by_autograd = sum(product.flops for product in record_products(model, batch))
+    weighed = 0 if kind is Classifier else 2 * min(rows, 8) * 8 * 8 * (3 - len(frozen))
+    assert limit_for(model, rows).flops == by_autograd + weighed
+
+
+def test_a_frozen_weight_beside_a_free_bias_is_gone_through_and_not_weighed() -> None:
+    model = Flow(8, 3)
+    for k in (0, 1):
+        model.layers[k].weight.requires_grad_(False)
+    assert model.products(5) == [(5, 8, 8)] * 3 + [(10, 8, 8), (5, 8, 8)] + [(8, 5, 8)]
