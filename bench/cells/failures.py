@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stepscale.bench.cells.build import moved
 from stepscale.bench.errors import DivergedError, TooSlowError, UsageError, WrongGradientError
+from stepscale.bench.machine import generators
 from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Status
 from stepscale.models import Batch, Captures, HasLoss, log_abs_det_and_rounding, offers
@@ -51,13 +52,13 @@ def fault_of_start(model: nn.Module, batch: Batch) -> str | None:
     """O(L (B d² + d³)): say why a model cannot be trained from where it starts, or None where its loss is finite there.
 
     Optimizers meet a singular weight in different ways, a NaN, a factorisation that fails or, by a rounding, a huge
-    gradient: it is one cause. The model stays as it is, and so does torch's generator.
+    gradient: it is one cause. The model stays as it is, and so do the generators.
     """
     device = next(model.parameters()).device
     exact, rows = deepcopy(model).double(), moved(batch, device, torch.float64)
     modules = dict(exact.named_modules())
     assert offers(exact, HasLoss)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with generators.kept(device):
         loss = exact.loss(rows).item()
         ios = exact.capture(rows) if offers(exact, Captures) else []
     has_log_det = {id(io.layer) for io in ios if io.log_det}

@@ -59,7 +59,7 @@ def _cosine(workload: Workload) -> float | None:
         return None
     cosine = _cosine_of(exact, written)
     if cosine < LEAST and workload.facts.exact and not _repeats(workload):
-        raise ValueError("the loss is random, and not by torch's generator: no two gradients of one batch are the same")
+        raise ValueError("the loss is random, by a generator of its own: no two gradients of one batch are the same")
     return cosine if math.isfinite(cosine) else None
 
 
