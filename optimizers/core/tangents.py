@@ -16,8 +16,8 @@ def gradients(layers: list[nn.Linear]) -> Tangents:
 def inner(u: Tangents, v: Tangents) -> Tensor:
     """O(P): the inner product of two directions in the space of the parameters, float64."""
     pairs = [pair for one, other in zip(u, v, strict=True) for pair in zip(one, other, strict=True)]
-    products = [one * other for one, other in pairs if one is not None and other is not None]
-    return torch.stack([product.sum(dtype=torch.float64) for product in products]).sum()
+    sums = [(a * b).sum(dtype=torch.float64) for a, b in pairs if a is not None and b is not None]
+    return torch.stack(sums).sum()
 
 
 def combined(weights: Tensor, directions: list[Tangents]) -> Tangents:
