@@ -34,7 +34,7 @@ OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / d
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("optimizer", "model", "data", "timing", "training")
 NAMED = ("optimizer", "model", "data")  # groups whose choice is an axis of the tables
-SETTINGS = ("task", "memory_gib", "timeout_s", "label", "timing", "training", "hydra")
+SETTINGS = ("task", "memory_gib", "timeout_s", "flush_denormal", "label", "timing", "training", "hydra")
 NOT_THE_OPTIMIZERS = rf"({'|'.join([*AXES, *SETTINGS])})[.=/@]|[^=]*$"
 WHOLE = {"dim": 1, "batch": 1, "depth": 1, "seed": 0}  # and the least that each may be
 PLAIN = re.compile(r"([a-z_][a-z0-9_.]*)=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|true|false|null)", re.ASCII)
@@ -221,6 +221,8 @@ def check_numbers(config: DictConfig) -> None:
         value = config[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
             raise UsageError(f"{name} must be null or a positive number, got {value!r}")
+    if not isinstance(config.flush_denormal, bool):
+        raise UsageError(f"flush_denormal must be true or false, got {config.flush_denormal!r}")
 
 
 @cache

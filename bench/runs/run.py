@@ -48,7 +48,8 @@ class Run:
     def measure(self, jobs: Sequence[Job], *, anew: bool = False) -> list[Record]:
         """Return the cells' records: those that are there, or new ones, predicted to be too slow or measured in turns.
 
-        A damaged record counts as not there, and is replaced; so is one that failed, whose cause may be mended.
+        A damaged record counts as not there, and is replaced; so is one that failed, whose cause may be mended, and one
+        of a process that a signal ended.
         """
         interrupt.check()
         missing = []
@@ -71,12 +72,12 @@ class Run:
         return [self.records[job.identity] for job in jobs]
 
     def _measure(self, jobs: Sequence[Job]) -> None:
-        """Measure cells in turns; one for which there was no room beside the others, by itself."""
+        """Measure cells in turns; by itself one for which there was no room beside the others, or that was ended."""
         logged = [self._logged(job) for job in jobs]
         done = {record.identity for record in process.run(logged, self._note)}
         for job in logged:
             if job.identity not in done:
-                process.run([job], self._note)
+                process.run([job], self._note, again=True)
 
     def _note(self, record: Record) -> None:
         """Take a record in, and say what it says."""
@@ -128,7 +129,7 @@ class Run:
             except BadRecordError:
                 return None
         there = self.records.get(job.identity)
-        if there is None or there.status is Status.FAILED:
+        if there is None or there.status is Status.FAILED or there.signal is not None:
             return None
         unfinished = there.status not in process.ENDED and job.checkpoint.exists()
         return None if unfinished else there

@@ -12,8 +12,8 @@ from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.errors import DivergedError, TooSlowError
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import UNMARKED, Record
+from tests.support.deeds import misbehaving
 from tests.support.jobs import THREADS, job, logged
-from tests.support.theirs import misbehave
 
 
 @pytest.mark.parametrize("optimizer", ["relative", "kfac", "naive"])
@@ -146,35 +146,35 @@ def test_a_process_of_its_own_leaves_the_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "status", "reason"),
+    ("deed", "status", "reason"),
     [
-        (misbehave("kill"), "killed", "ended by SIGKILL"),
-        (misbehave("exit"), "killed", "ended with status 3"),
-        ([*misbehave("hang"), "timeout_s=3"], "killed", "longer than timeout_s=3"),
-        ([*misbehave("hoard"), "memory_gib=0.5"], "out_of_memory", "allocate"),
-        (misbehave("raise"), "failed", "the deed was done"),
+        ("SIGKILL", "killed", "ended by SIGKILL"),
+        ("SIGRTMIN+6", "killed", "ended by signal 40"),
+        ("os._exit", "killed", "ended with status 3"),
+        ("sleep", "killed", "longer than timeout_s=3"),
+        ("hoard", "out_of_memory", "allocate"),
+        ("exit with words", "failed", "SystemExit: bye"),
+        ("mute exception", "failed", "Mute: (its message cannot be read)"),
+        ("half a surrogate pair", "failed", "ValueError: a�b"),
     ],
-    ids=["kill", "exit", "hang", "hoard", "raise"],
 )
-def test_whatever_becomes_of_the_process_there_is_a_row(
-    tmp_path: Path, overrides: list[str], status: str, reason: str
-) -> None:
-    [found] = process.run([job(tmp_path, *overrides)])
+def test_whatever_becomes_of_the_process_there_is_a_row(tmp_path: Path, deed: str, status: str, reason: str) -> None:
+    [found] = process.run([job(tmp_path, *misbehaving(deed), "timeout_s=3", "memory_gib=0.5")], again=True)
     assert (found.status, reason in found.reason) == (status, True), found.reason
     assert tables.load(tmp_path)["status"].tolist() == [status]
     assert process.run([job(tmp_path)])[0].status == "ok", "the next cell is measured all the same"
 
 
-@pytest.mark.parametrize("deed", ["hoard", "kill"])
+@pytest.mark.parametrize("deed", ["hoard", "SIGKILL"])
 def test_what_dies_or_finds_no_room_beside_others_leaves_no_record(tmp_path: Path, deed: str) -> None:
     """It may have died of the others' memory; whoever asked for it measures it again, by itself."""
-    good, bad = job(tmp_path), job(tmp_path, *misbehave(deed), "memory_gib=0.5")
+    good, bad = job(tmp_path), job(tmp_path, *misbehaving(deed), "memory_gib=0.5")
     told: list[Record] = []
     found = process.run([good, bad], told.append)
     assert [made.identity for made in found] == [good.identity] == [made.identity for made in told]
     assert found[0].timing.turns is not None
     assert not store.path_of(tmp_path, bad.identity).exists()
-    assert [made.status for made in process.run([bad])] == ["out_of_memory" if deed == "hoard" else "killed"]
+    assert [made.status for made in process.run([bad], again=True)] == ["out_of_memory" if deed == "hoard" else "killed"]
 
 
 def test_cells_in_turns_have_as_many_rounds_until_one_is_done(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Jobs in the order in which they were measured, each of which leaves a record at once."""
     jobs: list[Job] = []
 
-    def fake(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+    def fake(asked: list[Job], tell: Callable[[Record], None], again: bool = False) -> list[Record]:
         jobs.extend(asked)
         made = recorded(asked)
         for found in made:
@@ -67,7 +67,7 @@ def test_what_had_no_room_beside_the_others_is_measured_by_itself(
 ) -> None:
     calls, said = [], list[str]()
 
-    def crowded(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+    def crowded(asked: list[Job], tell: Callable[[Record], None], again: bool = False) -> list[Record]:
         calls.append([job.cell.optimizer for job in asked])
         fit = asked[:1]
         made = recorded(fit)
@@ -240,7 +240,7 @@ def test_time_waited_for_the_machine_is_no_part_of_the_time_left(
 def test_cells_that_differ_in_their_optimizer_alone_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = []
 
-    def fake(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+    def fake(asked: list[Job], tell: Callable[[Record], None], again: bool = False) -> list[Record]:
         groups.append({(job.cell.optimizer, job.cell.dim, job.cell.seed) for job in asked})
         made = recorded(asked)
         for found in made:

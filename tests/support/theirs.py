@@ -1,8 +1,5 @@
 """What users bring, good and bad; named as a ``_target_``."""
 
-import os
-import signal
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,29 +7,6 @@ import torch
 from torch import nn
 
 from stepscale.models import Flow
-
-
-class Misbehaving(torch.optim.SGD):
-    """An optimizer whose step does what its ``deed`` says."""
-
-    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, deed: str) -> None:
-        super().__init__(params, lr=lr)
-        self.deed = deed
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        if self.deed == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.deed == "hang":
-            time.sleep(60)
-        if self.deed == "exit":
-            os._exit(3)
-        if self.deed == "hoard":
-            torch.ones(2**28)
-        raise RuntimeError("the deed was done")
-
-
-def misbehave(deed: str) -> list[str]:
-    return ["optimizer.update._target_=tests.support.theirs.Misbehaving", f"+optimizer.update.deed={deed}"]
 
 
 class Masters(torch.optim.Optimizer):
