@@ -37,7 +37,7 @@ TURN = True  # what a process says that wants one, and is told that has one
 NO_ROOM = False  # what one says for which the others leave too little memory, or no device
 BUSY = "busy or unavailable"  # what a GPU says that takes one process at a time
 ENDED = (Status.OK, Status.DIVERGED)  # of a training run: there is nothing left to take up
-Answer = bytes | str | bool | None  # a record, why it cannot be written, a wish for a turn or no room; nothing
+Answer = bytes | bool | None  # a record, a wish for a turn or no room; nothing
 
 
 def run(
@@ -110,9 +110,12 @@ class Session:
             answer = _answer(self.connection)
         self.end()
         self.working = False
-        if isinstance(answer, str):
-            raise OSError(answer)
-        self.record = store.decode(answer) if isinstance(answer, bytes) else self._without_answer(bool(told), answer)
+        if isinstance(answer, bytes):
+            if _file_number(self.path) == self.before:  # it could not write it; perhaps no more than itself
+                store.write(answer, self.path)
+            self.record = store.decode(answer)
+        else:
+            self.record = self._without_answer(bool(told), answer)
         if self.record is not None:
             tell(self.record)
 
@@ -163,13 +166,25 @@ def log(job: Job) -> StepLog:
 def _start(target: Callable[[Job, Connection], None], job: Job) -> tuple[BaseProcess, Connection]:
     """Start a process of the server's that does something for a cell, and answers by the connection."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("forkserver").Process(
-        target=_child, args=(target, job, dict(os.environ) | job.variables, theirs)
-    )
-    with _no_main_module():
-        process.start()
+    arguments = (target, job, dict(os.environ) | job.variables, theirs)
+    process = _forked(arguments)
+    if process is None:  # a cell has ended the server, too shortly ago for that to be seen
+        fork_server.stop()
+        fork_server.start(job.cell.threads)
+        process = _forked(arguments)
     theirs.close()
+    if process is None:
+        raise OSError("the server of the cells' processes ends as soon as it is started")
     return process, ours
+
+
+def _forked(arguments: tuple[object, ...]) -> BaseProcess | None:
+    """Have the server fork a process; None where there is no server."""
+    process = multiprocessing.get_context("forkserver").Process(target=_child, args=arguments)
+    with _no_main_module(), suppress(ConnectionError, EOFError):
+        process.start()
+        return process
+    return None
 
 
 def _pin(process: BaseProcess, job: Job) -> None:
@@ -238,7 +253,8 @@ def _child(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
     torch.set_flush_denormal(job.config["flush_denormal"])  # before any thread is there: each inherits it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    target(job, connection)
+    with suppress(OSError):  # of the connection: nobody hears it any more
+        target(job, connection)
     descendants.end()
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # whatever a user's code has put there
@@ -265,11 +281,8 @@ def _measure(job: Job, connection: Connection) -> None:
     if job.turns and (record.status is Status.OUT_OF_MEMORY or BUSY in (record.reason or "")):
         connection.send(NO_ROOM)
         return
-    try:
+    with suppress(OSError):  # whoever reads the answer tries it too, and says why not
         store.write(encoded, store.path_of(job.folder, job.identity))
-    except OSError as error:
-        connection.send(str(error))
-        return
     connection.send(encoded)
     if ended:  # one that failed may go on from there; and not before the record is there
         job.checkpoint.unlink(missing_ok=True)

@@ -33,9 +33,12 @@ class Run:
         path: the folder; it is all the state there is.
         planned: how many cells the run is to have; None where nobody has said so.
         tell: is called with each line that there is to say.
+        at_first: is called with the folder once it holds a record.
     """
 
-    def __init__(self, path: Path, planned: int | None, tell: Tell) -> None:
+    def __init__(
+        self, path: Path, planned: int | None, tell: Tell, at_first: Callable[[Path], None] = lambda path: None
+    ) -> None:
         self.path, self.planned, self.tell = path, planned, tell
         self.seen, self.measured, self.spent_s, self.counted_s = 0, 0, 0.0, 0.0
         self.wanted: set[str] = set()  # identities of the cells that were asked for
@@ -44,6 +47,9 @@ class Run:
         for complaint in self.complaints:
             tell(complaint)
         self.records = {record.identity: record for record in there}
+        self._at_first = at_first
+        if self.records:
+            at_first(path)
 
     def measure(self, jobs: Sequence[Job], *, anew: bool = False) -> list[Record]:
         """Return the cells' records: those that are there, or new ones, predicted to be too slow or measured in turns.
@@ -83,6 +89,8 @@ class Run:
         """Take a record in, and say what it says."""
         self.seen += 1
         self.measured += 1
+        if self.measured == 1:
+            self._at_first(self.path)
         self.records[record.identity] = record
         self.complaints = [complaint for complaint in self.complaints if record.identity not in complaint]
         if record.status is not Status.TOO_SLOW:
@@ -114,6 +122,10 @@ class Run:
             if path.stem not in self.records:
                 with suppress(BadRecordError):  # its complaint is known
                     self.records[path.stem] = store.read(path)
+
+    def missing(self) -> set[str]:
+        """Return the identities of the cells that were asked for and have no record on the disk."""
+        return {identity for identity in self.wanted if not store.path_of(self.path, identity).exists()}
 
     def age_s(self) -> float | None:
         """Seconds since the last record was written; None where there is none."""

@@ -154,7 +154,7 @@ def test_a_process_of_its_own_leaves_the_record(tmp_path: Path) -> None:
         ("sleep", "killed", "longer than timeout_s=3"),
         ("hoard", "out_of_memory", "allocate"),
         ("exit with words", "failed", "SystemExit: bye"),
-        ("mute exception", "failed", "Mute: (its message cannot be read)"),
+        ("mute exception", "failed", "MuteError: (its message cannot be read)"),
         ("half a surrogate pair", "failed", "ValueError: a�b"),
     ],
 )
@@ -174,7 +174,8 @@ def test_what_dies_or_finds_no_room_beside_others_leaves_no_record(tmp_path: Pat
     assert [made.identity for made in found] == [good.identity] == [made.identity for made in told]
     assert found[0].timing.turns is not None
     assert not store.path_of(tmp_path, bad.identity).exists()
-    assert [made.status for made in process.run([bad], again=True)] == ["out_of_memory" if deed == "hoard" else "killed"]
+    [made] = process.run([bad], again=True)
+    assert made.status == ("out_of_memory" if deed == "hoard" else "killed")
 
 
 def test_cells_in_turns_have_as_many_rounds_until_one_is_done(tmp_path: Path) -> None:
@@ -182,6 +183,23 @@ def test_cells_in_turns_have_as_many_rounds_until_one_is_done(tmp_path: Path) ->
     assert [made.status for made in found] == ["ok"] * 3
     assert len({made.timing.turns for made in found}) == 1
     assert all(len(made.timing.blocks.step_s) >= 3 for made in found)
+
+
+SUBNORMAL = "optimizer.update._target_=tests.support.theirs.Subnormal"
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
+@pytest.mark.parametrize("task", ["time", "train"])
+def test_subnormal_numbers_are_zero_unless_they_are_asked_for(tmp_path: Path, task: str) -> None:
+    """In all of a cell's threads; 1e-30 · 1e-10 = 1e-40 is below float32's smallest normal number, 1.2e-38."""
+    brief = ["training.max_steps=2", "training.rows=200", "training.evaluation_rows=100"] if task == "train" else []
+    words = [f"task={task}", SUBNORMAL, *brief]
+    asked = [job(tmp_path, *words, f"flush_denormal={flush}") for flush in ("true", "false")]
+    assert asked[0].identity != asked[1].identity
+    flushed, kept = (process.run([one], again=True)[0] for one in asked)
+    assert [flushed.environment.flush_denormal, kept.environment.flush_denormal] == [True, False]
+    assert (flushed.status, flushed.reason) == ("failed", "ValueError: the products are [0.0] in 2 threads")
+    assert (kept.status, kept.reason) == ("failed", "ValueError: the products are [1.0] in 2 threads")
 
 
 def test_number_types_are_torch_s_and_tf32_a_way_of_rounding() -> None:

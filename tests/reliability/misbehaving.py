@@ -7,6 +7,7 @@ beside each of them, and a process that is left at the end is a fault.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from stepscale.bench.records import store
-from tests.reliability.processes import ended, marked
 from tests.support.deeds import DEEDS
 from tests.support.jobs import BRIEF
+from tests.support.processes import marked, survivors
 
 OPTIMIZER = "_target_: stepscale.optimizers.pair\n_partial_: true\n"
 DIRECTION = "direction: {_target_: stepscale.optimizers.Relative, _partial_: true, bias: plain}\n"
@@ -54,7 +55,7 @@ def sweep(folder: Path, deeds: list[str], timeout_s: float) -> tuple[pd.DataFram
     faults += [f"a neighbour is {made and made.status}" for made in neighbours if made is None or made.status != "ok"]
     faults += ["there is no report"] * (not (folder / "run" / "report.html").exists())
     faults += [f"exit status {status}"] * (status != 0) + ["a traceback of ours"] * ("Traceback" in said_text)
-    faults += [f"left: {' '.join(process.cmdline())}" for process in ended(mark, 5)]
+    faults += [f"left: {name}" for name in survivors(mark, 10)]
     return pd.DataFrame(rows), faults
 
 
@@ -62,13 +63,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--deeds", default="", help="only these, separated by commas; by default all")
     parser.add_argument("--to", type=Path, help="CSV file of the rows")
-    parser.add_argument("--keep", action="store_true", help="keep the folder of the sweep")
     arguments = parser.parse_args()
     deeds = list(filter(None, arguments.deeds.split(","))) or list(DEEDS)
     folder = Path(tempfile.mkdtemp(prefix="misbehaving-"))
     table, faults = sweep(folder, deeds, 3600)
     print(table.to_string(index=False))
-    print(f"{len(table)} deeds, {table['as_expected'].sum()} as expected; beside: {faults or 'nothing wrong'}; {folder}")
+    print(f"{len(table)} deeds, {table['as_expected'].sum()} as expected; beside: {faults or 'nothing wrong'}")
+    if not faults:
+        shutil.rmtree(folder)
     if arguments.to:
         arguments.to.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(arguments.to, index=False)

@@ -23,7 +23,7 @@ class Bare(BaseException):
     """No exception that `except Exception` would see."""
 
 
-class Mute(Exception):
+class MuteError(Exception):
     """Its message cannot be read."""
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ DEEDS: dict[str, tuple[Callable[[Any], object], set[str]]] = {
     "KeyboardInterrupt": (raised(KeyboardInterrupt()), {"failed"}),
     "GeneratorExit": (raised(GeneratorExit()), {"failed"}),
     "BaseException": (raised(Bare("bare")), {"failed"}),
-    "mute exception": (raised(Mute()), {"failed"}),
+    "mute exception": (raised(MuteError()), {"failed"}),
     "message of 10 MB": (raised(ValueError("x" * 10**7)), {"failed"}),
     "half a surrogate pair": (raised(ValueError("a\ud800b")), {"failed"}),
     "control characters": (raised(ValueError("a\x1b[31m\rb\0c")), {"failed"}),
@@ -155,7 +155,7 @@ DEEDS: dict[str, tuple[Callable[[Any], object], set[str]]] = {
     "no output": (without_output, {"ok"}),
     "no descriptors": (lambda _: os.closerange(3, 256), {"ok", "killed", "failed"}),
     "no files": (no_files, {"ok", "killed", "failed"}),
-    "no clock": (lambda _: setattr(time, "perf_counter", lambda: 0.0), {"ok", "failed"}),
+    "no clock": (lambda _: setattr(time, "perf_counter", lambda: 0.0), {"ok", "failed", "killed"}),
 }
 
 

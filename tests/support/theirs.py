@@ -1,6 +1,7 @@
 """What users bring, good and bad; named as a ``_target_``."""
 
 from collections.abc import Iterable
+import threading
 from typing import Any
 
 import torch
@@ -27,6 +28,25 @@ class Masters(torch.optim.Optimizer):
                 state["moments"][0].mul_(0.9).add_(p.grad)
                 state["master"].sub_(state["moments"][0] / state["count"], alpha=group["lr"])
                 p.copy_(state["master"])
+
+
+class Subnormal(torch.optim.SGD):
+    """Raises what products of 1e-30 and 1e-10 are, in units of 1e-40, in this thread and in one of its own."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        found: list[float] = []
+
+        def look() -> None:
+            small = torch.full((10**5,), 1e-30)
+            products = (small * 1e-10).double() * 1e40
+            found.append(round(products.min().item()))
+            found.append(round(products.max().item()))
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        look()
+        raise ValueError(f"the products are {sorted(set(map(float, found)))} in 2 threads")
 
 
 class OnlyLoss(torch.nn.Linear):
