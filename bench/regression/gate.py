@@ -6,7 +6,6 @@ regressed, 2 error, 3 nothing was measured.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import pandas as pd
 
 from stepscale.bench import interrupt
 from stepscale.bench.errors import SessionError
-from stepscale.bench.machine.cores import ALLOCATOR
+from stepscale.bench.machine import cores
 from stepscale.bench.progress import bar
 from stepscale.bench.regression import builds, summary, verdicts
 from stepscale.bench.regression.builds import Arm
@@ -117,12 +116,11 @@ def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], N
         sessions = []
         for arm, names in ((base, verdicts.BASE), (head, verdicts.HEAD)):
             for name in names:
-                variables = threads | waiting | ALLOCATOR
+                variables = threads | waiting | cores.ALLOCATOR
                 session = Session(name, arm.package, [*words, *arm.options], variables)
                 stack.callback(session.end)
                 sessions.append(session)
-        idle = max(0, (os.cpu_count() or 1) // 2 - options.threads)  # two of them may share a real core
-        watch, interrupted = Watch(sessions, idle), False
+        watch, interrupted = Watch(sessions, cores.last(options.threads)), False
         try:
             conduct(sessions, options.threads, watch, tell)
         except KeyboardInterrupt:
