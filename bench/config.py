@@ -182,9 +182,13 @@ def searchable(words: Words) -> Words:
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for flag in {"--config-dir", "-cd"} & set(words[:-1]):
         place = words.index(flag)
-        folder = str(Path(words[place + 1]).resolve()).replace("\\", "\\\\").replace("'", "\\'")
-        words[place : place + 2] = [f"hydra.searchpath=['file://{folder}']"]
+        words[place : place + 2] = [f"hydra.searchpath=[{quoted(f'file://{Path(words[place + 1]).resolve()}')}]"]
     return words
+
+
+def quoted(text: str) -> str:
+    """Write a text as Hydra's grammar quotes it: a backslash is one, but before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + (match[2] and f"\\{match[2]}"), text) + "'"
 
 
 def value_of(words: Words, key: str) -> str | None:

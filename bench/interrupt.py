@@ -1,16 +1,37 @@
-"""Ctrl-C that is not lost: raised inside OmegaConf, a `KeyboardInterrupt` comes out as another error, or not at all.
+"""Ctrl-C that is not lost.
 
-So the signal is remembered, and whoever may stop asks for it.
+Raised inside OmegaConf or while a library loads, a `KeyboardInterrupt` comes out as another error, as an abort or not at
+all. So, as long as nothing has begun, the signal ends the process itself; from then on it is remembered, and whoever
+may stop asks for it.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 STATUS = 130  # a shell's, of what SIGINT ended
 
 _seen = False
+
+
+def leave_at_once(clean_up: Callable[[], None] = lambda: None) -> None:
+    """From now on have an interrupt end this process at once; what is to be undone is undone by ``clean_up``."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        ignore()
+        clean_up()
+        os.write(2, b"\ninterrupted\n")  # as sys.stderr may be in use
+        os._exit(STATUS)
+
+    signal.signal(signal.SIGINT, leave)
+
+
+def ignore() -> None:
+    """From now on hear no interrupt: this process is about to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def remember() -> None:
