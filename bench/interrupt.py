@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -37,6 +38,11 @@ def ignore() -> None:
 def remember() -> None:
     """From now on remember that an interrupt came, and raise it as ever."""
     signal.signal(signal.SIGINT, _note)
+
+
+def raise_at_termination() -> None:
+    """From now on have SIGTERM raise ``SystemExit``, so that what is to be undone is undone."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def check() -> None:

@@ -23,6 +23,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--report", action="store_true", help="write the table of what is there, and measure nothing")
     arguments = parser.parse_args(words)
     interrupt.remember()
+    interrupt.raise_at_termination()
     try:
         if not arguments.report:
             check(arguments.out, say)

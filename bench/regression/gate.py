@@ -6,7 +6,6 @@ regressed, 2 error, 3 nothing was measured.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from stepscale.bench.machine import cores
 from stepscale.bench.progress import bar
 from stepscale.bench.regression import builds, summary, verdicts
 from stepscale.bench.regression.builds import Arm
+from stepscale.bench.regression.scratch import scratch
 from stepscale.bench.regression.sessions import Session, Watch, conduct
 from stepscale.bench.regression.summary import Facts
 
@@ -60,10 +60,10 @@ def run(options: Options, say: Callable[[str], None]) -> tuple[str, int]:
     """
     began = time.perf_counter()
     require_pytest()
-    with tempfile.TemporaryDirectory(prefix="stepscale-regress-") as folder:
+    with scratch() as folder:
         say("building both versions")
-        base = builds.build(options.base or builds.merge_base(), Path(folder, "base"))
-        head = builds.build(None, Path(folder, "head"))
+        base = builds.build(options.base or builds.merge_base(), folder / "base")
+        head = builds.build(None, folder / "head")
         known = base.optimizers() | head.optimizers()
         unknown = sorted({*options.optimizers} - known)
         if unknown and {*options.optimizers} & known:

@@ -84,7 +84,9 @@ def test_a_neighbour_counts_where_it_meets_us(
     def spent(seconds: float) -> None:
         of_ours = {number: 1.0 for number in sorted(allowed)[:threads]}
         busy = of_ours | {0: 1.0 if 0 in of_ours else 0.5, 1: 1.0}
-        lines = [f"cpu{number} {round(busy.get(number, 0) * seconds * TICK)} 0 0 9 0 0 0 0 0 0" for number in range(cpu)]
+        lines = [
+            f"cpu{number} {round(busy.get(number, 0) * seconds * TICK)} 0 0 9 0 0 0 0 0 0" for number in range(cpu)
+        ]
         (tmp_path / "stat").write_text("\n".join(["cpu 0 0 0 0", *lines, "ctxt 5"]))
 
     if together:
