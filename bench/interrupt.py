@@ -1,7 +1,7 @@
 """Ctrl-C that is not lost.
 
-Raised inside OmegaConf or while a library loads, a `KeyboardInterrupt` comes out as another error, as an abort or not at
-all. So, as long as nothing has begun, the signal ends the process itself; from then on it is remembered, and whoever
+Raised inside OmegaConf, or while a library loads, a `KeyboardInterrupt` comes out as another error, as an abort or not
+at all. So, as long as nothing has begun, the signal ends the process itself; from then on it is remembered, and whoever
 may stop asks for it.
 """
 

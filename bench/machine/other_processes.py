@@ -26,7 +26,8 @@ def idle_cores(device: str, threads: int) -> int:
 class OtherCpu:
     """Watches the CPU that other processes use of what ours may use; its answer is None where the system does not tell.
 
-    A hyper-thread beside one of our CPUs takes as much from us as one on it. What happens between ``pause`` and ``resume`` is not looked at.
+    A hyper-thread beside one of our CPUs takes as much from us as one on it. What happens between ``pause`` and
+    ``resume`` is not looked at.
 
     Args:
         idle_cores: that the measured process leaves to others.

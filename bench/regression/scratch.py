@@ -20,9 +20,11 @@ YOUNG_S = 3600.0  # one without a lock may be about to get it
 def scratch() -> Iterator[Path]:
     """Make a folder beside the other temporary ones, and remove it at the end of the block, however that ends."""
     remove_stale(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
-        with FileLock(Path(folder, LOCK)):  # which the kernel lets go of when this process ends
-            yield Path(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder,
+        FileLock(Path(folder, LOCK)),  # which the kernel lets go of when this process ends
+    ):
+        yield Path(folder)
 
 
 def remove_stale(where: Path) -> None:
