@@ -18,7 +18,12 @@ def oldest(project: Path = PROJECT) -> list[str]:
     """Return a line for each dependency that has a lower bound: ``numpy==1.26.*`` for ``numpy>=1.26``."""
     found = tomllib.loads(project.read_text())["project"]["dependencies"]
     bounds = [match for line in found if (match := NEEDED.match(line))]
-    return [f"{match['name']}=={match['least']}.*" for match in bounds]
+    return [f"{match['name']}=={_release(match['least'])}.*" for match in bounds]
+
+
+def _release(least: str) -> str:
+    """Return the first minor release that a bound allows: 10.0 of ``10``."""
+    return least if "." in least else f"{least}.0"
 
 
 if __name__ == "__main__":
