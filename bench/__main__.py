@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from typing import NamedTuple
 
+from stepscale.bench import interrupt
 from stepscale.bench.errors import UsageError
 
 COMMANDS = {
@@ -19,6 +21,7 @@ COMMANDS = {
     "list": "stepscale.bench.cli.listing",
     "gate-check": "stepscale.bench.cli.gate_check",
 }
+PIPE_CLOSED = 128 + signal.SIGPIPE  # a shell's, of what SIGPIPE ended
 CELL = "stepscale.bench.cli.cell"
 QUESTIONS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # answered without a cell
 
@@ -33,6 +36,7 @@ class Route(NamedTuple):
 
 def main() -> None:
     """Run the command line; what cannot be done is one sentence, and exit status 1."""
+    interrupt.leave_at_once()
     for stream in (sys.stdout, sys.stderr):  # an ASCII terminal shows escapes, and loses nothing
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
@@ -43,10 +47,19 @@ def main() -> None:
             from stepscale.bench.cells import fork_server
             from stepscale.bench.machine import cores
 
+            interrupt.leave_at_once(fork_server.stop)
             fork_server.start(cores.guessed_threads(to.words))
         importlib.import_module(to.module).main(to.words)
+    except BrokenPipeError:  # whoever read the output has had enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
     except (UsageError, OSError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        sys.exit(interrupt.STATUS)
+    finally:
+        interrupt.ignore()  # what is left to do ends the cells' server
 
 
 def require_system(system: str) -> None:

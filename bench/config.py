@@ -34,7 +34,7 @@ OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / d
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("optimizer", "model", "data", "timing", "training")
 NAMED = ("optimizer", "model", "data")  # groups whose choice is an axis of the tables
-SETTINGS = ("task", "memory_gib", "timeout_s", "label", "timing", "training", "hydra")
+SETTINGS = ("task", "memory_gib", "timeout_s", "flush_denormal", "label", "timing", "training", "hydra")
 NOT_THE_OPTIMIZERS = rf"({'|'.join([*AXES, *SETTINGS])})[.=/@]|[^=]*$"
 WHOLE = {"dim": 1, "batch": 1, "depth": 1, "seed": 0}  # and the least that each may be
 PLAIN = re.compile(r"([a-z_][a-z0-9_.]*)=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|true|false|null)", re.ASCII)
@@ -182,9 +182,13 @@ def searchable(words: Words) -> Words:
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for flag in {"--config-dir", "-cd"} & set(words[:-1]):
         place = words.index(flag)
-        folder = str(Path(words[place + 1]).resolve()).replace("\\", "\\\\").replace("'", "\\'")
-        words[place : place + 2] = [f"hydra.searchpath=['file://{folder}']"]
+        words[place : place + 2] = [f"hydra.searchpath=[{quoted(f'file://{Path(words[place + 1]).resolve()}')}]"]
     return words
+
+
+def quoted(text: str) -> str:
+    """Write a text as Hydra's grammar quotes it: a backslash is one, but before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + (match[2] and f"\\{match[2]}"), text) + "'"
 
 
 def value_of(words: Words, key: str) -> str | None:
@@ -221,6 +225,8 @@ def check_numbers(config: DictConfig) -> None:
         value = config[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
             raise UsageError(f"{name} must be null or a positive number, got {value!r}")
+    if not isinstance(config.flush_denormal, bool):
+        raise UsageError(f"flush_denormal must be true or false, got {config.flush_denormal!r}")
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,8 @@ class Notes(dict[str, str]):
             self[what] = one_line(error)
 
 
-LONGEST = 500  # letters of a reason
+LONGEST = 500  # letters of a reason, and of a line of a traceback
+LAST = 100  # lines of a traceback
 
 
 def one_line(error: BaseException) -> str:
@@ -28,11 +30,17 @@ def one_line(error: BaseException) -> str:
     """
     try:
         message = str(error)
-    except Exception:
+    except BaseException:
         message = "(its message cannot be read)"
     lines = f"{type(error).__name__}: {message[: 2 * LONGEST]}".strip().splitlines()
     text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     return printable(text)
+
+
+def trace(error: BaseException) -> str:
+    """Return the last ``LAST`` lines of an error's traceback, each of them printable."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(map(printable, lines[-LAST:]))
 
 
 def printable(text: str) -> str:

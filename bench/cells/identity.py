@@ -17,7 +17,7 @@ import msgspec
 
 from stepscale.bench.records.schema import SCHEMA, Cell, Config, Machine, Task
 
-USED = ("data", "model", "optimizer", "memory_gib", "timeout_s")  # of a configuration, by either task
+USED = ("data", "model", "optimizer", "memory_gib", "timeout_s", "flush_denormal")  # of a configuration, by either task
 OWN = {Task.TIME: "timing", Task.TRAIN: "training"}  # and by one of them
 OURS = "stepscale"
 INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))

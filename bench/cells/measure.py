@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from stepscale.bench.cells.time_cell import batches_of, log_cell, time_cell
 from stepscale.bench.cells.train_cell import train_cell
 from stepscale.bench.errors import StoppedError
 from stepscale.bench.machine import description, memory
+from stepscale.bench.notes import trace
 from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.schema import Record, Status, Task
 
@@ -42,7 +42,7 @@ def measure_cell(job: Job, turn: Callable[[], None] = lambda: None) -> Record:
         record.status, record.reason = classify(error)
         if may_come_from_the_start(error) and (fault := _fault_of_start(job)) is not None:
             record.status, record.reason = Status.DIVERGED, fault
-        record.traceback = traceback.format_exc() if record.status is Status.FAILED else None
+        record.traceback = trace(error) if record.status is Status.FAILED else None
     else:
         record.status = Status.OK
     return record

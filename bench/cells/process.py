@@ -16,14 +16,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import ModuleType
 
 import msgspec
+import torch
 
-from stepscale.bench.cells import fork_server
+from stepscale.bench.cells import descendants, fork_server
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.measure import log_operations, measure_cell
-from stepscale.bench.errors import StoppedError
+from stepscale.bench.errors import BadRecordError, StoppedError
 from stepscale.bench.machine import cores, description
 from stepscale.bench.records import store
 from stepscale.bench.records.operations import StepLog
@@ -35,19 +37,23 @@ TURN = True  # what a process says that wants one, and is told that has one
 NO_ROOM = False  # what one says for which the others leave too little memory, or no device
 BUSY = "busy or unavailable"  # what a GPU says that takes one process at a time
 ENDED = (Status.OK, Status.DIVERGED)  # of a training run: there is nothing left to take up
-Answer = bytes | str | bool | None  # a record, why it cannot be written, a wish for a turn or no room; nothing
+Answer = bytes | bool | None  # a record, a wish for a turn or no room; nothing
 
 
-def run(jobs: Sequence[Job], tell: Callable[[Record], None] = lambda record: None) -> list[Record]:
+def run(
+    jobs: Sequence[Job], tell: Callable[[Record], None] = lambda record: None, *, again: bool = False
+) -> list[Record]:
     """Measure cells, each in a process of its own, which writes its record and returns it; they take turns.
 
     At any time one of them works. In a round each that is not done has one turn, in an order that is random: what
     drifts is the same for all. A process that dies or takes too long leaves a ``killed`` record; but one that dies
-    beside others, or finds no room there, leaves none: by itself it may be measured yet.
+    beside others, finds no room there or is ended by a signal leaves none: the cause may lie outside of it, and
+    ``again``, by itself, it may be measured yet.
 
     Args:
         jobs: cells that differ in their optimizer; all have the same number of threads.
         tell: is called with each record as it comes.
+        again: whether these have been tried before, so that each leaves a record now.
 
     Raises:
         OSError: a record cannot be written.
@@ -58,7 +64,7 @@ def run(jobs: Sequence[Job], tell: Callable[[Record], None] = lambda record: Non
     sessions = list[Session]()
     try:
         for job in jobs:
-            sessions.append(Session(replace(job, turns=name)))
+            sessions.append(Session(replace(job, turns=name), again=again))
             sessions[-1].listen(tell)
         while waiting := [session for session in sessions if session.working]:
             for session in random.sample(waiting, len(waiting)):
@@ -73,9 +79,11 @@ def run(jobs: Sequence[Job], tell: Callable[[Record], None] = lambda record: Non
 class Session:
     """The process of one cell."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.working = job, True
-        self.record: Record | None = None  # once it has one; of one that found no room beside others there is none
+    def __init__(self, job: Job, *, again: bool) -> None:
+        self.job, self.again, self.working = job, again, True
+        self.record: Record | None = None  # once it has one; of one that is to be tried again there is none
+        self.path = store.path_of(job.folder, job.identity)
+        self.before = _file_number(self.path)
         timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
         self.timeout_s, self.left_s = timeout_s, timeout_s
         self.process, self.connection = _start(_measure, job)
@@ -102,11 +110,13 @@ class Session:
             answer = _answer(self.connection)
         self.end()
         self.working = False
-        if isinstance(answer, str):
-            raise OSError(answer)
-        crowded = self.job.turns and told and (answer is None or answer is NO_ROOM)  # or it died of the others' memory
-        if not crowded:
-            self.record = store.decode(answer) if isinstance(answer, bytes) else self._killed(bool(told))
+        if isinstance(answer, bytes):
+            if _file_number(self.path) == self.before:  # it could not write it; perhaps no more than itself
+                store.write(answer, self.path)
+            self.record = store.decode(answer)
+        else:
+            self.record = self._without_answer(bool(told), answer)
+        if self.record is not None:
             tell(self.record)
 
     def grant(self) -> None:
@@ -118,9 +128,19 @@ class Session:
         """End the process, if it still runs: a training run leaves its checkpoint."""
         _end(self.process)
 
-    def _killed(self, died: bool) -> Record:
-        reason = _death(self.process.exitcode) if died else f"took longer than timeout_s={self.timeout_s:g}"
+    def _without_answer(self, died: bool, answer: Answer) -> Record | None:
+        """Return the record of one that did not send any; None where it is to be tried again."""
+        if _file_number(self.path) != self.before:  # it could not say any more what it had written
+            with suppress(BadRecordError):
+                return store.read(self.path)
+        code = self.process.exitcode
+        signalled = -code if died and code is not None and code < 0 else None
+        crowded = self.job.turns and died and answer in (None, NO_ROOM)  # or it died of the others' memory
+        if crowded or (signalled and not self.again):
+            return None
+        reason = _death(code) if died else f"took longer than timeout_s={self.timeout_s:g}"
         record = self.job.record(Status.KILLED, reason, description.bare())
+        record.signal = signalled
         store.save(record, self.job.folder)
         return record
 
@@ -146,13 +166,25 @@ def log(job: Job) -> StepLog:
 def _start(target: Callable[[Job, Connection], None], job: Job) -> tuple[BaseProcess, Connection]:
     """Start a process of the server's that does something for a cell, and answers by the connection."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("forkserver").Process(
-        target=_child, args=(target, job, dict(os.environ) | job.variables, theirs)
-    )
-    with _no_main_module():
-        process.start()
+    arguments = (target, job, dict(os.environ) | job.variables, theirs)
+    process = _forked(arguments)
+    if process is None:  # a cell has ended the server, too shortly ago for that to be seen
+        fork_server.stop()
+        fork_server.start(job.cell.threads)
+        process = _forked(arguments)
     theirs.close()
+    if process is None:
+        raise OSError("the server of the cells' processes ends as soon as it is started")
     return process, ours
+
+
+def _forked(arguments: tuple[object, ...]) -> BaseProcess | None:
+    """Have the server fork a process; None where there is no server."""
+    process = multiprocessing.get_context("forkserver").Process(target=_child, args=arguments)
+    with _no_main_module(), suppress(ConnectionError, EOFError):
+        process.start()
+        return process
+    return None
 
 
 def _pin(process: BaseProcess, job: Job) -> None:
@@ -172,12 +204,23 @@ def _answer(connection: Connection) -> Answer:
 
 
 def _end(process: BaseProcess) -> None:
-    """End the process, if it still runs."""
+    """End the process, if it still runs, and whatever else is of its group."""
     if process.is_alive():
         process.terminate()
         process.join(GRACE_S)
         process.kill()
     process.join()
+    if process.pid is not None:
+        with suppress(OSError):  # as a rule nothing is left of it
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _file_number(path: Path) -> int | None:
+    """Return what tells a file from the one that was there before it; None where there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _death(exitcode: int | None) -> str:
@@ -187,7 +230,7 @@ def _death(exitcode: int | None) -> str:
         name = signal.Signals(-exitcode).name
     except ValueError:  # one without a name, as the real-time signals
         name = f"signal {-exitcode}"
-    hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    hint = ": by another process, or by the system for want of memory" if name == "SIGKILL" else ""
     return f"its process was ended by {name}{hint}"
 
 
@@ -206,9 +249,17 @@ def _child(
     target: Callable[[Job, Connection], None], job: Job, variables: dict[str, str], connection: Connection
 ) -> None:
     os.environ.update(variables)  # of hydra.job.env_set too, which the server was started before
+    descendants.lead()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
+    torch.set_flush_denormal(job.config["flush_denormal"])  # before any thread is there: each inherits it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    target(job, connection)
+    with suppress(OSError):  # of the connection: nobody hears it any more
+        target(job, connection)
+    descendants.end()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # whatever a user's code has put there
+            stream.flush()
+    os._exit(0)  # or a thread that a user's code has left would be waited for
 
 
 def _measure(job: Job, connection: Connection) -> None:
@@ -230,11 +281,8 @@ def _measure(job: Job, connection: Connection) -> None:
     if job.turns and (record.status is Status.OUT_OF_MEMORY or BUSY in (record.reason or "")):
         connection.send(NO_ROOM)
         return
-    try:
+    with suppress(OSError):  # whoever reads the answer tries it too, and says why not
         store.write(encoded, store.path_of(job.folder, job.identity))
-    except OSError as error:
-        connection.send(str(error))
-        return
     connection.send(encoded)
     if ended:  # one that failed may go on from there; and not before the record is there
         job.checkpoint.unlink(missing_ok=True)
@@ -250,4 +298,5 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
+        descendants.end()
         os._exit(1)

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from stepscale.bench import interrupt
 from stepscale.bench.cli.running import say
 from stepscale.bench.errors import BuildError, SessionError, UsageError
 from stepscale.bench.regression.self_check import MISSED, OUT, check, page
@@ -21,6 +22,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the results (default {OUT})")
     parser.add_argument("--report", action="store_true", help="write the table of what is there, and measure nothing")
     arguments = parser.parse_args(words)
+    interrupt.remember()
+    interrupt.raise_at_termination()
     try:
         if not arguments.report:
             check(arguments.out, say)

@@ -20,6 +20,8 @@ from stepscale.bench.regression.gate import ERROR, Options, run
 def main(words: list[str]) -> None:
     """Compare, print one table, write it for machines and for people, and exit with the verdict's status."""
     options = parse(words)
+    interrupt.remember()
+    interrupt.raise_at_termination()
     try:
         summary.clear(options.out)
         text, status = run(options, say)

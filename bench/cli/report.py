@@ -27,10 +27,11 @@ def show(folder: Path, records: Collection[Record], complaints: list[str]) -> No
         UsageError: it cannot be written; the message says how to have it all the same.
     """
     try:
-        print(write_of(records, complaints, folder))
+        summary = write_of(records, complaints, folder)
     except FileNotFoundError as error:
         raise UsageError(str(error)) from error
     except OSError as error:
         raise UsageError(
             f"no report: {error}; the records are whole: once there is room, `stepscale report {folder}`"
         ) from error
+    print(summary)

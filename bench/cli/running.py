@@ -16,6 +16,7 @@ from stepscale.bench.runs.folders import folder_of, point_latest_at
 from stepscale.bench.runs.plan import Plan
 from stepscale.bench.runs.run import Run
 
+AGAIN = "the same command measures them again"
 ANEW = "--anew"  # the word that measures again what is there
 UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
@@ -35,8 +36,7 @@ def run_plan(plan: Plan, words: Words, *, anew: bool) -> int:
     describe(compose_cell(plan.parts[0][0] if plan.parts else plan.points[0].words), "", path)
     interrupt.remember()
     plans.save(plan, path)
-    run = Run(path, plan.cells, say)
-    point_latest_at(path)
+    run = Run(path, plan.cells, say, point_latest_at)
     say(f"{plan.cells} cells, {len(run.records)} of them there already, into {path}")
     try:
         faults = conduct(plan, run, typed())
@@ -46,6 +46,8 @@ def run_plan(plan: Plan, words: Words, *, anew: bool) -> int:
         return interrupt.STATUS
     if not run.measured:
         say(f"all of them were there, the last of {age(run)} ago; {ANEW} measures them again")
+    if missing := run.missing():
+        faults.append(f"{len(missing)} of {len(run.wanted)} records in {path} are not there any more; {AGAIN}")
     if not faults:
         plans.save(plan, path, run.wanted)
     return finish(run, faults)

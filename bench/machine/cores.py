@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from stepscale.bench.errors import UsageError
@@ -68,9 +69,23 @@ def last(threads: int) -> list[int]:
     return _one_a_core()[-threads:]
 
 
+def allowed() -> set[int]:
+    """Return the logical CPUs that this process may use."""
+    return set(os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1))
+
+
+def sharing(cpus: Collection[int]) -> set[int]:
+    """Return these logical CPUs and those that share a core with one of them."""
+    found = set(cpus)
+    for cpu in cpus:
+        for part in _core(cpu).split(","):
+            first, _, last_ = part.strip().partition("-")
+            found |= set(range(int(first), int(last_ or first) + 1))
+    return found
+
+
 def _one_a_core() -> list[int]:
-    cpus = sorted(os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1))
-    return sorted({_core(cpu): cpu for cpu in cpus}.values())
+    return sorted({_core(cpu): cpu for cpu in sorted(allowed())}.values())
 
 
 def _core(cpu: int) -> str:

@@ -41,8 +41,15 @@ def describe() -> Environment:
         cuda=cuda,
         cuda_allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
         tf32=torch.backends.cuda.matmul.allow_tf32 if cuda else None,
+        flush_denormal=flushes_denormals(),
         **versions,
     )
+
+
+def flushes_denormals() -> bool:
+    """Whether this process's CPU gives zero where a result would be subnormal, as a product tells."""
+    smallest = torch.tensor(torch.finfo(torch.float32).tiny)
+    return not (smallest * 0.5).item()
 
 
 def bare() -> Environment:

@@ -103,6 +103,7 @@ class Environment(Struct, kw_only=True, omit_defaults=True):
     cuda: str | None = None
     cuda_allocator: str | None = None
     tf32: bool | None = None
+    flush_denormal: bool | None = None  # whether the CPU's products give zero where they would be subnormal
 
 
 class Blocks(Struct):
@@ -283,6 +284,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     command: str
     finished: str
     reason: str | None = None
+    signal: int | None = None  # that ended its process, twice; not by us: the cell is tried again
     sources: list[str] = []  # of its targets and data: versions, and hashes of the user's own
     looks: int = 1  # how often its run asked whether enough seeds are there; the error of a factor is spent over them
     timing: Timing | None = None

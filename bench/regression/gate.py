@@ -6,8 +6,6 @@ regressed, 2 error, 3 nothing was measured.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,10 +18,11 @@ import pandas as pd
 
 from stepscale.bench import interrupt
 from stepscale.bench.errors import SessionError
-from stepscale.bench.machine.cores import ALLOCATOR
+from stepscale.bench.machine import cores
 from stepscale.bench.progress import bar
 from stepscale.bench.regression import builds, summary, verdicts
 from stepscale.bench.regression.builds import Arm
+from stepscale.bench.regression.scratch import scratch
 from stepscale.bench.regression.sessions import Session, Watch, conduct
 from stepscale.bench.regression.summary import Facts
 
@@ -61,10 +60,10 @@ def run(options: Options, say: Callable[[str], None]) -> tuple[str, int]:
     """
     began = time.perf_counter()
     require_pytest()
-    with tempfile.TemporaryDirectory(prefix="stepscale-regress-") as folder:
+    with scratch() as folder:
         say("building both versions")
-        base = builds.build(options.base or builds.merge_base(), Path(folder, "base"))
-        head = builds.build(None, Path(folder, "head"))
+        base = builds.build(options.base or builds.merge_base(), folder / "base")
+        head = builds.build(None, folder / "head")
         known = base.optimizers() | head.optimizers()
         unknown = sorted({*options.optimizers} - known)
         if unknown and {*options.optimizers} & known:
@@ -117,12 +116,11 @@ def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], N
         sessions = []
         for arm, names in ((base, verdicts.BASE), (head, verdicts.HEAD)):
             for name in names:
-                variables = threads | waiting | ALLOCATOR
+                variables = threads | waiting | cores.ALLOCATOR
                 session = Session(name, arm.package, [*words, *arm.options], variables)
                 stack.callback(session.end)
                 sessions.append(session)
-        idle = max(0, (os.cpu_count() or 1) // 2 - options.threads)  # two of them may share a real core
-        watch, interrupted = Watch(sessions, idle), False
+        watch, interrupted = Watch(sessions, cores.last(options.threads)), False
         try:
             conduct(sessions, options.threads, watch, tell)
         except KeyboardInterrupt:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import description
 from stepscale.bench.regression import builds, gate, verdicts
 from stepscale.bench.regression.builds import Arm
+from stepscale.bench.regression.scratch import scratch
 
 OUT = Path("results/gate")
 RUNS = {0: 7, 5: 3, 10: 3, 20: 3}  # of 16 benchmarks each, by the size of the slow-down in per cent
@@ -95,9 +95,9 @@ def check(out: Path, say: Callable[[str], None]) -> None:
         done = {Case(*row) for row in there[["neighbour", "percent", "place", "run"]].itertuples(index=False)}
     where = description.both("cpu") | {"threads": 1, "command": "make gate-check"}
     (out / "environment.json").write_text(json.dumps(where, indent=1) + "\n")
-    with tempfile.TemporaryDirectory(prefix="stepscale-gate-check-") as folder:
+    with scratch() as folder:
         # built twice, for the gate refuses two versions that are the same files
-        base, head = (builds.build(None, Path(folder, name)) for name in ("base", "head"))
+        base, head = (builds.build(None, folder / name) for name in ("base", "head"))
         for number, case in enumerate(cases(), 1):
             if case in done:
                 continue

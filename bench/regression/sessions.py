@@ -12,12 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
 
 from stepscale.bench.errors import SessionError
+from stepscale.bench.machine import cores
 from stepscale.bench.machine.other_processes import OtherCpu
 from stepscale.bench.records.contended import CONTENDED
 from stepscale.bench.regression.benchmarks.messages import (
@@ -117,7 +118,7 @@ class Session:
     def pin(self, threads: int) -> None:
         """Keep it on the last cores: two cores of a shared machine can differ by a factor of two, for seconds."""
         if sys.platform == "linux" and self.process.poll() is None:
-            os.sched_setaffinity(self.process.pid, sorted(os.sched_getaffinity(0))[-threads:])
+            os.sched_setaffinity(self.process.pid, cores.last(threads))
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -131,9 +132,9 @@ class Session:
 class Watch:
     """Tells which rounds fell into a time when other processes used the machine, and waits for a quiet one."""
 
-    def __init__(self, sessions: Sequence[Session], idle_cores: int, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, sessions: Sequence[Session], cpus: Collection[int], patience_s: float = PATIENCE_S) -> None:
         ours = lambda: time.process_time() + sum(session.cpu_s for session in sessions)  # noqa: E731
-        self._others = OtherCpu(idle_cores, ours, WATCH_S)
+        self._others = OtherCpu(0, ours, WATCH_S, cpus)
         self._pending: list[tuple[str, int]] = []
         self.patience_s = patience_s
         self.waited_s = 0.0

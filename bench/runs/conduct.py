@@ -160,7 +160,7 @@ def describe(composed: CellConfig, command: str, folder: Path) -> Job:
         config=config,
         machine=machine,
         command=command,
-        folder=folder,
+        folder=folder.absolute(),  # a user's code may go to another
         sources=own,
         variables=composed.variables,
     )

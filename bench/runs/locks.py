@@ -48,7 +48,8 @@ def held(path: Path, purpose: str, tell: Tell) -> Iterator[None]:
         lock.acquire(poll_interval=0.1)
     try:
         with suppress(OSError):  # it is for others to read, and nothing hangs on it
-            owner.write_text(f"process {os.getpid()} on {platform.node()}, which is {purpose}", encoding="utf-8")
+            words = f"process {os.getpid()} on {platform.node()}, which is {purpose}"
+            owner.write_text(words, encoding="utf-8", errors="surrogateescape")  # a folder's name may be no UTF-8
         yield
     finally:
         lock.release()
@@ -56,7 +57,7 @@ def held(path: Path, purpose: str, tell: Tell) -> Iterator[None]:
 
 def _read(owner: Path) -> str:
     try:
-        return owner.read_text(encoding="utf-8")
+        return owner.read_text(encoding="utf-8", errors="surrogateescape")
     except (OSError, ValueError):
         return "another process"
 

@@ -33,9 +33,12 @@ class Run:
         path: the folder; it is all the state there is.
         planned: how many cells the run is to have; None where nobody has said so.
         tell: is called with each line that there is to say.
+        at_first: is called with the folder once it holds a record.
     """
 
-    def __init__(self, path: Path, planned: int | None, tell: Tell) -> None:
+    def __init__(
+        self, path: Path, planned: int | None, tell: Tell, at_first: Callable[[Path], None] = lambda path: None
+    ) -> None:
         self.path, self.planned, self.tell = path, planned, tell
         self.seen, self.measured, self.spent_s, self.counted_s = 0, 0, 0.0, 0.0
         self.wanted: set[str] = set()  # identities of the cells that were asked for
@@ -44,11 +47,15 @@ class Run:
         for complaint in self.complaints:
             tell(complaint)
         self.records = {record.identity: record for record in there}
+        self._at_first = at_first
+        if self.records:
+            at_first(path)
 
     def measure(self, jobs: Sequence[Job], *, anew: bool = False) -> list[Record]:
         """Return the cells' records: those that are there, or new ones, predicted to be too slow or measured in turns.
 
-        A damaged record counts as not there, and is replaced; so is one that failed, whose cause may be mended.
+        A damaged record counts as not there, and is replaced; so is one that failed, whose cause may be mended, and one
+        of a process that a signal ended.
         """
         interrupt.check()
         missing = []
@@ -71,17 +78,19 @@ class Run:
         return [self.records[job.identity] for job in jobs]
 
     def _measure(self, jobs: Sequence[Job]) -> None:
-        """Measure cells in turns; one for which there was no room beside the others, by itself."""
+        """Measure cells in turns; by itself one for which there was no room beside the others, or that was ended."""
         logged = [self._logged(job) for job in jobs]
         done = {record.identity for record in process.run(logged, self._note)}
         for job in logged:
             if job.identity not in done:
-                process.run([job], self._note)
+                process.run([job], self._note, again=True)
 
     def _note(self, record: Record) -> None:
         """Take a record in, and say what it says."""
         self.seen += 1
         self.measured += 1
+        if self.measured == 1:
+            self._at_first(self.path)
         self.records[record.identity] = record
         self.complaints = [complaint for complaint in self.complaints if record.identity not in complaint]
         if record.status is not Status.TOO_SLOW:
@@ -114,6 +123,10 @@ class Run:
                 with suppress(BadRecordError):  # its complaint is known
                     self.records[path.stem] = store.read(path)
 
+    def missing(self) -> set[str]:
+        """Return the identities of the cells that were asked for and have no record on the disk."""
+        return {identity for identity in self.wanted if not store.path_of(self.path, identity).exists()}
+
     def age_s(self) -> float | None:
         """Seconds since the last record was written; None where there is none."""
         times = [path.stat().st_mtime for path in (self.path / store.RECORDS).glob("*.json")]
@@ -128,7 +141,7 @@ class Run:
             except BadRecordError:
                 return None
         there = self.records.get(job.identity)
-        if there is None or there.status is Status.FAILED:
+        if there is None or there.status is Status.FAILED or there.signal is not None:
             return None
         unfinished = there.status not in process.ENDED and job.checkpoint.exists()
         return None if unfinished else there

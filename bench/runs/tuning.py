@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from stepscale.bench.config import Words, compose_cell
+from stepscale.bench.config import Words, compose_cell, quoted
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import tables
 from stepscale.bench.records.schema import Record, Status, Tuning
@@ -86,5 +86,4 @@ def _validation_nats(record: Record) -> float:
 
 def _label(name: str) -> str:
     """Name the optimizer as its point does: a trial's settings are no other method."""
-    quoted = name.replace("'", "\\'")
-    return f"label='{quoted}'"
+    return f"label={quoted(name)}"

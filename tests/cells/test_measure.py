@@ -13,8 +13,8 @@ from stepscale.bench.errors import DivergedError, TooSlowError
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import UNMARKED, Record
 from stepscale.models import Classifier, Flow
+from tests.support.deeds import misbehaving
 from tests.support.jobs import THREADS, job, logged
-from tests.support.theirs import misbehave
 from tests.support.workloads import OPTIMIZERS
 
 
@@ -187,35 +187,36 @@ def test_a_process_of_its_own_leaves_the_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "status", "reason"),
+    ("deed", "status", "reason"),
     [
-        (misbehave("kill"), "killed", "ended by SIGKILL"),
-        (misbehave("exit"), "killed", "ended with status 3"),
-        ([*misbehave("hang"), "timeout_s=3"], "killed", "longer than timeout_s=3"),
-        ([*misbehave("hoard"), "memory_gib=0.5"], "out_of_memory", "allocate"),
-        (misbehave("raise"), "failed", "the deed was done"),
+        ("SIGKILL", "killed", "ended by SIGKILL"),
+        ("SIGRTMIN+6", "killed", "ended by signal 40"),
+        ("os._exit", "killed", "ended with status 3"),
+        ("sleep", "killed", "longer than timeout_s=3"),
+        ("hoard", "out_of_memory", "allocate"),
+        ("exit with words", "failed", "SystemExit: bye"),
+        ("mute exception", "failed", "MuteError: (its message cannot be read)"),
+        ("half a surrogate pair", "failed", "ValueError: a�b"),
     ],
-    ids=["kill", "exit", "hang", "hoard", "raise"],
 )
-def test_whatever_becomes_of_the_process_there_is_a_row(
-    tmp_path: Path, overrides: list[str], status: str, reason: str
-) -> None:
-    [found] = process.run([job(tmp_path, *overrides)])
+def test_whatever_becomes_of_the_process_there_is_a_row(tmp_path: Path, deed: str, status: str, reason: str) -> None:
+    [found] = process.run([job(tmp_path, *misbehaving(deed), "timeout_s=3", "memory_gib=0.5")], again=True)
     assert (found.status, reason in found.reason) == (status, True), found.reason
     assert tables.load(tmp_path)["status"].tolist() == [status]
     assert process.run([job(tmp_path)])[0].status == "ok", "the next cell is measured all the same"
 
 
-@pytest.mark.parametrize("deed", ["hoard", "kill"])
+@pytest.mark.parametrize("deed", ["hoard", "SIGKILL"])
 def test_what_dies_or_finds_no_room_beside_others_leaves_no_record(tmp_path: Path, deed: str) -> None:
     """It may have died of the others' memory; whoever asked for it measures it again, by itself."""
-    good, bad = job(tmp_path), job(tmp_path, *misbehave(deed), "memory_gib=0.5")
+    good, bad = job(tmp_path), job(tmp_path, *misbehaving(deed), "memory_gib=0.5")
     told: list[Record] = []
     found = process.run([good, bad], told.append)
     assert [made.identity for made in found] == [good.identity] == [made.identity for made in told]
     assert found[0].timing.turns is not None
     assert not store.path_of(tmp_path, bad.identity).exists()
-    assert [made.status for made in process.run([bad])] == ["out_of_memory" if deed == "hoard" else "killed"]
+    [made] = process.run([bad], again=True)
+    assert made.status == ("out_of_memory" if deed == "hoard" else "killed")
 
 
 def test_cells_in_turns_have_as_many_rounds_until_one_is_done(tmp_path: Path) -> None:
@@ -223,6 +224,23 @@ def test_cells_in_turns_have_as_many_rounds_until_one_is_done(tmp_path: Path) ->
     assert [made.status for made in found] == ["ok"] * 3
     assert len({made.timing.turns for made in found}) == 1
     assert all(len(made.timing.blocks.step_s) >= 3 for made in found)
+
+
+SUBNORMAL = "optimizer.update._target_=tests.support.theirs.Subnormal"
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
+@pytest.mark.parametrize("task", ["time", "train"])
+def test_subnormal_numbers_are_zero_unless_they_are_asked_for(tmp_path: Path, task: str) -> None:
+    """In all of a cell's threads; 1e-30 · 1e-10 = 1e-40 is below float32's smallest normal number, 1.2e-38."""
+    brief = ["training.max_steps=2", "training.rows=200", "training.evaluation_rows=100"] if task == "train" else []
+    words = [f"task={task}", SUBNORMAL, *brief]
+    asked = [job(tmp_path, *words, f"flush_denormal={flush}") for flush in ("true", "false")]
+    assert asked[0].identity != asked[1].identity
+    flushed, kept = (process.run([one], again=True)[0] for one in asked)
+    assert [flushed.environment.flush_denormal, kept.environment.flush_denormal] == [True, False]
+    assert (flushed.status, flushed.reason) == ("failed", "ValueError: the products are [0.0] in 2 threads")
+    assert (kept.status, kept.reason) == ("failed", "ValueError: the products are [1.0] in 2 threads")
 
 
 def test_number_types_are_torch_s_and_tf32_a_way_of_rounding() -> None:

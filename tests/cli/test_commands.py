@@ -36,6 +36,9 @@ for line in sys.stdin:
 """
 
 
+ODD = "it's ${dim} größe d=3, cost$ back\\slash 100%"  # the name of a folder
+
+
 class Forking:
     """Runs the command line in forks of one process that has loaded torch: a tenth of a start's time each."""
 
@@ -63,7 +66,9 @@ def forking() -> Iterator[Forking]:
 
 
 def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
-    """All three beside each other, in a folder that holds modules named like ours."""
+    """All three beside each other, in a folder that holds modules named like ours and has a name for trouble."""
+    tmp_path = tmp_path / ODD
+    tmp_path.mkdir()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "optimizer").mkdir()
     (tmp_path / "mine" / "optimizer" / "my_own.yaml").write_text(
@@ -206,6 +211,54 @@ def test_a_sweep_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Pa
     assert not list(run.glob("records/*.partial"))
 
 
+def test_whoever_reads_a_line_and_no_more_gets_no_more(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stepscale.bench", "-m", "dim=8", "seed=0,1", *BRIEF]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    began = subprocess.Popen(command, cwd=tmp_path, text=True, **pipes)  # type: ignore[call-overload]
+    assert "2 cells" in began.stdout.readline()
+    began.stdout.close()
+    assert began.stderr.read() == ""
+    assert began.wait() == 128 + signal.SIGPIPE
+    began.stderr.close()
+
+
+LEAVING = """
+import os, signal, sys, time
+from stepscale.bench import __main__
+from stepscale.bench.cells import fork_server
+def load(name):
+    print("loads", flush=True)
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except BaseException:
+        print("swallowed", flush=True)
+fork_server.start, fork_server.stop = lambda threads: None, lambda: print("stops the server", flush=True)
+__main__.importlib.import_module = load
+sys.argv = ["stepscale", *sys.argv[1:]]
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("words", [["sweep", "quick"], ["dim=8"], ["regress", "main"]], ids=str)
+def test_an_interrupt_while_torch_loads_ends_the_command_at_once(words: list[str]) -> None:
+    """Nothing has begun: whatever loads is not told, so that it can neither swallow the signal nor abort by it."""
+    done = subprocess.run([sys.executable, "-c", LEAVING, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+    assert done.stdout.split("\n") == ["loads", *["stops the server"] * (words[0] != "regress"), ""]
+
+
+def test_a_second_interrupt_while_the_command_ends_is_not_heard() -> None:
+    code = (
+        "import atexit, os, signal, sys\nfrom stepscale.bench import __main__\n"
+        "def interrupted(name):\n    raise KeyboardInterrupt\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), print('ended')))\n"
+        "__main__.importlib.import_module = interrupted\nsys.argv = ['stepscale', 'list']\n__main__.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "ended\n", "\ninterrupted\n")
+
+
 def test_an_interrupt_that_a_library_swallows_is_not_lost() -> None:
     code = (
         "import os, signal\n"
@@ -298,8 +351,8 @@ def test_a_grid_by_a_launcher_of_hydras_is_measured_and_reported(tmp_path: Path)
 
 
 def test_a_command_typed_again_says_how_old_its_records_are(tmp_path: Path) -> None:
-    """In a folder whose name holds a quote, an interpolation, a blank and an umlaut, on an ASCII terminal."""
-    folder = tmp_path / "it's ${dim} ü"
+    """In a folder whose name is for trouble, on an ASCII terminal."""
+    folder = tmp_path / ODD
     folder.mkdir()
     ascii_alone = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     for words in (["-m", "dim=8", "seed=0,1"], ["dim=8"]):

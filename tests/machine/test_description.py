@@ -37,7 +37,7 @@ print(peak().peak_mib)
 
 def test_a_neighbour_is_seen_and_own_work_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def machine_spent(seconds: float) -> None:
-        (tmp_path / "stat").write_text(f"cpu  {round(seconds * TICK)} 0 0 999 0 0 0 0 0 0\ncpu0 1 2\n")
+        (tmp_path / "stat").write_text(f"cpu  {round(seconds * TICK)} 0 0 999 0 0 0 0 0 0\n")
 
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     machine_spent(100)
@@ -59,7 +59,51 @@ def test_busy_is_neither_idle_nor_a_guests_time_twice(monkeypatch: pytest.Monkey
     ticks = [1, 20, 300, 4000, 50000, 600000, 7000000, 80000000, 1, 20]
     (tmp_path / "stat").write_text(f"cpu  {' '.join(map(str, ticks))}\n")
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
-    assert other_processes.busy_seconds() == pytest.approx(87600321 / TICK)
+    assert other_processes.busy_seconds([0]) == pytest.approx(87600321 / TICK)
+    (tmp_path / "stat").write_text(f"cpu  {' '.join(map(str, ticks))}\ncpu0 {' '.join(map(str, ticks))}\n")
+    assert other_processes.busy_seconds([0]) == pytest.approx(87600321 / TICK)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "together", "threads", "others"),
+    [
+        ({0}, "", 1, 0.5),  # a neighbour has half of the core that ours is pinned to; 62 cores idle, one busy
+        ({0, 1, 2, 3, 4, 5, 6, 7}, "", 8, 1.5),  # eight cores of 64, as a batch system gives them
+        ({0, 1, 2, 3, 4, 5, 6, 7}, "", 6, 0.0),  # two of them are left to others
+        ({2}, "", 1, 0.0),
+        ({2}, "1-2", 1, 1.0),  # the neighbour has the other hyper-thread of our core
+        ({2}, "1,2", 1, 1.0),
+    ],
+)
+def test_a_neighbour_counts_where_it_meets_us(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, allowed: set[int], together: str, threads: int, others: float
+) -> None:
+    """Of 64 CPUs ours may use some, and works on ``threads`` of them; CPU 0 is half a neighbour's, CPU 1 all of it."""
+    cpu, topology = 64, tmp_path / "cpu2" / "topology"
+
+    def spent(seconds: float) -> None:
+        of_ours = {number: 1.0 for number in sorted(allowed)[:threads]}
+        busy = of_ours | {0: 1.0 if 0 in of_ours else 0.5, 1: 1.0}
+        lines = [
+            f"cpu{number} {round(busy.get(number, 0) * seconds * TICK)} 0 0 9 0 0 0 0 0 0" for number in range(cpu)
+        ]
+        (tmp_path / "stat").write_text("\n".join(["cpu 0 0 0 0", *lines, "ctxt 5"]))
+
+    if together:
+        topology.mkdir(parents=True)
+        (topology / "core_cpus_list").write_text(f"{together}\n")
+    monkeypatch.setattr(cores, "CPUS", tmp_path)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
+    clock, ours = [0.0], [0.0]
+    monkeypatch.setattr(other_processes.time, "perf_counter", lambda: clock[0])
+    spent(1)
+    watch = other_processes.OtherCpu(other_processes.idle_cores("cpu", threads), ours=lambda: ours[0])
+    clock[0] += 10
+    spent(11)
+    own = {number: 1.0 for number in sorted(allowed)[:threads]} | {0: 0.5, 1: 0.0}
+    ours[0] += 10 * sum(own[number] for number in sorted(allowed)[:threads])
+    assert watch.cores() == pytest.approx(others)
 
 
 def test_where_the_system_does_not_tell_nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -98,7 +142,7 @@ def test_hyper_threads_are_no_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize(("device", "idle"), [("cpu", 12), ("cuda", 15)])
 def test_a_cell_on_a_gpu_leaves_all_cores_but_one(monkeypatch: pytest.MonkeyPatch, device: str, idle: int) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     assert other_processes.idle_cores(device, threads=4) == idle
 
 

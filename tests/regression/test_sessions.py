@@ -86,7 +86,7 @@ class OtherCpu:
 
     script: ClassVar[list[float | None]] = []
 
-    def __init__(self, idle: int, ours: object, window_s: float) -> None: ...
+    def __init__(self, idle: int, ours: object, window_s: float, cpus: object) -> None: ...
 
     def restart(self) -> None: ...
 
@@ -99,7 +99,7 @@ def test_turns_in_a_contended_window_are_noted_and_waited_for(monkeypatch: pytes
     monkeypatch.setattr(sessions, "OtherCpu", OtherCpu)
     monkeypatch.setattr(sessions.time, "sleep", slept.append)
     OtherCpu.script = [None, 0.1, None, 0.9, 0.8, 0.0, 0.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]
-    watch = Watch([], 0, patience_s=4 * sessions.WATCH_S)
+    watch = Watch([], [0], patience_s=4 * sessions.WATCH_S)
     for round_ in range(6):
         watch.judge(("x", round_))
     assert watch.contended == {("x", 2), ("x", 3), ("x", 5)}
@@ -110,7 +110,7 @@ def test_turns_in_a_contended_window_are_noted_and_waited_for(monkeypatch: pytes
 def test_what_a_session_spends_on_its_end_is_no_contention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "OtherCpu", OtherCpu)
     OtherCpu.script = [None, None, 0.9]
-    watch = Watch([], 0, patience_s=0)
+    watch = Watch([], [0], patience_s=0)
     watch.judge(("x", 0))
     watch.judge(("x", 1))
     watch.judge(("x", 2), ended=True)

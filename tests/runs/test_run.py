@@ -1,5 +1,6 @@
 """A run's folder: what it holds is not measured again, whoever has measured it; what is too slow is foretold."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
+from stepscale.bench.cli import running
 from stepscale.bench.machine import code_version
 from stepscale.bench.records import store
 from stepscale.bench.records.operations import PeriodLog, StepLog
@@ -35,7 +37,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Jobs in the order in which they were measured, each of which leaves a record at once."""
     jobs: list[Job] = []
 
-    def fake(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+    def fake(asked: list[Job], tell: Callable[[Record], None], again: bool = False) -> list[Record]:
         jobs.extend(asked)
         made = recorded(asked)
         for found in made:
@@ -67,7 +69,7 @@ def test_what_had_no_room_beside_the_others_is_measured_by_itself(
 ) -> None:
     calls, said = [], list[str]()
 
-    def crowded(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+    def crowded(asked: list[Job], tell: Callable[[Record], None], again: bool = False) -> list[Record]:
         calls.append([job.cell.optimizer for job in asked])
         fit = asked[:1]
         made = recorded(fit)
@@ -240,7 +242,7 @@ def test_time_waited_for_the_machine_is_no_part_of_the_time_left(
 def test_cells_that_differ_in_their_optimizer_alone_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = []
 
-    def fake(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+    def fake(asked: list[Job], tell: Callable[[Record], None], again: bool = False) -> list[Record]:
         groups.append({(job.cell.optimizer, job.cell.dim, job.cell.seed) for job in asked})
         made = recorded(asked)
         for found in made:
@@ -301,3 +303,91 @@ def test_further_seeds_are_measured_of_what_is_undecided_alone(
     assert [(made.cell.dim, made.cell.seed) for made in measured[4:]] == [(16, 1)] * 2
     assert {made.looks for made in measured} == {3}
     assert "undecided yet are 2 cells: another seed of them" in said and run.planned == 6
+
+
+@pytest.fixture
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[Job]) -> Callable[..., int]:
+    """The command that measures a grid in a folder of one's own, without its report."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running.interrupt, "remember", lambda: None)
+    monkeypatch.setattr(running, "finish", lambda run, faults: len(faults))
+    return lambda *words: running.run_plan(plan_multirun(list(words)), list(words), anew=False)
+
+
+def test_an_interrupted_run_goes_on_whatever_ran_since(
+    tmp_path: Path, typed: Callable[..., int], measured: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = process.run
+    monkeypatch.setattr(process, "run", lambda *asked: 1 / 0 if len(measured) == 4 else fake(*asked))
+    with pytest.raises(ZeroDivisionError):
+        typed(*GRID)
+    monkeypatch.setattr(process, "run", fake)
+    assert typed("dim=32") == 0 and len(measured) == 5
+    assert typed(*GRID) == 0 and len(measured) == 9, "what was interrupted is not begun anew"
+    assert len(list((tmp_path / "results/local").glob("multirun-*"))) == 2
+
+
+def test_latest_leads_to_a_run_once_it_holds_a_record(
+    tmp_path: Path, typed: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert typed("dim=8") == 0
+    latest = tmp_path / "results" / "local" / "latest"
+    first = latest.resolve()
+    fake = process.run
+    monkeypatch.setattr(process, "run", lambda *asked: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        typed("dim=16")
+    assert latest.resolve() == first, "a run without a record has nothing to show"
+    monkeypatch.setattr(process, "run", fake)
+    assert typed("dim=16") == 0 and latest.resolve() != first
+    assert typed("dim=8") == 0 and latest.resolve() == first, "one whose records were there is the latest again"
+
+
+@pytest.mark.parametrize("lost", ["a record", "the folder"])
+def test_a_run_that_lost_records_is_not_finished_and_says_so(
+    tmp_path: Path, typed: Callable[..., int], measured: list[Job], monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    fake = process.run
+
+    def losing(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+        if len(measured) == 6:
+            folder = asked[0].folder
+            shutil.rmtree(folder) if lost == "the folder" else next((folder / "records").iterdir()).unlink()
+        return fake(asked, tell)
+
+    told = list[str]()
+    monkeypatch.setattr(process, "run", losing)
+    monkeypatch.setattr(running, "finish", lambda run, faults: told.extend(faults) or len(faults))
+    assert typed(*GRID) == 1
+    [fault] = told
+    assert fault.startswith("6 of 8 records" if lost == "the folder" else "1 of 8 records")
+    assert fault.endswith("are not there any more; the same command measures them again")
+    [folder] = (tmp_path / "results/local").glob("multirun-*")
+    assert "identities" not in (folder / "run.json").read_text() if (folder / "run.json").exists() else True
+    assert typed(*GRID) == 0
+    assert "identities" in (folder / "run.json").read_text() and len(list((folder / "records").iterdir())) == 8
+
+
+def test_a_process_that_a_signal_ended_is_tried_again_once_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def ended(asked: list[Job], tell: Callable[[Record], None], again: bool = False) -> list[Record]:
+        tries.append(again)
+        if not again:
+            return []
+        made = replace(failed("relative", 8, 0, "killed"), identity=asked[0].identity, signal=9)
+        store.save(made, tmp_path)
+        tell(made)
+        return [made]
+
+    monkeypatch.setattr(process, "run", ended)
+    monkeypatch.setattr(process, "log", lambda job: StepLog())
+    for _ in range(2):
+        [found] = Run(tmp_path, None, quiet).measure([job(tmp_path)])
+        assert found.status == "killed"
+    assert tries == [False, True, False, True]
+    store.save(replace(found, signal=None), tmp_path)
+    Run(tmp_path, None, quiet).measure([job(tmp_path)])
+    assert len(tries) == 4, "one that took too long would do so again"

@@ -1,38 +1,13 @@
 """What users bring, good and bad; named as a ``_target_``."""
 
-import os
-import signal
-import time
 from collections.abc import Iterable
+import threading
 from typing import Any
 
 import torch
 from torch import nn
 
 from stepscale.models import Flow
-
-
-class Misbehaving(torch.optim.SGD):
-    """An optimizer whose step does what its ``deed`` says."""
-
-    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, deed: str) -> None:
-        super().__init__(params, lr=lr)
-        self.deed = deed
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        if self.deed == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.deed == "hang":
-            time.sleep(60)
-        if self.deed == "exit":
-            os._exit(3)
-        if self.deed == "hoard":
-            torch.ones(2**28)
-        raise RuntimeError("the deed was done")
-
-
-def misbehave(deed: str) -> list[str]:
-    return ["optimizer.update._target_=tests.support.theirs.Misbehaving", f"+optimizer.update.deed={deed}"]
 
 
 class Masters(torch.optim.Optimizer):
@@ -53,6 +28,25 @@ class Masters(torch.optim.Optimizer):
                 state["moments"][0].mul_(0.9).add_(p.grad)
                 state["master"].sub_(state["moments"][0] / state["count"], alpha=group["lr"])
                 p.copy_(state["master"])
+
+
+class Subnormal(torch.optim.SGD):
+    """Raises what products of 1e-30 and 1e-10 are, in units of 1e-40, in this thread and in one of its own."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        found: list[float] = []
+
+        def look() -> None:
+            small = torch.full((10**5,), 1e-30)
+            products = (small * 1e-10).double() * 1e40
+            found.append(round(products.min().item()))
+            found.append(round(products.max().item()))
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        look()
+        raise ValueError(f"the products are {sorted(set(map(float, found)))} in 2 threads")
 
 
 class OnlyLoss(torch.nn.Linear):

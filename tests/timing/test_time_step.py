@@ -23,7 +23,7 @@ from tests.support.workloads import workload_of
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other process: the real load over simulated seconds would label blocks contended by chance."""
-    monkeypatch.setattr(other_processes, "busy_seconds", lambda: 0.0)
+    monkeypatch.setattr(other_processes, "busy_seconds", lambda cpus: 0.0)
 
 
 def headline(found: time_step.Measured) -> float:
