@@ -11,6 +11,7 @@ import numpy as np
 
 from stepscale.bench.atomic import atomic_write
 from stepscale.bench.errors import BadRecordError
+from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.schema import MIGRATIONS, SCHEMA, Config, Record, Status
 
 RECORDS = "records"  # the folder in a run's
@@ -97,6 +98,33 @@ def decode(encoded: bytes) -> Record:
         return msgspec.json.decode(encoded, type=Record)
     except msgspec.MsgspecError:
         return _decode_other(encoded)
+
+
+def save_log(log: StepLog, run: Path, name: str) -> None:
+    """Write the log of a step into a run's folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_write(log_path(run, name)) as file:
+        file.write(msgspec.json.encode(log))
+
+
+def read_log(path: Path) -> StepLog:
+    """Read the log of a step.
+
+    Raises:
+        BadRecordError: naming the file and what is wrong with it.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StepLog)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRecordError(f"{path} is damaged ({error})") from error
+
+
+def log_path(run: Path, name: str) -> Path:
+    """Return where the log of a step lies in a run's folder."""
+    return run / LOGS / f"{name}.json"
 
 
 def read_all(run: Path) -> tuple[list[Record], list[str]]:
