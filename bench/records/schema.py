@@ -319,7 +319,7 @@ class _TimedBy(Struct):
     """The part of a timed cell's configuration that readers of its record rely on."""
 
     task: Task
-    timing: _TimingSettings | None = None
+    timing: _TimingSettings
 
 
 class _TrainedBy(Struct):

@@ -10,7 +10,9 @@ from typing import IO, Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from markupsafe import escape
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 # Okabe & Ito 2008, "Color universal design", less its yellow, which vanishes on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#7F7F7F")
@@ -20,7 +22,8 @@ LARGEST, SMALLEST = 7.5, 3.3  # markers, points: where curves coincide, a later 
 WIDTH = 12.0  # inches of a figure that fills the page
 Style = dict[str, Any]  # words of matplotlib's
 GUIDE: Style = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
-RC: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
+RC: Any = {"text.parse_math": False}  # a name is its letters, dollars too
+RC |= {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def styles(optimizers: Iterable[str]) -> dict[str, Style]:
@@ -47,6 +50,12 @@ def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
     """Write a figure; SVG keeps its text as text, and the same figure gives the same file."""
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stepscale"}):
         figure.savefig(target, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Write a logarithmic axis's numbers as letters; matplotlib's own way is mathematics."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
 
 
 class Drawn(NamedTuple):

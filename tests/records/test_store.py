@@ -49,7 +49,7 @@ def test_no_record_holds_what_json_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("schema", [1, 2])
 def test_a_record_of_each_schema_is_read(schema: int) -> None:
     """Kept as they were written; that of schema 1 holds a NaN, which is no JSON."""
-    found = store.read(FIXTURES / f"schema_{schema}.json")
+    found = store.decode((FIXTURES / f"schema_{schema}.json").read_bytes())
     assert (found.schema, found.task, found.status) == (2, Task.TIME, Status.OK)
     assert (found.machine.cpu, found.machine.cores, found.environment.torch) == ("AMD EPYC", 2, "2.13.0+cpu")
     assert found.direction == Gradient(log_det="exact", cosine=None)
