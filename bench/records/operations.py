@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from stepscale.bench.records.ranges import Amount, Finite, Size, Whole, same_lengths
+from stepscale.bench.records.ranges import Amount, Finite, Size, Whole
 
 UNKNOWN_ORDER = -1
 WHOLE = 0.1  # how far an exponent may be from the order that it is

@@ -18,6 +18,7 @@ from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.schema import MIGRATIONS, SCHEMA, Config, Record, Status
 
 RECORDS = "records"  # the folder in a run's
+PLAN = "run.json"  # of a run's folder
 LARGEST = 64 << 20  # bytes of a file that is read
 LOGS = "operations"  # another: what is known of a step before it is timed, shared by the seeds
 
@@ -181,7 +182,7 @@ def check_pictures(arrays: dict[str, np.ndarray]) -> None:
         if (
             values.dtype.kind != "f"
             or values.shape[1:] != shape
-            or not (empty or np.isfinite(values).all() and values.size)
+            or not (empty or (np.isfinite(values).all() and values.size))
         ):
             raise ValueError(f"its {name} are not as its data are, or not finite")
     if "log_density" in arrays:
@@ -207,15 +208,15 @@ def _decode_other(encoded: bytes) -> Record:
     Half a surrogate pair, which JSON can say and no file can hold, is replaced.
     """
     try:
-        found = json.loads(encoded, parse_constant=lambda name: None)
-        found = json.loads(json.dumps(found, ensure_ascii=False).encode(errors="replace"))
+        found = json.loads(encoded.decode("utf-8-sig"), parse_constant=lambda name: None)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is damaged ({one_line(error)}); delete it and run again to measure the cell anew") from error
     schema = found.get("schema") if isinstance(found, dict) else None
     if not isinstance(schema, int) or schema not in (*MIGRATIONS, SCHEMA):
         raise ValueError(f"has schema {printable(repr(schema))}; this version of stepscale reads schemas {_readable()}")
     try:
-        return msgspec.convert(_migrated(found), Record)
+        plain = json.dumps(_migrated(found), ensure_ascii=False).encode(errors="replace")
+        return msgspec.json.decode(plain, type=Record)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"is no whole record: {printable(str(error))}; delete it and run again to measure the cell anew"

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import escape
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 # Okabe & Ito 2008, "Color universal design", less its yellow, which vanishes on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#7F7F7F")
@@ -54,7 +54,7 @@ def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
 
 def plain_numbers(axis: Axis) -> None:
     """Write a logarithmic axis's numbers as letters; matplotlib's own way is mathematics."""
-    axis.set_major_formatter(LogFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(LogFormatter())
 
 
@@ -76,5 +76,5 @@ def written(drawn: Drawn, folder: Path) -> str:
     svg = buffer.getvalue().replace("<svg ", f'<svg role="img" aria-label="{escape(drawn.alt)}" ', 1)
     if drawn.stem is not None:
         save(figure, folder / f"{drawn.stem}.png", "png")
-        (folder / f"{drawn.stem}.svg").write_text(svg, encoding="utf-8")
+        (folder / f"{drawn.stem}.svg").write_text(svg, encoding="utf-8", errors="backslashreplace")
     return svg[svg.index("<svg") :]

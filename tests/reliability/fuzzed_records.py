@@ -20,7 +20,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -38,7 +38,7 @@ from stepscale.bench.runs import plan, publish
 from stepscale.bench.runs.run import Run
 from tests.support import jobs, training
 
-DRAWN = 5  # of so many mutants that are used one has its whole report drawn, with figures: seconds each
+DRAWN = 8  # of so many reports one is drawn whole, with figures: seconds each
 DEEP, LONG = 5_000, 5_000
 LAST_CASES = ("true", "null", "-1", "0", "1e-300", "1e300", "1e999", "NaN", "-Infinity", '"text"', '""', "[]", "{}")
 RAW = (
@@ -85,21 +85,20 @@ def main() -> None:
     sys.exit(bool((table["outcome"] == "traceback").any()))
 
 
-def fuzz(folder: Path, count: int, seed: int) -> list[Outcome]:
-    """Try so many mutants of a small run made in a folder."""
+def fuzz(folder: Path, count: int, seed: int, every: int = 1) -> list[Outcome]:
+    """Try so many mutants of a small run made in a folder; of ``every`` so many one has its report written."""
     whole, made = folder / "whole", small_run(folder / "whole")
     rng, found = random.Random(seed), []
     files = [("record", list(whole.glob("records/*"))), ("operations", list(whole.glob("operations/*")))]
     files += [("run.json", [whole / "run.json"]), ("picture", list(whole.glob("pictures/*")))]
-    used = 0
     for number in range(count):
         kind, paths = rng.choices(files, weights=(12, 3, 1, 2))[0]
         mutant = mutated(kind, rng.choice(sorted(paths)), rng)
         run = folder / "run"
         shutil.copytree(whole, run)
         (run / mutant.path.relative_to(whole)).write_bytes(mutant.content)
-        found.append(tried(mutant, run, folder / f"published-{number}", made, draw=not used % DRAWN))
-        used += found[-1].outcome == "used"
+        report, draw = not number % every, kind == "picture" or not number % (every * DRAWN)
+        found.append(tried(mutant, run, made, report=report or kind == "picture", draw=draw))
         shutil.rmtree(run)
     return found
 
@@ -133,8 +132,8 @@ def mutated(kind: str, path: Path, rng: random.Random) -> Mutant:
     return Mutant(kind, change, path, changes[change](content, rng))
 
 
-def tried(mutant: Mutant, run: Path, published: Path, made: list[Job], *, draw: bool) -> Outcome:
-    """Do with a run whatever is done with one."""
+def tried(mutant: Mutant, run: Path, made: list[Job], *, report: bool, draw: bool) -> Outcome:
+    """Do with a run whatever is done with one; write its ``report``, and ``draw`` its figures, if that is asked for."""
     said: list[str] = []
     try:
         with planning_alone(), warnings.catch_warnings(record=True) as warned:
@@ -145,11 +144,12 @@ def tried(mutant: Mutant, run: Path, published: Path, made: list[Job], *, draw: 
             opened = Run(run, len(made), said.append)
             for job in made:
                 opened._there(job)
-                opened._predicted_too_slow(jobs.replace(job, cell=job.cell))
+                opened._predicted_too_slow(job)
                 opened._logged(job)
             opened.refresh()
-            said += written(run, draw=draw or mutant.kind == "picture")
-            said += publishing(run, published)
+            if report:
+                said += written(run, draw=draw)
+            said += publishing(run, run.with_name("published"))
         said += [str(warning.message) for warning in warned]
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -167,9 +167,12 @@ def written(run: Path, *, draw: bool) -> list[str]:
         page = (run / "report.html").read_text(encoding="utf-8")
         assert "</html>" in page and "<script>alert" not in page
     else:
-        with mock.patch.object(write.scaling_section, "figures", lambda *_: []):
-            with mock.patch.object(write.training_section, "figures", lambda *_: []):
-                text = write.write(run)
+        sections = write.scaling_section, write.training_section
+        with ExitStack() as stack:
+            for section in sections:
+                stack.enter_context(mock.patch.object(section, "figures", lambda *_: []))
+            text = write.write(run)
+    assert write.FAILED not in text, text
     return text.splitlines()
 
 
@@ -264,13 +267,15 @@ def _exchanged(container: Any, key: Any, rng: random.Random) -> None:
 
 BYTES = {
     "bit flipped": _flipped, "cut off": _cut, "bytes inserted": _inserted, "part doubled": _doubled,
-    "zeros": _blanked, "empty": lambda content, rng: b"", "byte order mark": lambda content, rng: b"\xef\xbb\xbf" + content,
+    "zeros": _blanked, "empty": lambda content, rng: b"",
+    "byte order mark": lambda content, rng: b"\xef\xbb\xbf" + content,
 }  # fmt: skip
+SCHEMAS = (b"0", b"1", b"3", b'"2"', b"[]", b"true")
 TREES = {
     "value": _in_tree(_value), "value again": _in_tree(_value), "number": _in_tree(_number),
     "key removed": _in_tree(_removed), "key repeated": _in_tree(_repeated), "values exchanged": _in_tree(_exchanged),
     "utf-16": lambda content, rng: content.decode().encode("utf-16"),
-    "another schema": lambda content, rng: content.replace(b'"schema":2', b'"schema":' + rng.choice([b"0", b"1", b"3", b'"2"', b"[]", b"true"])),
+    "another schema": lambda content, rng: content.replace(b'"schema":2', b'"schema":' + rng.choice(SCHEMAS)),
 }  # fmt: skip
 
 if __name__ == "__main__":
