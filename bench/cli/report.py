@@ -29,7 +29,7 @@ def show(folder: Path, records: Collection[Record], complaints: list[str]) -> No
     try:
         print(write_of(records, complaints, folder))
     except OSError as error:
-        if not records:
+        if not records and isinstance(error, FileNotFoundError):
             raise UsageError(str(error)) from error
         again = f"once {folder} can be written, `stepscale report {folder}` writes it"
         raise UsageError(f"no report: {error}; the records that are there are whole: {again}") from error
