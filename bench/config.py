@@ -329,7 +329,8 @@ def _whole(value: object, least: int) -> bool:
 
 def _meant(key: str, known: Words) -> str:
     """Say which of the known keys may have been meant by another: one of the same last word, or that is spelt alike."""
-    near = [other for other in known if other.split(".")[-1] == key] or difflib.get_close_matches(key, known, n=1)
+    others = [other for other in known if other != key]
+    near = [other for other in others if other.split(".")[-1] == key] or difflib.get_close_matches(key, others, n=1)
     if near:
         return f"did you mean {near[0]}?"
     return "stepscale --cfg job shows the keys there are"

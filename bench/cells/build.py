@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
+import difflib
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,6 @@ from stepscale.bench.cells.identity import installed
 from stepscale.bench.cells.job import TF32, Job
 from stepscale.bench.data.dataset import Dataset
 from stepscale.bench.errors import TargetError, UsageError
-from stepscale.bench.machine.code_version import PACKAGE
 from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Config
 from stepscale.models import Batch, each
@@ -114,10 +114,35 @@ def _built(part: Config, key: str) -> Any:
         try:
             return instantiate(part, _convert_="all")
         except InstantiationException as error:
+            if missing := _missing(str(part.get("_target_"))):
+                raise UsageError(f"{key}._target_={part.get('_target_')}: {missing}") from error
             cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise cause
+
+
+def _missing(target: str) -> str | None:
+    """Say what of a dotted name is not there, and what may have been meant; None where all of it is."""
+    names, found = target.split("."), None
+    for count in range(1, len(names) + 1):
+        try:
+            found = pkgutil.resolve_name(".".join(names[:count]))
+        except ModuleNotFoundError as error:
+            if error.name not in (None, ".".join(names[:count])):
+                return None  # it is there, and what it imports is not
+        except AttributeError:
+            pass
+        else:
+            continue
+        if found is None:
+            return f"there is no module {names[0]}; your own must be importable from the folder you work in"
+        near = difflib.get_close_matches(names[count - 1], dir(found), n=1)
+        return (
+            f"there is no {names[count - 1]} in {'.'.join(names[: count - 1])}"
+            + f"; did you mean {near[0]}?" * bool(near)
+        )
+    return None
 
 
 @contextmanager
@@ -133,11 +158,23 @@ def _explained(part: Config, key: str) -> Iterator[None]:
     except UsageError:
         raise
     except (TypeError, ValueError, ImportError, AttributeError, FileNotFoundError, InstantiationException) as error:
+        told, raised_in = f"{key}._target_={part.get('_target_')}: {one_line(error)}", _raised_in(error)
+        if raised_in.startswith("stepscale.") and raised_in != __name__:  # whose words name what is wrong
+            raise UsageError(told) from error
         given = ", ".join(f"{name}={value!r}" for name, value in part.items() if not _is_inner(name, value))
-        told = f"{key}._target_={part.get('_target_')}: {one_line(error)}" + f"; it was given {given}" * bool(given)
-        last = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        ours = installed(last) or last.is_relative_to(PACKAGE)
-        raise (UsageError if ours else TargetError)(told) from error
+        told += f"; it was given {given}" * bool(given)
+        raise (UsageError if raised_in else TargetError)(told) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """Return the module that raised an error; nothing where that is the user's own."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return ""
+    name, path = str(last.tb_frame.f_globals.get("__name__")), Path(last.tb_frame.f_code.co_filename)
+    return name if name.startswith("stepscale.") or installed(path.resolve()) else ""
 
 
 def _is_inner(name: str, value: object) -> bool:
