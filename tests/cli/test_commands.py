@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,6 @@ from stepscale.bench.cli import cell
 from stepscale.bench.errors import UsageError
 from tests.support.commands import Forking, group_lives, stepscale
 from tests.support.jobs import BRIEF
-
-
-@pytest.fixture(scope="session")
-def forking() -> Iterator[Forking]:
-    one = Forking()
-    yield one
-    one.end()
 
 
 def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:

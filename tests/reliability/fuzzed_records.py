@@ -33,7 +33,7 @@ from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.operations import StepLog
-from stepscale.bench.report import write
+from stepscale.bench.report import training_section, write
 from stepscale.bench.runs import plan, publish
 from stepscale.bench.runs.run import Run
 from tests.support import jobs, training
@@ -98,7 +98,7 @@ def fuzz(folder: Path, count: int, seed: int, every: int = 1) -> list[Outcome]:
         shutil.copytree(whole, run)
         (run / mutant.path.relative_to(whole)).write_bytes(mutant.content)
         report, draw = not number % every, kind == "picture" or not number % (every * DRAWN)
-        found.append(tried(mutant, run, made, report=report or kind == "picture", draw=draw))
+        found.append(tried(mutant, run, made, report=report, draw=draw))
         shutil.rmtree(run)
     return found
 
@@ -141,6 +141,7 @@ def tried(mutant: Mutant, run: Path, made: list[Job], *, report: bool, draw: boo
             for task in ("time", "train"):
                 tables.load(run, task)
             tables.curves(run)
+            said += training_section.pictures_of(run / "pictures", tables.load(run, "train"))[1]
             opened = Run(run, len(made), said.append)
             for job in made:
                 opened._there(job)
