@@ -249,7 +249,7 @@ def check_keys(config: DictConfig) -> None:
     known, lacking = known_keys(), [group for group in GROUPS if not isinstance(config.get(group), DictConfig)]
     if lacking:
         raise UsageError(f"the configuration has no {', '.join(lacking)}: a cell needs one of the group's files")
-    found = [*map(str, config), *(f"{group}.{key}" for group in BUILD_NOTHING for key in config[group])]
+    found = [*map(str, config), *(f"{group}.{key!s}" for group in BUILD_NOTHING for key in config[group])]
     for key in found:
         if key not in known and f"${{{key}}}" not in OmegaConf.to_yaml(config):
             raise UsageError(f"there is no key {key!r}; {_meant(key, known)}")
@@ -260,7 +260,7 @@ def known_keys() -> Words:
     """Return the keys there are: those of a cell, and of the groups that build nothing."""
     own = [str(key) for key in OmegaConf.load(CONF / "config.yaml") if key not in ("defaults", "hydra")]
     read = {group: OmegaConf.load(CONF / group / "default.yaml") for group in BUILD_NOTHING}
-    return [*own, *GROUPS, *(f"{group}.{key}" for group, keys in read.items() for key in keys)]
+    return [*own, *GROUPS, *(f"{group}.{key!s}" for group, keys in read.items() for key in keys)]
 
 
 @cache
@@ -338,12 +338,12 @@ def _meant(key: str, known: Words) -> str:
 
 def _dotted_keys() -> Words:
     """Return every key of the default configuration."""
-    found, waiting = list[str](), [("", _composed(()).config)]
+    found, waiting = list[str](), [("", OmegaConf.to_container(_composed(()).config))]
     while waiting:
         place, part = waiting.pop()
-        for key in part if isinstance(part, DictConfig) else ():
-            found.append(f"{place}{key}")
-            waiting.append((f"{place}{key}.", part._get_node(key)))
+        for key, value in part.items() if isinstance(part, dict) else ():
+            found.append(f"{place}{key!s}")
+            waiting.append((f"{place}{key!s}.", value))
     return found
 
 
