@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -19,13 +20,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from stepscale.bench.errors import UsageError
 from stepscale.bench.machine.cores import ALL
+from stepscale.bench.notes import one_line
+from stepscale.bench.records.ranges import LARGEST, refuse_boundless
 from stepscale.bench.records.schema import AXES, Config, Task
 
 # learning rates follow the dim: lr: ${divide:0.3,${dim}}
@@ -34,10 +37,13 @@ OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / d
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("optimizer", "model", "data", "timing", "training")
 NAMED = ("optimizer", "model", "data")  # groups whose choice is an axis of the tables
+BUILD_NOTHING = ("timing", "training")
 SETTINGS = ("task", "memory_gib", "timeout_s", "flush_denormal", "label", "timing", "training", "hydra")
 NOT_THE_OPTIMIZERS = rf"({'|'.join([*AXES, *SETTINGS])})[.=/@]|[^=]*$"
-WHOLE = {"dim": 1, "batch": 1, "depth": 1, "seed": 0}  # and the least that each may be
+WHOLE = {"dim": (1, LARGEST), "batch": (1, LARGEST), "depth": (1, LARGEST), "seed": (0, 2**53)}  # least and most
 PLAIN = re.compile(r"([a-z_][a-z0-9_.]*)=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|true|false|null)", re.ASCII)
+DEFAULTS = {"optimizer": "relative", "model": "flow", "data": "photos", "timing": "quick", "training": "quick"}
+NO_CHOICE = re.compile(rf"({'|'.join(GROUPS)})=(-?\d[\d.e+-]*|true|false|null|)")
 CHOICE = re.compile(rf"({'|'.join(GROUPS)})=[\w-]+")  # of a group's file, which Hydra applies before any value
 Words = list[str]
 
@@ -125,6 +131,7 @@ def cell_of(config: DictConfig, choices: dict[str, str], words: Words, variables
     Raises:
         UsageError: a value is missing or out of its range; the message names it and what was expected.
     """
+    check_keys(config)
     resolved = _resolved(config)
     return CellConfig(resolved, _names(resolved, choices, words), variables, config)
 
@@ -132,9 +139,15 @@ def cell_of(config: DictConfig, choices: dict[str, str], words: Words, variables
 def _resolved(config: DictConfig) -> Config:
     try:
         check_numbers(config)  # first: learning rates are computed from the dim
-        return cast(Config, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        found = cast(Config, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        refuse_boundless(found)
+    except MissingMandatoryValue as error:
+        raise UsageError(f"{error.full_key} has no value: set {error.full_key}=…") from error
     except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{error.full_key}: {one_line(error)}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return found
 
 
 def composed_by_hydra(config: DictConfig) -> CellConfig:
@@ -145,7 +158,7 @@ def composed_by_hydra(config: DictConfig) -> CellConfig:
 
 def expand(words: Words) -> list[Words]:
     """Return each point of a grid of Hydra's overrides, ``dim=64,256 data=photos``; ``shuffle`` in the same order."""
-    with _hydra() as initialized, _sentences():
+    with _sentences(), _hydra() as initialized:
         places = [word for word in words if word.startswith("hydra.searchpath=")]
         loader = cast(ConfigLoader, _Loader(initialized.config_loader(), places))
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
@@ -216,23 +229,53 @@ def check_numbers(config: DictConfig) -> None:
     Raises:
         UsageError: one is not.
     """
-    for name, least in WHOLE.items():
+    for name, (least, most) in WHOLE.items():
         if not _whole(config[name], least):
             raise UsageError(f"{name} must be a whole number of at least {least}, got {config[name]!r}")
+        if config[name] > most:
+            raise UsageError(f"{name} must be at most {most}, got {config[name]}")
     if config.threads not in (None, ALL) and not _whole(config.threads, 1):
         raise UsageError(f"threads must be null, {ALL} or a whole number of at least 1, got {config.threads!r}")
     for name in ("memory_gib", "timeout_s"):
         value = config[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf):
             raise UsageError(f"{name} must be null or a positive number, got {value!r}")
     if not isinstance(config.flush_denormal, bool):
         raise UsageError(f"flush_denormal must be true or false, got {config.flush_denormal!r}")
 
 
+def check_keys(config: DictConfig) -> None:
+    """See that every key has a meaning: it is one of ours, or others refer to it.
+
+    What builds optimizer, model and data is called with keys of its own, and says itself which it does not know.
+
+    Raises:
+        UsageError: one has none; the message says what may have been meant.
+    """
+    known, lacking = known_keys(), [group for group in GROUPS if not isinstance(config.get(group), DictConfig)]
+    if lacking:
+        raise UsageError(f"the configuration has no {', '.join(lacking)}: a cell needs one of the group's files")
+    found = [*map(str, config), *(f"{group}.{key!s}" for group in BUILD_NOTHING for key in config[group])]
+    for key in found:
+        if key not in known and f"${{{key}}}" not in OmegaConf.to_yaml(config):
+            raise UsageError(f"there is no key {key!r}; {_meant(key, known)}")
+
+
+@cache
+def known_keys() -> Words:
+    """Return the keys there are: those of a cell, and of the groups that build nothing."""
+    own = [str(key) for key in OmegaConf.load(CONF / "config.yaml") if key not in ("defaults", "hydra")]
+    read = {group: OmegaConf.load(CONF / group / "default.yaml") for group in BUILD_NOTHING}
+    return [*own, *GROUPS, *(f"{group}.{key!s}" for group, keys in read.items() for key in keys)]
+
+
 @cache
 def _composed(words: tuple[str, ...]) -> _Composed:
     """Compose words by Hydra; of one configuration that is never changed, only copied."""
-    with _hydra(), _sentences():
+    if wrong := [word for word in words if NO_CHOICE.fullmatch(word)]:
+        group = wrong[0].split("=")[0]
+        raise UsageError(f"{wrong[0]} names no file; name one, as {group}={DEFAULTS[group]}: `stepscale list` has them")
+    with _sentences(), _hydra():
         config = compose("config", list(words), return_hydra_config=True)
     choices, variables = dict(config.hydra.runtime.choices), dict(config.hydra.job.env_set)
     with open_dict(config):
@@ -269,8 +312,9 @@ def _seeded(seed: str) -> Iterator[None]:
 
 def _names(config: Config, choices: dict[str, str], words: Words) -> dict[str, str]:
     """Name optimizer, model and data as tables show them: by their files, with what the command line changed."""
-    if lacking := [group for group in NAMED if group not in config]:
-        raise UsageError(f"the configuration has no {', '.join(lacking)}: a cell needs one")
+    for group in NAMED:
+        if not isinstance(config[group], dict) or not isinstance(config[group].get("_target_"), str):
+            raise UsageError(f"{group}={choices[group]} has no _target_: its file names by it what is to be built")
     names = {group: label_of(group, choices[group], words) for group in NAMED}
     names["optimizer"] = str(config["label"] or names["optimizer"])
     if config["task"] == Task.TIME and (mode := config["timing"].get("compile")):
@@ -289,9 +333,35 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _meant(key: str, known: Words) -> str:
+    """Say which of the known keys may have been meant by another: one of the same last word, or that is spelt alike."""
+    others = [other for other in known if other != key]
+    near = [other for other in others if other.split(".")[-1] == key] or difflib.get_close_matches(key, others, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return "stepscale --cfg job shows the keys there are"
+
+
+def _dotted_keys() -> Words:
+    """Return every key of the default configuration."""
+    found, waiting = list[str](), [("", OmegaConf.to_container(_composed(()).config))]
+    while waiting:
+        place, part = waiting.pop()
+        for key, value in part.items() if isinstance(part, dict) else ():
+            found.append(f"{place}{key!s}")
+            waiting.append((f"{place}{key!s}.", value))
+    return found
+
+
 def _sentence(error: Exception) -> str:
     """Say in a sentence what Hydra could not do with a user's words, and what may have been meant."""
     first = " ".join(str(error).split("\n\n")[0].split("\nSee https")[0].split())
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read: {first}"
+    if several := re.match(r"Ambiguous value for argument '([^']*)'", first):
+        return f"{several[1]} has several values, and this is one cell: `stepscale -m {several[1]}` measures a grid"
+    if unknown := re.match(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", first):
+        return f"there is no key {unknown[1]!r} to change; {_meant(unknown[1], _dotted_keys())}"
     if isinstance(error, MissingConfigException) and error.options:
         wanted = str(error.missing_cfg_file).split("/")[-1]
         near = difflib.get_close_matches(wanted, error.options, n=1)

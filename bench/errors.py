@@ -7,6 +7,10 @@ class UsageError(Exception):
     """What was asked for cannot be done; the message names the value and the remedy."""
 
 
+class TargetError(UsageError):
+    """What a configuration names, the user's own, cannot be built; the message names its key."""
+
+
 class BadRecordError(ValueError):
     """A file is no whole record; the message names it."""
 

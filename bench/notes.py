@@ -45,5 +45,10 @@ def trace(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """Return a text with everything replaced that a terminal, a table or UTF-8 cannot take, and not too long."""
-    clean = "".join(letter if letter.isprintable() else "�" for letter in text)
-    return clean if len(clean) <= LONGEST else f"{clean[: LONGEST - 1]}…"
+    whole = clean(text)
+    return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 1]}…"
+
+
+def clean(text: str) -> str:
+    """Return a text with everything replaced that a terminal, a table or UTF-8 cannot take."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stepscale.bench.records import tables
 from stepscale.models import Flow
+from tests.support.commands import Forking
 from tests.support.synthetic import COSTS, DIMS, run_of
 
 
@@ -58,3 +59,10 @@ def batch_of(n: int = 7, dim: int = 5) -> Tensor:
 def cells(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """A run of optimizers whose cost is known, five seeds each."""
     return tables.load(run_of(tmp_path_factory.mktemp("run"), COSTS, DIMS, seeds=5))
+
+
+@pytest.fixture(scope="session")
+def forking() -> Iterator[Forking]:
+    one = Forking()
+    yield one
+    one.end()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import pkgutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,17 +14,23 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
+from stepscale.bench.cells.identity import installed
 from stepscale.bench.cells.job import TF32, Job
 from stepscale.bench.data.dataset import Dataset
-from stepscale.bench.errors import UsageError
+from stepscale.bench.errors import TargetError, UsageError
+from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Config
 from stepscale.models import Batch, each
 from stepscale.optimizers import Step
 
+PARTS = ("direction", "update")  # of an optimizer's configuration, which are built by themselves
+
 
 def load_data(job: Job, rows: int | None) -> Dataset:
     """Load a cell's data, that many train rows."""
-    data: Dataset = _built(job.config["data"])(dim=job.cell.dim, rows=rows, seed=job.cell.seed)
+    load = _built(job.config["data"], "data")
+    with _explained(job.config["data"], "data"):
+        data: Dataset = load(dim=job.cell.dim, rows=rows, seed=job.cell.seed)
     return data
 
 
@@ -42,7 +53,7 @@ def build(job: Job, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module
 def build_model(job: Job, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Build a cell's model, on its device from the start: a CPU takes minutes to initialise a wide one."""
     with device:
-        model: nn.Module = _built(job.config["model"])
+        model: nn.Module = _built(job.config["model"], "model")
     _refuse_complex(model)
     return model.to(device=device, dtype=dtype)
 
@@ -68,26 +79,107 @@ def build_step(config: Config, model: nn.Module) -> Step:
     Raises:
         UsageError: a part of it would be built before the model is there.
     """
-    parts = {"optimizer": config} | {f"optimizer.{name}": config.get(name) for name in ("direction", "update")}
+    parts = {"optimizer": config} | {f"optimizer.{name}": config.get(name) for name in PARTS}
     for name, part in parts.items():
         if isinstance(part, dict) and "_target_" in part and not part.get("_partial_"):
             raise UsageError(
                 f"{name} lacks `_partial_: true`; in an optimizer's file _target_, direction and update each want"
                 " `_partial_: true`"
             )
-    step: Step = _built(config)(model)
+    built = {name: _named(config[name], f"optimizer.{name}") for name in PARTS if isinstance(config.get(name), dict)}
+    make = _built({key: value for key, value in config.items() if key not in built}, "optimizer")
+    with _explained(config, "optimizer"):
+        step: Step = make(model, **built)
     return step
 
 
-def _built(part: Config) -> Any:
-    """Build what a part of a configuration names; raise what that raises, of which Hydra names the target alone."""
+def _named(part: Config, key: str) -> Callable[..., Any]:
+    """Build a part of an optimizer, whose errors are to name its key."""
+    make = _built(part, key)
+
+    def made(*arguments: object) -> Any:
+        with _explained(part, key):
+            return make(*arguments)
+
+    return made
+
+
+def _built(part: Config, key: str) -> Any:
+    """Build what a part of a configuration names; raise what that raises, with the key it is at.
+
+    Raises:
+        UsageError: there is nothing of that name, or it cannot be called with what the configuration gives.
+    """
+    with _explained(part, key):
+        try:
+            return instantiate(part, _convert_="all")
+        except InstantiationException as error:
+            if missing := _missing(str(part.get("_target_"))):
+                raise UsageError(f"{key}._target_={part.get('_target_')}: {missing}") from error
+            cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise cause
+
+
+def _missing(target: str) -> str | None:
+    """Say what of a dotted name is not there, and what may have been meant; None where all of it is."""
+    names, found = target.split("."), None
+    for count in range(1, len(names) + 1):
+        try:
+            found = pkgutil.resolve_name(".".join(names[:count]))
+        except ModuleNotFoundError as error:
+            if error.name not in (None, ".".join(names[:count])):
+                return None  # it is there, and what it imports is not
+        except AttributeError:
+            pass
+        else:
+            continue
+        if found is None:
+            return f"there is no module {names[0]}; your own must be importable from the folder you work in"
+        near = difflib.get_close_matches(names[count - 1], dir(found), n=1)
+        return (
+            f"there is no {names[count - 1]} in {'.'.join(names[: count - 1])}"
+            + f"; did you mean {near[0]}?" * bool(near)
+        )
+    return None
+
+
+@contextmanager
+def _explained(part: Config, key: str) -> Iterator[None]:
+    """Have an error of the block name the key of the part that it is of, what is called there, and with what.
+
+    Raises:
+        UsageError: the error is none of the user's own code, and so is one of the configuration.
+        TargetError: it is; its traceback says more.
+    """
     try:
-        return instantiate(part, _convert_="all")
-    except InstantiationException as error:
-        cause: BaseException = error
-    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    raise cause
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError, ImportError, AttributeError, FileNotFoundError, InstantiationException) as error:
+        told, raised_in = f"{key}._target_={part.get('_target_')}: {one_line(error)}", _raised_in(error)
+        if raised_in.startswith("stepscale.") and raised_in != __name__:  # whose words name what is wrong
+            raise UsageError(told) from error
+        given = ", ".join(f"{name}={value!r}" for name, value in part.items() if not _is_inner(name, value))
+        told += f"; it was given {given}" * bool(given)
+        raise (UsageError if raised_in else TargetError)(told) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """Return the module that raised an error; nothing where that is the user's own."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return ""
+    name, path = str(last.tb_frame.f_globals.get("__name__")), Path(last.tb_frame.f_code.co_filename)
+    return name if name.startswith("stepscale.") or installed(path.resolve()) else ""
+
+
+def _is_inner(name: str, value: object) -> bool:
+    """Whether an entry of a configuration is Hydra's, or a part that is built by itself."""
+    return name in ("_target_", "_partial_", "_convert_", "_recursive_") or isinstance(value, dict)
 
 
 def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:

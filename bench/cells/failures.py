@@ -37,6 +37,8 @@ def classify(error: BaseException) -> tuple[Status, str]:
     if isinstance(error, UsageError):
         return Status.FAILED, own_words
     words = reason.lower()
+    if "not implemented for" in words:  # torch's, of a number type that a factorisation has no code for
+        return Status.FAILED, f"{reason}: use dtype=float32, or an optimizer that factorises nothing, as relative"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words_ in words for words_ in OUT_OF_MEMORY):
         return Status.OUT_OF_MEMORY, reason
     return Status.FAILED, reason

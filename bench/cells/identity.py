@@ -146,12 +146,13 @@ def _files(name: str) -> set[Path]:
         return set()
     if spec.submodule_search_locations is not None:
         roots = [Path(place).resolve() for place in spec.submodule_search_locations]
-        return {path for root in roots if not _installed(root) for path in root.rglob("*.py")}
+        return {path for root in roots if not installed(root) for path in root.rglob("*.py")}
     path = Path(spec.origin or "").resolve()
-    return {path} if path.suffix == ".py" and not _installed(path) else set()
+    return {path} if path.suffix == ".py" and not installed(path) else set()
 
 
-def _installed(path: Path) -> bool:
+def installed(path: Path) -> bool:
+    """Whether a file belongs to an installed package or to Python."""
     debian = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
     return debian or any(path.is_relative_to(place) for place in INSTALLED)
 

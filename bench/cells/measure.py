@@ -12,7 +12,7 @@ from stepscale.bench.cells.failures import classify, fault_of_start, may_come_fr
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.time_cell import batches_of, log_cell, time_cell
 from stepscale.bench.cells.train_cell import train_cell
-from stepscale.bench.errors import StoppedError
+from stepscale.bench.errors import StoppedError, UsageError
 from stepscale.bench.machine import description, memory
 from stepscale.bench.notes import trace
 from stepscale.bench.records.operations import StepLog
@@ -42,7 +42,8 @@ def measure_cell(job: Job, turn: Callable[[], None] = lambda: None) -> Record:
         record.status, record.reason = classify(error)
         if may_come_from_the_start(error) and (fault := _fault_of_start(job)) is not None:
             record.status, record.reason = Status.DIVERGED, fault
-        record.traceback = trace(error) if record.status is Status.FAILED else None
+        refused = type(error) is UsageError  # the reason is all that there is to say
+        record.traceback = trace(error) if record.status is Status.FAILED and not refused else None
     else:
         record.status = Status.OK
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -16,6 +17,7 @@ from stepscale.bench import interrupt
 from stepscale.bench.cli.running import ANEW, finish, run_plan, say, typed
 from stepscale.bench.config import CONF, Words, compose_cell, composed_by_hydra, searchable, value_of
 from stepscale.bench.errors import UsageError
+from stepscale.bench.records import store
 from stepscale.bench.records.schema import Status
 from stepscale.bench.runs import progress
 from stepscale.bench.runs.conduct import describe
@@ -53,6 +55,7 @@ def measure_one(words: Words, *, anew: bool) -> int:
     path = Path(value_of(words, "hydra.run.dir") or SINGLE)
     job = describe(compose_cell(words), typed(), path)
     interrupt.remember()
+    new = [folder for folder in (path / store.RECORDS, path, *path.parents) if not folder.exists()]
     run = Run(path, None, say)
     there = job.identity in run.records and not anew
     try:
@@ -62,7 +65,14 @@ def measure_one(words: Words, *, anew: bool) -> int:
         return interrupt.STATUS
     if there and not run.measured:
         say(f"it is there, of {record.finished}; {ANEW} measures it again")
-    say(f"{progress.details(record)}\nrecord in {path}")
+    if record.status is Status.FAILED and record.traceback is None:  # refused, as its line says
+        store.path_of(path, job.identity).unlink(missing_ok=True)
+        for folder in new:
+            with suppress(OSError):  # it holds something else, or is no longer there
+                folder.rmdir()
+        return 1
+    ended = [progress.details(record)] if record.status is Status.OK or there else []  # else its line has said it
+    say("\n".join([*ended, f"record in {path}; `stepscale report {path}` shows it beside the others there"]))
     return int(record.status is not Status.OK)
 
 

@@ -54,7 +54,7 @@ def entries_of(group: str) -> list[Entry]:
 
 def entry_of(path: Path) -> Entry:
     """Say what a file is: by the comment it begins with, else by the first line of what it builds."""
-    remark, target = leading_comment(path.read_text()), target_of(path)
+    remark, target = leading_comment(path.read_text(encoding="utf-8")), target_of(path)
     if target is None:
         return Entry(path.stem, "", remark)
     built = pkgutil.resolve_name(target)
@@ -72,7 +72,7 @@ def leading_comment(text: str) -> str:
 
 def target_of(path: Path) -> str | None:
     """Return the ``_target_`` that a file is about: its direction's where it pairs one; None where it has none."""
-    config = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = config.get("model", config) if path.parent.name == "model" else config  # one for the whole configuration
     if config.get("_target_") == PAIR:
         config = config["direction"]
@@ -84,7 +84,7 @@ def target_of(path: Path) -> str | None:
 
 def update_of(path: Path) -> str:
     """Name the update of an optimizer's file."""
-    update = yaml.safe_load(path.read_text()).get("update")
+    update = yaml.safe_load(path.read_text(encoding="utf-8")).get("update")
     if update is None:
         return "its own update"
     return update["_target_"].split(".")[-1] + " with momentum" * bool(update.get("momentum"))

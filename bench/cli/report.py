@@ -28,10 +28,9 @@ def show(folder: Path, records: Collection[Record], complaints: list[str]) -> No
     """
     try:
         summary = write_of(records, complaints, folder)
-    except FileNotFoundError as error:
-        raise UsageError(str(error)) from error
     except OSError as error:
-        raise UsageError(
-            f"no report: {error}; the records are whole: once there is room, `stepscale report {folder}`"
-        ) from error
+        if not records and isinstance(error, FileNotFoundError):
+            raise UsageError(str(error)) from error
+        again = f"once {folder} can be written, `stepscale report {folder}` writes it"
+        raise UsageError(f"no report: {error}; the records that are there are whole: {again}") from error
     print(summary)

@@ -18,7 +18,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="stepscale sweep", description="Run a sweep and write its report.")
     parser.add_argument("name", help=f"one of {', '.join(names())}, or a .yaml of your own like theirs")
     further = parser.add_argument("overrides", nargs=argparse.REMAINDER, help="further words for Hydra, for every cell")
-    further.required = False  # which argparse says of it else
+    further.required = False  # else argparse asks for them where there is no name
     parser.add_argument(ANEW, action="store_true", help="measure again what is there, into a folder of its own")
     arguments = parser.parse_args([word for word in words if word != ANEW])
     plan = plan_sweep(arguments.name, arguments.overrides)

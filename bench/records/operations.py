@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from stepscale.bench.records.ranges import Amount, Finite, Size, Whole
+
 UNKNOWN_ORDER = -1
 WHOLE = 0.1  # how far an exponent may be from the order that it is
 CUBIC = 3  # work of this order and above is what a step is judged by
@@ -13,10 +15,10 @@ class Kind(Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Operations that are alike, and how their work grows with dim: its FLOPs, or else the elements it touches."""
 
     name: str
-    shapes: list[list[int]]
-    flops: float | None = None  # of one; None of an operation that is no matrix operation
-    elements: int = 0  # touched by one
-    exponent: float | None = None  # d log work / d log dim; None where it is not known
+    shapes: list[list[Whole]]
+    flops: Amount | None = None  # of one; None of an operation that is no matrix operation
+    elements: Whole = 0  # touched by one
+    exponent: Finite | None = None  # d log work / d log dim; None where it is not known
     uncounted: bool = False  # a matrix operation without a rule for its FLOPs
 
     @property
@@ -28,16 +30,22 @@ class Kind(Struct, kw_only=True, frozen=True, omit_defaults=True):
 class PeriodLog(Struct, kw_only=True, omit_defaults=True):
     """The operations of one period of a step, in their order."""
 
-    period: int  # steps, the update's own period included
-    settled: int = 0  # steps before the work repeats, whole periods
+    period: Size  # steps, the update's own period included
+    settled: Whole = 0  # steps before the work repeats, whole periods
     regular: bool = True  # whether the work repeats after the period, as far as it was watched
-    lengths: list[int]  # operations of each step
-    sequence: list[int]  # the kind of each operation
+    lengths: list[Whole]  # operations of each step
+    sequence: list[Whole]  # the kind of each operation
     kinds: list[Kind]
-    synchronisations: float  # a step
-    second_dim: int | None = None  # at which it was logged too
-    second_flops: float | None = None  # a step there
-    products: list[tuple[str, tuple[int, int, int]]] = []  # distinct ones: number type, and m, k, n of [m, k] × [k, n]
+    synchronisations: Amount  # a step
+    second_dim: Size | None = None  # at which it was logged too
+    second_flops: Amount | None = None  # a step there
+    products: list[tuple[str, tuple[Whole, Whole, Whole]]] = []  # distinct ones: number type, m, k, n: [m, k] × [k, n]
+
+    def __post_init__(self) -> None:
+        if not self.lengths or sum(self.lengths) != len(self.sequence):
+            raise ValueError("the steps' lengths do not add up to the operations")
+        if not all(kind < len(self.kinds) for kind in self.sequence):
+            raise ValueError("an operation is of no kind")
 
 
 class Operand(Struct, frozen=True):

@@ -9,13 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from stepscale.bench.records.contended import CONTENDED
 from stepscale.bench.records.operations import Kind
+from stepscale.bench.records.ranges import (
+    Amount,
+    Cosine,
+    Finite,
+    Name,
+    Positive,
+    Seconds,
+    Share,
+    Size,
+    StepSeconds,
+    Whole,
+    refuse_boundless,
+    same_lengths,
+)
 
 SCHEMA: Literal[2] = 2
 LAUNCH_BOUND = 0.25  # share of a step for which the device waits for the host
@@ -48,32 +63,32 @@ class Status(StrEnum):
 class Cell(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is measured; beside the machine, all that two measurements must share to be of the same thing."""
 
-    optimizer: str
-    model: str
-    data: str
-    dim: int
-    batch: int
-    depth: int
-    dtype: str
-    device: str  # cpu or cuda
-    threads: int
-    seed: int
+    optimizer: Name
+    model: Name
+    data: Name
+    dim: Size
+    batch: Size
+    depth: Size
+    dtype: Name
+    device: Name  # cpu or cuda
+    threads: Size
+    seed: Whole
 
 
 class Machine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a cell was measured, as far as its system tells."""
 
     cpu: str
-    cores: int
-    memory_gib: float | None = None
+    cores: Whole
+    memory_gib: Amount | None = None
     system: str = ""
     host: str = ""
     gpu: str | None = None  # of the cells measured on it
-    gpus: int = 0
-    gpu_memory_gib: float | None = None
+    gpus: Whole = 0
+    gpu_memory_gib: Amount | None = None
     driver: str | None = None
-    usable_cores: int | None = None  # by affinity and control group
-    memory_limit_gib: float | None = None  # of the control group
+    usable_cores: Whole | None = None  # by affinity and control group
+    memory_limit_gib: Amount | None = None  # of the control group
 
     @property
     def name(self) -> str:
@@ -89,11 +104,11 @@ class Environment(Struct, kw_only=True, omit_defaults=True):
     code: str
     torch: str
     python: str | None = None
-    threads: int | None = None
+    threads: Whole | None = None
     blas: str | None = None
     cpu_capability: str | None = None
     allocator: dict[str, str | None] = {}
-    load_1min: float | None = None
+    load_1min: Amount | None = None
     numpy: str | None = None
     scipy: str | None = None
     pandas: str | None = None
@@ -109,90 +124,105 @@ class Environment(Struct, kw_only=True, omit_defaults=True):
 class Blocks(Struct):
     """The blocks in the order in which they were taken, a value each."""
 
-    steps: list[int]
-    step_s: list[float]
-    wall_s: list[float]
-    limit_s: list[float]  # empty where no limit is known
-    other_cores: list[float | None]  # used by other processes; None where unknown
+    steps: list[Size]
+    step_s: list[StepSeconds]
+    wall_s: list[Seconds]
+    limit_s: list[StepSeconds]  # empty where no limit is known
+    other_cores: list[Amount | None]  # used by other processes; None where unknown
+
+    def __post_init__(self) -> None:
+        same_lengths("blocks", self.steps, self.step_s, self.wall_s, self.limit_s or self.steps, self.other_cores)
 
 
 class StepClass(Struct):
     """The traced steps of a period that do the same work."""
 
-    positions: list[int]  # in the period
-    share: float  # of the period's steps
-    traced: int
-    phases_s: dict[str, float]  # median seconds of each phase
+    positions: list[Whole]  # in the period
+    share: Share  # of the period's steps
+    traced: Whole
+    phases_s: dict[str, Seconds]  # median seconds of each phase
 
 
 class Operation(Struct):
     """One operation of a profiled step."""
 
     operation: str
-    calls: float | None  # a step
-    host_share: float
-    device_share: float | None
+    calls: Amount | None  # a step
+    host_share: Finite
+    device_share: Finite | None
 
 
 class OnGpu(Struct):
     """What only a GPU tells of a step; None where it cannot be read."""
 
-    busy_s: float | None = None
-    energy_j: float | None = None
+    busy_s: Seconds | None = None
+    energy_j: Amount | None = None
 
 
 class Traced(Struct):
     """Blocks in which every operation was timed by itself, each beside an untraced one; seconds a step, amortised."""
 
-    block: list[int]  # the untraced one's number
-    order_s: dict[int, list[float]]  # in operations whose work grows as dim^order, a value a block; UNKNOWN_ORDER too
-    kind_s: list[float]  # in each of ``Counts.kinds``, the median over the blocks
+    block: list[Whole]  # the untraced one's number
+    order_s: dict[int, list[Seconds]]  # in operations whose work grows as dim^order, a value a block; UNKNOWN_ORDER too
+    kind_s: list[Seconds]  # in each of ``Counts.kinds``, the median over the blocks
+
+    def __post_init__(self) -> None:
+        same_lengths("traced blocks", self.block, *self.order_s.values())
 
 
 class Timing(Struct, kw_only=True, omit_defaults=True):
     """A step's times, seconds, by the ``clock``: ``cpu``, the process's CPU time, ``wall`` or ``cuda``."""
 
-    first_step_s: float
-    warmup_s: float
+    first_step_s: Seconds
+    warmup_s: Seconds
     composed: bool
     stopped_by: str
     blocks: Blocks
     trace: list[StepClass]
-    clock: str | None = None
+    clock: Annotated[str, Meta(pattern="^(cpu|wall|cuda)$")] | None = None
     repeats: bool = True  # else no period was found, and the blocks went on through the step's state
     turns: str | None = None  # shared by the cells measured in turns: blocks of one number are of one round
     traced: Traced | None = None
     gpu: OnGpu | None = None
     profile: list[Operation] | None = None
 
+    def __post_init__(self) -> None:
+        if not sum(seconds for entry in self.trace for seconds in entry.phases_s.values()) > 0:
+            raise ValueError("the traced steps took no time")
+        if self.traced and not all(block < len(self.blocks.steps) for block in self.traced.block):
+            raise ValueError("a traced block is beside none")
+
 
 class Counts(Struct, kw_only=True, omit_defaults=True):
     """A step's work, the mean over a period; a record has none where the step could not be logged."""
 
-    flops: float
-    operations: float
-    synchronisations: float
+    flops: Amount
+    operations: Amount
+    synchronisations: Amount
     uncounted: list[str]
-    limit_flops: float | None  # where a limit is known
+    limit_flops: Amount | None  # where a limit is known
     kinds: list[Kind] = []
-    calls: list[float] = []  # of each kind, a step
-    second_dim: int | None = None
-    second_flops: float | None = None
+    calls: list[Amount] = []  # of each kind, a step
+    second_dim: Size | None = None
+    second_flops: Amount | None = None
+
+    def __post_init__(self) -> None:
+        same_lengths("kinds of operations and their calls", self.kinds, self.calls)
 
 
 class Memory(Struct, kw_only=True, omit_defaults=True):
     """A step's peak memory, and how it was read."""
 
-    peak_mib: float | None
+    peak_mib: Amount | None
     read_from: str
-    reserved_mib: float | None = None
+    reserved_mib: Amount | None = None
 
 
 class Gradient(Struct, kw_only=True):
     """How a direction comes by the log-determinant's gradient, and the cosine of what it writes to the exact one."""
 
     log_det: str | None = None  # a ``stepscale.models.LogDet``, which cannot be read here without torch
-    cosine: float | None = None
+    cosine: Cosine | None = None
 
 
 class Number(Struct, frozen=True):
@@ -206,21 +236,25 @@ class Number(Struct, frozen=True):
 class Curve(Struct, kw_only=True):
     """A training run's evaluations, a value each."""
 
-    step: list[int] = []
-    seconds: list[float] = []  # of steps
-    validation_nats: list[float] = []
-    held_out_nats: list[float | None] = []
-    drift_nats: list[float | None] = []
-    halved: list[int | None] = []
+    step: list[Whole] = []
+    seconds: list[Seconds] = []  # of steps
+    validation_nats: list[Finite] = []
+    held_out_nats: list[Finite | None] = []
+    drift_nats: list[Finite | None] = []
+    halved: list[Whole | None] = []
+
+    def __post_init__(self) -> None:
+        figures = self.validation_nats, self.held_out_nats, self.drift_nats, self.halved
+        same_lengths("a curve's points", self.step, self.seconds, *figures)
 
 
 class Final(Struct, kw_only=True, omit_defaults=True):
     """What a training run came to, over all rows."""
 
-    validation_nats: float
-    held_out_nats: float | None = None
-    amari: float | None = None
-    fast_ica_amari: float | None = None
+    validation_nats: Finite
+    held_out_nats: Finite | None = None
+    amari: Amount | None = None
+    fast_ica_amari: Amount | None = None
 
 
 class Trained(Struct, kw_only=True, omit_defaults=True):
@@ -228,10 +262,10 @@ class Trained(Struct, kw_only=True, omit_defaults=True):
 
     stopped_by: str
     curve: Curve
-    steps: int
-    seconds: float  # of steps
-    other_cores: float | None = None
-    resumed_at: int | None = None
+    steps: Whole
+    seconds: Seconds  # of steps
+    other_cores: Amount | None = None
+    resumed_at: Whole | None = None
     final: Final | None = None
     number: Number = Number()
 
@@ -261,13 +295,40 @@ class DataFacts(Struct, kw_only=True, omit_defaults=True):
     the file's units: −dim log ``scale`` has been added to them.
     """
 
-    train: int
-    validation: int
-    held_out: int
-    shape: tuple[int, int] | None = None
-    bits_offset: float | None = None
-    scale: float | None = None
-    shift: list[float] | None = None  # [dim]
+    train: Whole
+    validation: Whole
+    held_out: Whole
+    shape: tuple[Size, Size] | None = None
+    bits_offset: Finite | None = None
+    scale: Positive | None = None
+    shift: list[Finite] | None = None  # [dim]
+
+
+class _TimingSettings(Struct):
+    """What is read of a configuration's ``timing``."""
+
+    max_step_s: Positive
+
+
+class _TrainingSettings(Struct):
+    """What is read of a configuration's ``training``."""
+
+    trial: bool
+
+
+class _TimedBy(Struct):
+    """The part of a timed cell's configuration that readers of its record rely on."""
+
+    task: Task
+    timing: _TimingSettings
+
+
+class _TrainedBy(Struct):
+    """That of a trained one's."""
+
+    task: Task
+    training: _TrainingSettings
+    optimizer: Config
 
 
 class Record(Struct, kw_only=True, omit_defaults=True):
@@ -286,7 +347,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     reason: str | None = None
     signal: int | None = None  # that ended its process, twice; not by us: the cell is tried again
     sources: list[str] = []  # of its targets and data: versions, and hashes of the user's own
-    looks: int = 1  # how often its run asked whether enough seeds are there; the error of a factor is spent over them
+    looks: Size = 1  # how often its run asked whether enough seeds are there; the error of a factor is spent over them
     timing: Timing | None = None
     counts: Counts | None = None
     memory: Memory | None = None
@@ -299,13 +360,25 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     notes: dict[str, str] = {}  # what was extra and failed: the reason
 
     def __post_init__(self) -> None:
-        if self.status is not Status.OK:
-            return
+        refuse_boundless(self.config)
+        msgspec.convert(self.config, _TimedBy if self.task is Task.TIME else _TrainedBy)
+        if self.timing and self.timing.traced and self.counts:
+            same_lengths("kinds of operations and their times", self.counts.kinds, self.timing.traced.kind_s)
+        if self.counts and self.counts.second_dim == self.cell.dim:
+            raise ValueError("the second dim is the first")
+        if self.status is Status.OK:
+            self._require_figures()
+
+    def _require_figures(self) -> None:
         of_time = {"timing": self.timing, "memory": self.memory}
         of_training = {"training": self.training, "data": self.data}
         found: dict[str, object] = {**of_time} if self.task is Task.TIME else {**of_training}
         if missing := [name for name, part in found.items() if part is None]:
             raise ValueError(f"an ok record of task={self.task} needs {', '.join(missing)}")
+        if self.timing and not self.timing.blocks.steps:
+            raise ValueError("an ok record of task=time needs blocks")
+        if self.training and not (self.training.final and self.training.curve.step):
+            raise ValueError("an ok record of task=train needs a curve and a final figure")
 
 
 AXES = (*(field.name for field in fields(Cell)), "machine")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import zipfile
 from pathlib import Path
 
 import msgspec
@@ -11,9 +13,13 @@ import numpy as np
 
 from stepscale.bench.atomic import atomic_write
 from stepscale.bench.errors import BadRecordError
+from stepscale.bench.notes import one_line, printable
+from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.schema import MIGRATIONS, SCHEMA, Config, Record, Status
 
 RECORDS = "records"  # the folder in a run's
+PLAN = "run.json"  # of a run's folder
+LARGEST = 64 << 20  # bytes of a file that is read
 LOGS = "operations"  # another: what is known of a step before it is timed, shared by the seeds
 
 
@@ -82,9 +88,26 @@ def read(path: Path) -> Record:
         BadRecordError: naming the file and what is wrong with it.
     """
     try:
-        return decode(path.read_bytes())
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise BadRecordError(f"{path} {error}") from error
+        record = decode(content(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRecordError(f"{path} {one_line(error).removeprefix('ValueError: ')}") from error
+    if record.identity != path.stem:
+        raise BadRecordError(f"{path} holds the record {printable(record.identity)}, of another name; delete the copy")
+    return record
+
+
+def content(path: Path) -> bytes:
+    """Read a file of a run's folder.
+
+    Raises:
+        ValueError: it is no file, which may block whoever reads it, or larger than any that is written here.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError("is no file; remove it")
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"has {size >> 20} MiB, {LARGEST >> 20} are the most that a run's file has; remove it")
+    return path.read_bytes()
 
 
 def decode(encoded: bytes) -> Record:
@@ -95,8 +118,77 @@ def decode(encoded: bytes) -> Record:
     """
     try:
         return msgspec.json.decode(encoded, type=Record)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode_other(encoded)
+
+
+def save_log(log: StepLog, run: Path, name: str) -> None:
+    """Write the log of a step into a run's folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_write(log_path(run, name)) as file:
+        file.write(msgspec.json.encode(log))
+
+
+def read_log(path: Path) -> StepLog:
+    """Read the log of a step.
+
+    Raises:
+        BadRecordError: naming the file and what is wrong with it.
+    """
+    try:
+        return msgspec.json.decode(content(path), type=StepLog)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRecordError(f"{path} is damaged ({one_line(error)})") from error
+
+
+def log_path(run: Path, name: str) -> Path:
+    """Return where the log of a step lies in a run's folder."""
+    return run / LOGS / f"{name}.json"
+
+
+def read_pictures(path: Path) -> dict[str, np.ndarray]:
+    """Read what a training run left to be shown.
+
+    Raises:
+        BadRecordError: naming the file and what is wrong with it.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content(path))) as archive:
+            if (size := sum(entry.file_size for entry in archive.infolist())) > LARGEST:
+                raise ValueError(f"it unpacks to {size >> 20} MiB, {LARGEST >> 20} are the most")
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        check_pictures(found)
+    except Exception as error:  # whatever a damaged archive has NumPy raise
+        raise BadRecordError(f"{path} cannot be shown ({one_line(error)}); remove it") from error
+    return found
+
+
+def check_pictures(arrays: dict[str, np.ndarray]) -> None:
+    """See that arrays are images ``[n, height, width]`` or points ``[n, 2]``, all finite, and a density over the plane.
+
+    Raises:
+        ValueError: they are not.
+    """
+    shown = {name: arrays[name] for name in ("data", "samples", "filters") if name in arrays}
+    shape = shown["data"].shape[1:] if "data" in shown else ()
+    if len(shape) not in (1, 2) or (len(shape) == 1 and shape != (2,)):
+        raise ValueError("its data are neither images nor points of the plane")
+    for name, values in shown.items():
+        empty = not len(values) and name != "data"
+        if (
+            values.dtype.kind != "f"
+            or values.shape[1:] != shape
+            or not (empty or (np.isfinite(values).all() and values.size))
+        ):
+            raise ValueError(f"its {name} are not as its data are, or not finite")
+    if "log_density" in arrays:
+        density, extent = arrays["log_density"], arrays.get("extent", np.empty(0))
+        if density.ndim != 2 or density.dtype.kind != "f" or extent.shape != (4,) or not np.isfinite(extent).all():
+            raise ValueError("its density is none over a rectangle")
 
 
 def read_all(run: Path) -> tuple[list[Record], list[str]]:
@@ -111,18 +203,24 @@ def read_all(run: Path) -> tuple[list[Record], list[str]]:
 
 
 def _decode_other(encoded: bytes) -> Record:
-    """Decode what is no record of this schema: an older one, which may hold NaN, or something else."""
+    """Decode what is no record of this schema: an older one, which may hold NaN, or something else.
+
+    Half a surrogate pair, which JSON can say and no file can hold, is replaced.
+    """
     try:
-        found = json.loads(encoded, parse_constant=lambda name: None)
+        found = json.loads(encoded.decode("utf-8-sig"), parse_constant=lambda name: None)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is damaged ({error}); delete it and run again to measure the cell anew") from error
+        raise ValueError(f"is damaged ({one_line(error)}); delete it and run again to measure the cell anew") from error
     schema = found.get("schema") if isinstance(found, dict) else None
-    if schema != SCHEMA and schema not in MIGRATIONS:
-        raise ValueError(f"has schema {schema!r}; this version of stepscale reads schemas {_readable()}")
+    if not isinstance(schema, int) or schema not in (*MIGRATIONS, SCHEMA):
+        raise ValueError(f"has schema {printable(repr(schema))}; this version of stepscale reads schemas {_readable()}")
     try:
-        return msgspec.convert(_migrated(found), Record)
-    except (msgspec.ValidationError, KeyError, TypeError) as error:
-        raise ValueError(f"is no whole record: {error}; delete it and run again to measure the cell anew") from error
+        plain = json.dumps(_migrated(found), ensure_ascii=False).encode(errors="replace")
+        return msgspec.json.decode(plain, type=Record)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"is no whole record: {printable(str(error))}; delete it and run again to measure the cell anew"
+        ) from error
 
 
 def _migrated(record: Config) -> Config:

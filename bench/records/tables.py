@@ -12,6 +12,7 @@ import msgspec
 
 if TYPE_CHECKING:
     import pandas as pd  # which a process that measures does not wait for
+from stepscale.bench.notes import clean, printable
 from stepscale.bench.records import work
 from stepscale.bench.records.headline import estimate
 from stepscale.bench.records.schema import (
@@ -99,8 +100,8 @@ def points_of(records: Iterable[Record]) -> pd.DataFrame:
 
 def axes_of(record: Record) -> Row:
     """Return what a record is of, by axis."""
-    axes: Row = msgspec.structs.asdict(record.cell)
-    return axes | {"machine": record.machine.name}
+    axes: Row = msgspec.structs.asdict(record.cell) | {"machine": record.machine.name}
+    return {axis: clean(value) if isinstance(value, str) else value for axis, value in axes.items()}
 
 
 def newest(records: Collection[Record]) -> list[Record]:
@@ -130,7 +131,7 @@ def _told_apart(same: list[Record]) -> list[Row]:
     rows = []
     for record, config in zip(same, configs, strict=True):
         name = f"[{','.join(f'{key}={config.get(key)}' for key in keys)}]" if keys else ""
-        rows.append(row(record) | {"optimizer": record.cell.optimizer + name})
+        rows.append(row(record) | {"optimizer": clean(record.cell.optimizer + name)})
     return rows
 
 
@@ -143,7 +144,11 @@ def _flat(config: object, path: str = "") -> Row:
 
 def row(record: Record) -> Row:
     """One record's row; figures are None where a cell failed."""
-    facts: Row = {"status": str(record.status), "reason": record.reason, "identity": record.identity}
+    facts: Row = {
+        "status": str(record.status),
+        "reason": record.reason and printable(record.reason),
+        "identity": record.identity,
+    }
     result = axes_of(record) | facts | {"task": str(record.task)}
     if record.task is Task.TRAIN:
         return result | _training_figures(record)
@@ -172,7 +177,8 @@ def _training_figures(record: Record) -> Row:
         return result
     training = record.training
     result |= {"steps": training.steps, "seconds": training.seconds, "stopped_by": training.stopped_by}
-    result |= {"step_ms": 1e3 * training.seconds / training.steps, "halved": training.curve.halved[-1]}
+    step_ms = 1e3 * training.seconds / training.steps if training.steps else None
+    result |= {"step_ms": step_ms, "halved": training.curve.halved[-1]}
     result |= {"drift_nats": training.drift_nats, "contended": training.contended}
     return result | _ends(record, training)
 

@@ -60,7 +60,7 @@ def cases() -> list[Case]:
 def page(out: Path) -> str:
     """Return the gate's quality as a page of Markdown, from the comparisons in a folder."""
     comparisons = pd.read_csv(out / "comparisons.csv", keep_default_na=False)
-    where = json.loads((out / "environment.json").read_text())
+    where = json.loads((out / "environment.json").read_text(encoding="utf-8"))
     same = int(((comparisons["percent"] == 0) & ~comparisons["neighbour"].astype(bool)).sum())
     machine = f"{where['cpu']}, {where['cores']} cores, torch {where['torch']}, Python {where['python']}"
     lines = [

@@ -10,7 +10,9 @@ from typing import IO, Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from markupsafe import escape
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 # Okabe & Ito 2008, "Color universal design", less its yellow, which vanishes on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#7F7F7F")
@@ -20,7 +22,8 @@ LARGEST, SMALLEST = 7.5, 3.3  # markers, points: where curves coincide, a later 
 WIDTH = 12.0  # inches of a figure that fills the page
 Style = dict[str, Any]  # words of matplotlib's
 GUIDE: Style = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
-RC: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
+RC: Any = {"text.parse_math": False}  # a name is its letters, dollars too
+RC |= {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def styles(optimizers: Iterable[str]) -> dict[str, Style]:
@@ -49,6 +52,12 @@ def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
         figure.savefig(target, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
+def plain_numbers(axis: Axis) -> None:
+    """Write a logarithmic axis's numbers as letters; matplotlib's own way is mathematics."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(LogFormatter())
+
+
 class Drawn(NamedTuple):
     """A figure, what it shows in a sentence, and the name of its files; None for one that is in the page alone."""
 
@@ -67,5 +76,5 @@ def written(drawn: Drawn, folder: Path) -> str:
     svg = buffer.getvalue().replace("<svg ", f'<svg role="img" aria-label="{escape(drawn.alt)}" ', 1)
     if drawn.stem is not None:
         save(figure, folder / f"{drawn.stem}.png", "png")
-        (folder / f"{drawn.stem}.svg").write_text(svg, encoding="utf-8")
+        (folder / f"{drawn.stem}.svg").write_text(svg, encoding="utf-8", errors="backslashreplace")
     return svg[svg.index("<svg") :]

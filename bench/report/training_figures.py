@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stepscale.bench.report.style import GUIDE, RC, WIDTH, Style
+from stepscale.bench.report.style import GUIDE, RC, WIDTH, Style, plain_numbers
 
 ZOOM = 0.08  # share of the whole gain that the lower panels show
 NARROWEST = 7.5  # inches of a figure
@@ -56,6 +56,7 @@ def draw_curves(ax: Axes, points: pd.DataFrame, look: dict[str, Style], what: st
     ax.set(
         xscale="log", xlabel="steps" if what == "step" else "seconds of steps", ylabel="held-out log-likelihood, nats"
     )
+    plain_numbers(ax.xaxis)
 
 
 def profile_figure(profiles: pd.DataFrame, look: dict[str, Style], workloads: int) -> Figure:
@@ -69,6 +70,7 @@ def profile_figure(profiles: pd.DataFrame, look: dict[str, Style], workloads: in
             share = np.concatenate([[0.0], part["share"], [part["share"].max()]])
             ax.step(factor, share, where="post", label=str(name), **{**look[str(name)], "marker": ""})
         ax.set(xscale="log", ylim=(-0.02, 1.02), xlabel="time to target / the fastest optimizer's")
+        plain_numbers(ax.xaxis)
         ax.set(ylabel="share of targets reached", title=f"Performance profile over {workloads} workloads and targets")
         ax.legend(frameon=False, fontsize=8)
     return figure

@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 
 from stepscale.bench.analysis import learning_curves
+from stepscale.bench.errors import BadRecordError
+from stepscale.bench.records import store
 from stepscale.bench.records.schema import NO_BOUND
 from stepscale.bench.report import style, training_figures
 from stepscale.bench.report.page import Section, Shown, TableRow, measured, varying
 from stepscale.bench.report.style import Drawn
+from stepscale.bench.report.training_figures import Arrays
 
 TITLE = "What a step buys"
 ASKED = (
@@ -35,7 +38,8 @@ def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Path, where: str
     )
     profiles = learning_curves.profiles(joined) if len(reached) else pd.DataFrame()
     shown = varying(likelihoods(results), final)
-    drawn = figures(final, points, learning_curves.targets(runs, points), pictures, where)
+    seen, complaints = pictures_of(pictures, final)
+    drawn = figures(final, points, learning_curves.targets(runs, points), seen, where)
     if len(profiles):
         look, count = style.styles(final["optimizer"]), len(learning_curves.targets(runs, points))
         alt = (
@@ -46,7 +50,7 @@ def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Path, where: str
         title=TITLE,
         asked=ASKED,
         headline={"Held-out likelihood": shown},
-        findings=findings(runs, joined, results),
+        findings=complaints + findings(runs, joined, results),
         figures=drawn,
         glossary={},
         tables={"Time to target": varying(joined, final)} | more_tables(runs, results),
@@ -155,7 +159,7 @@ def trials_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def figures(
-    final: pd.DataFrame, points: pd.DataFrame, targets: pd.DataFrame, pictures: Path, where: str
+    final: pd.DataFrame, points: pd.DataFrame, targets: pd.DataFrame, pictures: dict[str, Arrays], where: str
 ) -> list[Drawn]:
     """Draw each workload: its curves, ``training…``, and what was learned, ``pictures…``, named by what varies."""
     look, drawn = style.styles(final["optimizer"]), []
@@ -172,7 +176,9 @@ def figures(
         names = ", ".join(sorted(part["optimizer"].unique()))
         curves = f"Held-out log-likelihood against steps and against seconds ({what}), a curve a run of {names}."
         drawn.append(Drawn(training_figures.curves_figure(own, aims, look, title), curves, f"training{suffix}"))
-        seen = training_figures.pictures_figure(_pictures(pictures, part), title)
+        left = part[part["identity"].isin(pictures)].sort_values("optimizer")
+        shown = {row["optimizer"]: pictures[row["identity"]] for row in _rows(left)}
+        seen = training_figures.pictures_figure(shown, title)
         if seen is not None:
             learned = (
                 f"The data, and what models trained by {names} make of it ({what}): samples, and filters or density."
@@ -187,12 +193,15 @@ def _suffix(axis: str, value: object) -> str:
     return f"-{axis}{words}" if isinstance(value, int) else f"-{words}"
 
 
-def _pictures(folder: Path, part: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
-    """Load what the first seed of each optimizer left."""
-    found = {}
-    for name, own in part[part["status"] == "ok"].groupby("optimizer"):
-        path = folder / f"{own.sort_values('seed')['identity'].iloc[0]}.npz"
-        if path.exists():
-            with np.load(path) as arrays:
-                found[str(name)] = dict(arrays)
-    return found
+def pictures_of(folder: Path, final: pd.DataFrame) -> tuple[dict[str, Arrays], list[str]]:
+    """Load what the first seed of each optimizer and workload left, by identity; say what cannot be shown, and why."""
+    found, complaints = dict[str, Arrays](), list[str]()
+    first = final[final["status"] == "ok"].sort_values("seed").groupby([*learning_curves.WORKLOAD, "optimizer"]).head(1)
+    for identity in first["identity"]:
+        if not (path := folder / f"{identity}.npz").exists():
+            continue
+        try:
+            found[identity] = store.read_pictures(path)
+        except BadRecordError as error:
+            complaints.append(f"Left out: {error}.")
+    return found, complaints

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from stepscale.bench.notes import one_line
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Record, Task
 from stepscale.bench.report import page, scaling_section, scaling_tables, style, training_section
+from stepscale.bench.report.page import Section
+
+FAILED = "This section cannot be written"
 
 
 def write(folder: Path) -> str:
@@ -22,25 +29,65 @@ def write(folder: Path) -> str:
 def write_of(records: Collection[Record], complaints: list[str], folder: Path) -> str:
     """Write what these records tell into a folder; return the summary to print.
 
+    Every file is written beside its place first: where one cannot be, the earlier report stays as it was.
+
     Raises:
         FileNotFoundError: there is no record.
+        OSError: a file cannot be written.
     """
     if not records:
         empty = f"no records in {folder / 'records'}; name a folder that a sweep wrote, such as results/local/latest."
         raise FileNotFoundError(" ".join([empty, *complaints]))
     where = provenance(records)
-    cells, runs = (tables.cells_of(records, task) for task in (Task.TIME, Task.TRAIN))
-    sections = [scaling_section.section(scaling_tables.judge(cells), where)] if len(cells) else []
-    if len(runs):
-        sections.append(training_section.section(runs, tables.points_of(records), folder / "pictures", where))
-    sections[0].findings[:0] = [f"Left out: {complaint}." for complaint in complaints] + older(records)
-    for section in sections:
-        for name, table in section.files.items():
-            table.to_csv(folder / name, index=False)
-    figures = [[style.written(figure, folder) for figure in section.figures] for section in sections]
-    (folder / "summary.md").write_text(page.markdown(sections, where), encoding="utf-8")
-    (folder / "report.html").write_text(page.page(sections, figures, where), encoding="utf-8")
+    beside = tempfile.TemporaryDirectory(dir=folder, prefix="report-", suffix=".partial", ignore_cleanup_errors=True)
+    with beside as new:
+        written = [_written(make, Path(new)) for make in makers(records, folder, where)]
+        sections, figures = [section for section, _ in written], [drawn for _, drawn in written]
+        sections[0].findings[:0] = [f"Left out: {complaint}." for complaint in complaints] + older(records)
+        _save(Path(new) / "summary.md", page.markdown(sections, where))
+        _save(Path(new) / "report.html", page.page(sections, figures, where))
+        for file in sorted(Path(new).iterdir()):
+            os.replace(file, folder / file.name)
     return "\n\n".join([*map(page.text, sections), f"report in {folder / 'report.html'}"])
+
+
+def makers(records: Collection[Record], folder: Path, where: str) -> list[Callable[[], Section]]:
+    """Return what makes each section of which there are records."""
+
+    def scaling() -> Section:
+        return scaling_section.section(scaling_tables.judge(tables.cells_of(records, Task.TIME)), where)
+
+    def trained() -> Section:
+        runs = tables.cells_of(records, Task.TRAIN)
+        return training_section.section(runs, tables.points_of(records), folder / "pictures", where)
+
+    of_task = {Task.TIME: scaling, Task.TRAIN: trained}
+    return [make for task, make in of_task.items() if any(record.task is task for record in records)]
+
+
+def _written(make: Callable[[], Section], folder: Path) -> tuple[Section, list[str]]:
+    """Make a section, and write its tables and figures; one that fails costs itself alone, and its place says why.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    try:
+        section = make()
+        figures = [style.written(figure, folder) for figure in section.figures]
+    except OSError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{FAILED}: {one_line(error)} ({Path(last.filename).name}, line {last.lineno})."
+        told += " Its files that lie beside are of an earlier report."
+        return Section(make.__name__.capitalize(), "", {}, [told], [], {}, {}, {}), []
+    for name, table in section.files.items():
+        table.to_csv(folder / name, index=False, encoding="utf-8", errors="backslashreplace")
+    return section, figures
+
+
+def _save(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def older(records: Collection[Record]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from stepscale.bench.cells.identity import identity, sources
+from stepscale.bench.cells.identity import OWN, identity, sources
 from stepscale.bench.cells.job import DTYPES, TF32, Job
 from stepscale.bench.config import CellConfig, Words, compose_cell, expand
 from stepscale.bench.counting.growth import second_dims
@@ -24,9 +24,12 @@ from stepscale.bench.runs import tuning
 from stepscale.bench.runs.locks import measuring_part
 from stepscale.bench.runs.plan import Plan, Point
 from stepscale.bench.runs.run import Run
+from stepscale.bench.timing import time_step
 from stepscale.bench.timing.log_period import SMALL
+from stepscale.bench.training import loop
 
 Tell = Callable[[str], None]
+SETTINGS: dict[Task, Callable[..., object]] = {Task.TIME: time_step.Settings, Task.TRAIN: loop.Settings}
 TOGETHER = 24  # cells that are measured in turns: each is a process that keeps its memory
 
 
@@ -143,6 +146,10 @@ def describe(composed: CellConfig, command: str, folder: Path) -> Job:
     for name, allowed in (("dtype", DTYPES), ("task", tuple(Task))):
         if config[name] not in allowed:
             raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {config[name]!r}")
+    try:
+        SETTINGS[Task(config["task"])](**config[OWN[Task(config["task"])]])
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
     device = choose_device(str(config["device"]))
     require_present(device)
     if config["dtype"] == TF32 and device != "cuda":

@@ -23,12 +23,12 @@ from stepscale.bench.config import CONF, Words, expand, merged, read_yaml, searc
 from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.device import choose_device
+from stepscale.bench.records import store
 from stepscale.bench.records.schema import Config, Record
 from stepscale.bench.runs import tuning
 
 SWEEPS = CONF / "sweep"
 NEEDED = ("task", "settings", "seeds", "grids")
-FILE = "run.json"  # of a run's folder
 NOT_THE_PLANS = ("hydra.sweep.dir=", "hydra.run.dir=")  # words that do not change what is measured
 
 
@@ -154,7 +154,7 @@ def save(plan: Plan, path: Path, identities: Iterable[str] | None = None) -> Non
     facts = msgspec.to_builtins(plan) | {"cells": plan.cells}
     if identities is not None:
         facts["identities"] = sorted(identities)
-    with atomic_write(path / FILE) as file:
+    with atomic_write(path / store.PLAN) as file:
         file.write(json.dumps(facts, indent=1).encode() + b"\n")
 
 

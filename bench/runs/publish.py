@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from stepscale.bench.errors import UsageError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records import store
+from stepscale.bench.records.ranges import Size
 
 RESULTS = Path("results")
+
+
+class Published(msgspec.Struct):
+    """What is read of a run's plan."""
+
+    cells: Size
+    identities: list[str] = []  # once the run was whole
+    finished: bool = False  # as older versions said it, which counted
 
 
 def publish(run: Path, name: str) -> Path:
@@ -28,16 +37,16 @@ def publish(run: Path, name: str) -> Path:
     if target.exists():
         raise UsageError(f"{target} is there already; choose another NAME, or remove it first")
     try:
-        plan = json.loads((run / "run.json").read_text())
-    except (OSError, ValueError) as error:
+        plan = msgspec.json.decode(store.content(run / store.PLAN), type=Published)
+    except (OSError, ValueError, RecursionError) as error:
         hint = "name a folder that `stepscale sweep` wrote, such as results/local/latest"
-        raise UsageError(f"{run} holds no sweep's run ({one_line(error)}); {hint}") from error
+        raise UsageError(f"{run} holds no sweep's run: its {store.PLAN} {one_line(error)}; {hint}") from error
     there, complaints = store.read_all(run)
     recorded = {record.identity for record in there}
-    wanted = set(plan.get("identities", ()))  # once the run was whole; older versions counted
-    whole = wanted <= recorded if wanted else plan.get("finished", False) and len(there) >= plan.get("cells", 1)
+    wanted = set(plan.identities)
+    whole = wanted <= recorded if wanted else plan.finished and len(there) >= plan.cells
     if complaints or not whole:
-        missing = f"{len(there)} of its {plan.get('cells', 'unknown')} cells are whole"
+        missing = f"{len(there)} of its {plan.cells} cells are whole"
         raise UsageError(
             f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
         )

@@ -8,10 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from stepscale.bench import interrupt
-from stepscale.bench.atomic import atomic_write
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
 from stepscale.bench.errors import BadRecordError
@@ -106,14 +103,15 @@ class Run:
         """Return the job with the log of its operations, which is made once for all seeds."""
         if job.task is not Task.TIME:
             return job
-        path = self.path / store.LOGS / f"{job.log_name}.json"
-        with suppress(OSError, msgspec.MsgspecError):
-            self.logs[job.log_name] = msgspec.json.decode(path.read_bytes(), type=StepLog)
+        if (path := store.log_path(self.path, job.log_name)).exists():
+            try:
+                self.logs[job.log_name] = store.read_log(path)
+            except BadRecordError as error:
+                self.tell(f"{error}; it is made anew")
         if job.log_name not in self.logs:
             self.logs[job.log_name] = found = process.log(job)
             if found.period is not None:
-                with atomic_write(path) as file:
-                    file.write(msgspec.json.encode(found))
+                store.save_log(found, self.path, job.log_name)
         return replace(job, log=self.logs[job.log_name])
 
     def refresh(self) -> None:

@@ -43,8 +43,12 @@ class Settings:
         limits = {"max_steps": self.max_steps, "time_limit_s": self.time_limit_s, "rows": self.rows}
         limits |= {"evaluation_rows": self.evaluation_rows, "patience": self.patience}
         for name, value in (limits | {"checkpoint_s": self.checkpoint_s}).items():
-            if value is not None and not value > 0:
-                raise ValueError(f"training.{name} must be positive, got {value}")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+                raise ValueError(f"training.{name} must be a positive number, got {value!r}")
+        if not isinstance(self.trial, bool):
+            raise ValueError(f"training.trial must be true or false, got {self.trial!r}")
+        if not isinstance(self.pictures, int) or self.pictures < 0:
+            raise ValueError(f"training.pictures must be a whole number of at least 0, got {self.pictures!r}")
 
 
 class Progress(msgspec.Struct, kw_only=True):

@@ -21,10 +21,32 @@ class Layerwise(Stateless):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = require(model, HasLoss, "layerwise")
+        self.checked = False
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        self.model.loss(batch).backward()
+        loss = self.model.loss(batch)
+        if not self.checked:
+            require_differentiable(type(self.model).__name__, loss)
+            self.checked = True
+        loss.backward()
         mark("gradient")
+
+
+def require_differentiable(model: str, loss: object) -> None:
+    """See that what a model calls its loss is one number that depends on what is trained.
+
+    Raises:
+        TypeError: it is not; the message names the model, what it returned and what is expected.
+    """
+    if not isinstance(loss, Tensor):
+        found = f"a {type(loss).__name__}"
+    elif loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}"
+    elif not loss.requires_grad:
+        found = "a tensor that depends on no parameter that is trained (detached, or made under no_grad?)"
+    else:
+        return
+    raise TypeError(f"{model}.loss must return one number, the mean over the batch, to be differentiated; got {found}")
 
 
 class Jacobian(Stateless):

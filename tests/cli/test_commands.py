@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,53 +15,10 @@ import torch
 from stepscale.bench.__main__ import COMMANDS, require_system, route
 from stepscale.bench.cli import cell
 from stepscale.bench.errors import UsageError
-from tests.support.commands import group_lives, stepscale
+from tests.support.commands import Forking, group_lives, stepscale
 from tests.support.jobs import BRIEF
 
-FORKING = """
-import json, os, sys
-import stepscale.bench.cli.cell
-from stepscale.bench import __main__
-for line in sys.stdin:
-    folder, arguments = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        said = os.open("said", os.O_WRONLY | os.O_CREAT)
-        os.dup2(said, 1), os.dup2(said, 2)
-        sys.argv = ["stepscale", *arguments]
-        sys.exit(__main__.main())
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 ODD = "it's ${dim} größe d=3, cost$ back\\slash 100%"  # the name of a folder
-
-
-class Forking:
-    """Runs the command line in forks of one process that has loaded torch: a tenth of a start's time each."""
-
-    def __init__(self) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen([sys.executable, "-c", FORKING], text=True, **pipes)  # type: ignore[call-overload]
-
-    def __call__(self, cwd: Path, *arguments: str) -> tuple[int, str]:
-        """Return the exit status and what was said on both streams."""
-        self.process.stdin.write(json.dumps([str(cwd), arguments]) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline()), (cwd / "said").read_text()
-
-    def end(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.process.stdout.close()
-
-
-@pytest.fixture(scope="session")
-def forking() -> Iterator[Forking]:
-    one = Forking()
-    yield one
-    one.end()
 
 
 def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import math
 import os
+import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +51,7 @@ def test_no_record_holds_what_json_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("schema", [1, 2])
 def test_a_record_of_each_schema_is_read(schema: int) -> None:
     """Kept as they were written; that of schema 1 holds a NaN, which is no JSON."""
-    found = store.read(FIXTURES / f"schema_{schema}.json")
+    found = store.decode((FIXTURES / f"schema_{schema}.json").read_bytes())
     assert (found.schema, found.task, found.status) == (2, Task.TIME, Status.OK)
     assert (found.machine.cpu, found.machine.cores, found.environment.torch) == ("AMD EPYC", 2, "2.13.0+cpu")
     assert found.direction == Gradient(log_det="exact", cosine=None)
@@ -89,3 +91,84 @@ def test_a_schema_that_is_no_number_is_named(tmp_path: Path) -> None:
     path.write_text('{"schema": []}')
     with pytest.raises(BadRecordError, match=r"x\.json"):
         store.read(path)
+
+
+def odd_files(folder: Path) -> list[str]:
+    """Put what is no record into a folder of records; return the names."""
+    os.mkfifo(folder / "fifo.json")
+    (folder / "folder.json").mkdir()
+    (folder / "dangling.json").symlink_to("nowhere")
+    (folder / "loop.json").symlink_to("loop.json")
+    (folder / "endless.json").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(folder / "socket.json"))
+    with (folder / "huge.json").open("wb") as file:
+        file.truncate(100 << 20)
+    (folder / "digits.json").write_text("9" * 100_000)
+    (folder / "deep.json").write_text('{"schema":2,"config":' + "[" * 100_000 + "]" * 100_000 + "}")
+    return [path.name for path in folder.iterdir()]
+
+
+def test_odd_files_among_the_records_are_named_and_block_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "records"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    names = odd_files(folder)
+    kept = store.save(record("relative", 64, 0, 2e-3), tmp_path)
+    found, complaints = store.read_all(tmp_path)
+    assert [one.identity for one in found] == [kept.stem]
+    assert sorted(line.split(" ")[0] for line in complaints) == sorted(str(folder / name) for name in names)
+    assert all(len(line) < 700 + len(str(folder)) for line in complaints)
+
+
+def test_a_record_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = store.save(record("relative", 64, 0, 2e-3), tmp_path)
+    expected = store.read(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert store.read(path) == expected
+
+
+def test_a_copy_of_a_record_is_no_second_measurement(tmp_path: Path) -> None:
+    path = store.save(record("relative", 64, 0, 2e-3), tmp_path)
+    path.with_name("copy.json").write_bytes(path.read_bytes())
+    found, (complaint,) = store.read_all(tmp_path)
+    assert len(found) == 1 and f"copy.json holds the record {path.stem}, of another name" in complaint
+
+
+IMPOSSIBLE = [
+    ('"step_s":[0.002,', '"step_s":[-0.002,'),
+    ('"step_s":[0.002,', '"step_s":[0.0,'),
+    ('"step_s":[0.002,', '"step_s":["0.002",'),
+    ('"step_s":[0.002,', '"step_s":[NaN,'),
+    ('"step_s":[0.002,', '"step_s":[1e999,'),
+    ('"step_s":[0.002,', '"step_s":['),
+    ('"dim":64', '"dim":0'),
+    ('"dim":64', '"dim":1e3'),
+    ('"dim":64', f'"dim":{"9" * 5000}'),
+    ('"share":1.0', '"share":7.0'),
+    ('"phases_s":{"gradient":0.0018,"update":0.0002}', '"phases_s":{}'),
+    ('"flops":200000000.0', '"flops":-1'),
+    ('"config":{"task":"time","timing":{"max_step_s":2}}', '"config":5'),
+    ('"max_step_s":2', '"max_step_s":null'),
+    ('"max_step_s":2', f'"max_step_s":2,"a":{"[" * 200}{"]" * 200}'),
+    ('"memory":{', '"memory":null,"more":{'),
+    ('"trace":[', '"trace":[],"more":['),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong"), IMPOSSIBLE, ids=[f"{k}" for k in range(len(IMPOSSIBLE))])
+def test_an_impossible_value_makes_a_record_a_damaged_one(tmp_path: Path, right: str, wrong: str) -> None:
+    path = store.save(record("relative", 64, 0, 2e-3), tmp_path)
+    text = path.read_text()
+    assert right in text, text
+    path.write_text(text.replace(right, wrong, 1))
+    with pytest.raises(BadRecordError, match=re.escape(str(path))):
+        store.read(path)
+
+
+def test_a_lone_surrogate_is_replaced_when_a_record_is_read(tmp_path: Path) -> None:
+    made = record("relative", 64, 0, 2e-3)
+    made.reason = "half a pair: \ud800"
+    assert store.read(store.save(made, tmp_path)).reason == "half a pair: ?"

@@ -9,7 +9,7 @@ import pytest
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import AXES, UNMARKED, Record, StepClass, Task
 from stepscale.bench.report.write import write
-from tests.support.synthetic import failed, record, run_of
+from tests.support.synthetic import TIMED, failed, record, run_of
 from tests.support.training import train_record as training_record
 
 
@@ -48,7 +48,7 @@ def test_an_empty_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def changed(seed: int, step_s: float, finished: str = "", **config: Any) -> Record:
     made = record("mine", 64, seed, step_s)
-    made.config, made.finished = {"task": "time", "optimizer": config}, finished
+    made.config, made.finished = TIMED | {"optimizer": config}, finished
     made.identity = f"{seed}-{config}-{finished}"
     return made
 

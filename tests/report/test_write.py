@@ -1,6 +1,9 @@
 """Reports of synthetic runs: words, files, and figures that hold only what the records hold."""
 
+import builtins
+import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from msgspec.structs import replace
 
 from stepscale.bench.analysis import step_times
 from stepscale.bench.cli import report
@@ -17,6 +21,7 @@ from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Machine, OnGpu
 from stepscale.bench.report import scaling_figures, scaling_tables, style, write
 from tests.support.synthetic import DIMS, failed, polynomial, record, run_of
+from tests.support.training import train_record
 
 COSTS = {
     "layerwise": polynomial(60, 0, 2e-2, 6e-5),
@@ -230,5 +235,101 @@ def test_a_report_that_cannot_be_written_says_that_the_records_are_whole(
         raise OSError(28, "No space left on device", "times.csv")
 
     monkeypatch.setattr(report, "write_of", full)
-    with pytest.raises(UsageError, match=r"No space left .*; the records are whole: once there is room, `st"):
+    with pytest.raises(UsageError, match=r"No space left .*; the records that are there are whole: once .* can be wr"):
         report.main([str(tmp_path)])
+
+
+HOSTILE = (
+    r"cost $\frac{a}{b$", "half \ud800", "a\x00b\x1b[2J\nc", "<script>alert(1)</script>", "a|b [x](http://y)",
+    "=cmd|' /C calc'!A0", "$$", "_{", "^", "größe 漢",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # a font may lack one
+def test_names_are_letters_in_every_file_of_a_report(tmp_path: Path) -> None:
+    run_of(tmp_path, {"layerwise": COSTS["layerwise"]} | {name: COSTS["relative"] for name in HOSTILE}, [64, 128])
+    said = write.write(tmp_path)
+    assert write.FAILED not in said
+    times = pd.read_csv(tmp_path / "times.csv")
+    assert {r"cost $\frac{a}{b$", "half ?", "a\ufffdb\ufffd[2J\ufffdc", "$$"} <= set(times["optimizer"])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page and r"cost $\frac{a}{b$" in page
+
+
+def test_names_of_training_runs_are_letters_too(tmp_path: Path) -> None:
+    for name in (r"cost $\frac{a}{b$", "$x$"):
+        made = train_record("relative", 1)
+        made.cell = replace(made.cell, optimizer=name)
+        made.identity = str(len(name))
+        store.save(made, tmp_path)
+    assert write.FAILED not in write.write(tmp_path)
+    assert r"cost $\frac{a}{b$" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_section_that_fails_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise ZeroDivisionError("made to")
+
+    run_of(tmp_path, {"relative": COSTS["relative"]}, [64])
+    store.save(train_record("relative", 1), tmp_path)
+    monkeypatch.setattr(write.scaling_section, "section", failing)
+    said = write.write(tmp_path)
+    assert f"{write.FAILED}: ZeroDivisionError: made to" in said and "Best at the end" in said
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "ZeroDivisionError: made to" in page and "Held-out likelihood" in page
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["times.csv", "scaling.png", "summary.md", "report.html"])
+def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write.write(run_of(tmp_path, {"relative": COSTS["relative"]}, [64]))
+    before = contents(tmp_path)
+    run_of(tmp_path, {"relative": COSTS["relative"]}, [128])
+    usual = io.open
+
+    def full(file: object, mode: str = "r", *arguments: object, **options: object) -> object:
+        if Path(str(file)).name == name and "w" in mode:
+            raise OSError(28, "No space left on device", str(file))
+        return usual(file, mode, *arguments, **options)  # type: ignore[call-overload]
+
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", full)
+    with pytest.raises(UsageError, match=r"No space left .*; the records that are there are whole"):
+        report.main([str(tmp_path)])
+    monkeypatch.undo()
+    assert contents(tmp_path) == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_folder_removed_while_its_report_is_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, usual = run_of(tmp_path / "run", {"relative": COSTS["relative"]}, [64]), write.page.page
+
+    def removing(*arguments: object) -> str:
+        shutil.rmtree(folder)
+        return usual(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(write.page, "page", removing)
+    with pytest.raises(UsageError, match=r"no report: .*run"):
+        report.main([str(folder)])
+
+
+def damaged_pictures() -> dict[str, bytes]:
+    whole, many = io.BytesIO(), io.BytesIO()
+    np.savez_compressed(whole, data=np.full((4, 4, 4), np.nan))
+    np.savez_compressed(many, data=np.zeros((1, 10_000, 10_000)))
+    return {"empty": b"", "no archive": b"PK", "not finite": whole.getvalue(), "unpacks to 762 MiB": many.getvalue()}
+
+
+@pytest.mark.parametrize("content", damaged_pictures().values(), ids=damaged_pictures())
+def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path, content: bytes) -> None:
+    path = store.save(train_record("relative", 1), tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / f"{path.stem}.npz").write_bytes(content)
+    said = write.write(tmp_path)
+    assert f"{path.stem}.npz cannot be shown" in said and write.FAILED not in said
+    assert "Best at the end" in said

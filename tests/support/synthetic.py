@@ -37,6 +37,7 @@ from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import Facts, Mark, no_mark
 
 SETTINGS = Settings(precision=0.01, time_limit_s=0.5, warmup_s=0.1, block_s=0.01, max_step_s=10)
+TIMED = {"task": "time", "timing": {"max_step_s": 2}}  # the part of a configuration that is read
 RATE = 1e11  # FLOP/s of the simulated machine
 Cost = Callable[[int], float]
 
@@ -132,7 +133,7 @@ def limit_seconds(dim: int) -> float:
 def record(optimizer: str, dim: int, seed: int, step_s: float, **axes: Any) -> Record:
     """Make a whole record of a cell whose step took ``step_s``, without measuring anything."""
     limit_s = limit_seconds(dim)
-    made = bare(cell(optimizer, dim, seed, **axes), {"task": "time"})
+    made = bare(cell(optimizer, dim, seed, **axes), TIMED)
     blocks = Blocks([1] * 6, [step_s] * 6, [step_s] * 6, [limit_s] * 6, [0.0] * 6)
     trace = [StepClass([0], 1.0, 10, {"gradient": step_s * 0.9, "update": step_s * 0.1})]
     made.timing = Timing(
@@ -163,7 +164,7 @@ def bare(of: Cell, config: dict[str, Any]) -> Record:
 
 
 def failed(optimizer: str, dim: int, seed: int, status: str, **axes: Any) -> Record:
-    made = bare(cell(optimizer, dim, seed, **axes), {"task": "time"})
+    made = bare(cell(optimizer, dim, seed, **axes), TIMED)
     return replace(made, status=Status(status), reason=f"simulated {status}")
 
 

@@ -1,7 +1,7 @@
 """What users bring, good and bad; named as a ``_target_``."""
 
-from collections.abc import Iterable
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import torch

@@ -130,7 +130,7 @@ def test_bits_of_photos_are_of_8_bit_pixels() -> None:
     ("overrides", "message"),
     [
         (["training.max_steps=null"], "all null: training would never end"),
-        (["training.checkpoint_s=0"], "training.checkpoint_s must be positive, got 0"),
+        (["training.checkpoint_s=0"], "training.checkpoint_s must be a positive number, got 0"),
         (["batch=2000"], "the data have 1000 train rows, a batch has 2000: lower batch"),
     ],
 )
