@@ -277,14 +277,15 @@ def _measure(job: Job, connection: Connection) -> None:
     except StoppedError as error:
         sys.stderr.write(f"{error}\n")
         return
-    encoded, ended = store.encode(record), record.status in ENDED
+    encoded, written = store.encode(record), False
     if job.turns and (record.status is Status.OUT_OF_MEMORY or BUSY in (record.reason or "")):
         connection.send(NO_ROOM)
         return
     with suppress(OSError):  # whoever reads the answer tries it too, and says why not
         store.write(encoded, store.path_of(job.folder, job.identity))
+        written = True
     connection.send(encoded)
-    if ended:  # one that failed may go on from there; and not before the record is there
+    if written and record.status in ENDED:  # one that failed may go on from there
         job.checkpoint.unlink(missing_ok=True)
 
 
