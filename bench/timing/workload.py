@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ class Workload:
         self.model, self.step, self.batches = model, step, batches
         self.compiled: Callable[[Batch], None] | None = None
         if compile_mode is not None:
-            torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on uncompiled, and not say so
+            with suppress(AttributeError):  # torch 2.5 has no such setting
+                torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on uncompiled, and not say so
             self.compiled = torch.compile(lambda batch: step(batch), mode=compile_mode)
         self.facts, self.position = facts_of(step), 0
         self.period = self.facts.period
