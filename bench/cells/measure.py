@@ -71,6 +71,8 @@ def prepare(job: Job) -> torch.device:
     """Ready this process for a cell: its threads, its memory, its generator."""
     device = torch.device(job.cell.device)
     refuse_wrong_threads(job.cell.threads)
+    if job.cell.dtype == "bfloat16" and job.cell.device == "cpu":
+        refuse_wrong_means()
     memory.limit_memory(job.config["memory_gib"], device)
     torch.manual_seed(job.cell.seed)
     return device
@@ -89,3 +91,15 @@ def refuse_wrong_threads(asked: int) -> None:
         )
     if os.environ.get("MKL_DYNAMIC", "").lower() in ("false", "0"):
         raise RuntimeError("MKL_DYNAMIC=FALSE makes torch's batched LU on CPU silently wrong: unset it")
+
+
+def refuse_wrong_means() -> None:
+    """See that a mean of bfloat16 is written into the tensor that is given for it, as torch 2.5 does not.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    into = torch.full((1,), float("nan"), dtype=torch.bfloat16)
+    torch.mean(torch.zeros(2, 1, dtype=torch.bfloat16), 0, out=into)
+    if into.isnan():
+        raise RuntimeError(f"torch {torch.__version__} makes means of bfloat16 on CPU silently wrong: use a newer one")

@@ -112,7 +112,7 @@ def test_a_pair_that_does_not_apply_fails_with_its_reason(tmp_path: Path) -> Non
     found = measure_cell(job(tmp_path, "model._target_=tests.support.theirs.OnlyLoss", "~model.depth"))
     assert found.status == "failed"
     assert "OnlyLoss.capture()" in found.reason
-    assert "Traceback" in found.traceback
+    assert found.traceback is None, "it is a wrong choice, and nobody's bug"
 
 
 @pytest.mark.parametrize("task", ["time", "train"])
@@ -175,7 +175,7 @@ def test_what_a_users_constructor_raises_is_the_reason(tmp_path: Path) -> None:
     """Hydra's own message names the target and nothing else."""
     only = ["model._target_=tests.support.theirs.Broken"]
     found = measure_cell(job(tmp_path, *only))
-    assert (found.status, found.reason) == ("failed", "ValueError: hidden must be even; set hidden=64")
+    assert found.status == "failed" and "ValueError: hidden must be even; set hidden=64" in found.reason
 
 
 def test_a_process_of_its_own_leaves_the_record(tmp_path: Path) -> None:
@@ -253,6 +253,20 @@ def test_number_types_are_torch_s_and_tf32_a_way_of_rounding() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def mean_is_written() -> bool:
+    """Whether a mean of bfloat16 on this CPU goes where it is told to, as in torch 2.5 it does not."""
+    into = torch.zeros(8, dtype=torch.bfloat16)
+    torch.mean(torch.ones(100, 8, dtype=torch.bfloat16), 0, out=into)
+    return into.tolist() == [1.0] * 8
+
+
+def test_means_of_bfloat16_that_torch_gets_wrong_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "mean", lambda values, dim, out: values.sum(dim).div_(len(values)))
+    found = measure_cell(job(tmp_path, "dtype=bfloat16", dtype="bfloat16"))
+    assert found.status == "failed" and "means of bfloat16 on CPU silently wrong: use a newer one" in found.reason
+
+
+@pytest.mark.skipif(not mean_is_written(), reason="this torch is refused")
 def test_a_bfloat16_step_is_timed_and_what_has_no_bfloat16_says_so(tmp_path: Path) -> None:
     found = measure_cell(job(tmp_path, "dtype=bfloat16", dtype="bfloat16"))
     assert found.status == "ok", found.reason
