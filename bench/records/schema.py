@@ -282,10 +282,10 @@ class Trained(Struct, kw_only=True, omit_defaults=True):
 class Tuning(Struct, frozen=True, kw_only=True):
     """What choosing a final run's settings has taken."""
 
-    trials: int
-    ended: int  # of them
-    steps: int
-    seconds: float  # of steps
+    trials: Whole
+    ended: Whole  # of them
+    steps: Whole
+    seconds: Seconds  # of steps
 
 
 class DataFacts(Struct, kw_only=True, omit_defaults=True):

@@ -82,7 +82,7 @@ def test_equal_costs_are_seldom_told_apart_though_small_dims_are_noisier(tmp_pat
     cost = polynomial(20, 0, 1e-2)
     for pair in range(80):
         costs, rng = {f"one {pair}": cost, f"other {pair}": cost}, np.random.default_rng(pair)
-        run_of(tmp_path, costs, [32, 64, 256, 1024], seeds=3, noise=falling, batch=pair, rng=rng)
+        run_of(tmp_path, costs, [32, 64, 256, 1024], seeds=3, noise=falling, batch=pair + 1, rng=rng)
     found = crossovers(tables.load(tmp_path))
     assert len(found) == 80
     assert found["kind"].isin(["none", "crossover"]).mean() <= 0.1

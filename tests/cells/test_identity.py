@@ -107,6 +107,7 @@ HARMLESS = {
     "__init__",
     "records/schema",
     "records/operations",
+    "records/ranges",
     "records/store",
     "records/__init__",
 }
