@@ -11,7 +11,7 @@ WORKERS      = -n auto --maxprocesses 4 --dist worksteal
 READY        = $(if $(filter .venv/bin/python,$(PY)),.venv/ready)  # another Python is taken as it is
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative peers-growth peers-timer regress doctor counts counts-update gate-check test test-all lint clean help
+.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative peers-growth peers-timer reliability regress doctor counts counts-update gate-check test test-all lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -57,6 +57,11 @@ peers-growth: $(READY)  ## What Extra-P says of a run's times, beside the counte
 
 peers-timer: $(READY)  ## How well a factor is known after 20 s, beside torch's Timer; 8 minutes (TARGET=results/timer/factors.csv)
 	$(PY) -m tests.peers.timer $(or $(TARGET),results/local/timer/factors.csv)
+
+reliability: $(READY)  ## Kill sweeps and trainings, damage files, misbehave, interrupt, mistype; 50 minutes (TARGET=results/reliability)
+	for script in killed_sweeps killed_trainings misbehaving early_interrupt fuzzed_records wrong_inputs; do \
+	  $(PY) -m tests.reliability.$$script --to $(or $(TARGET),results/local/reliability)/$$script.csv || exit 1; \
+	done
 
 report: $(READY)  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench report $(RUN)

@@ -41,6 +41,7 @@ def describe() -> Environment:
         cuda=cuda,
         cuda_allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
         tf32=torch.backends.cuda.matmul.allow_tf32 if cuda else None,
+        wait_policy=os.environ.get("OMP_WAIT_POLICY"),
         flush_denormal=flushes_denormals(),
         **versions,
     )

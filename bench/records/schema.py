@@ -118,6 +118,7 @@ class Environment(Struct, kw_only=True, omit_defaults=True):
     cuda: str | None = None
     cuda_allocator: str | None = None
     tf32: bool | None = None
+    wait_policy: str | None = None  # OMP_WAIT_POLICY: whether threads that wait spin
     flush_denormal: bool | None = None  # whether the CPU's products give zero where they would be subnormal
 
 

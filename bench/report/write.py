@@ -14,6 +14,8 @@ from stepscale.bench.records.schema import Record, Task
 from stepscale.bench.report import page, scaling_section, scaling_tables, style, training_section
 from stepscale.bench.report.page import Section
 
+COMMANDS = 3  # that are named of a run
+LIBRARIES = ("numpy", "scipy", "pandas", "hydra-core")  # beside torch, whose versions a record holds
 FAILED = "This section cannot be written"
 
 
@@ -100,13 +102,16 @@ def older(records: Collection[Record]) -> list[str]:
 
 
 def provenance(records: Collection[Record]) -> str:
-    """Say which machines, versions and dates a run's figures are of."""
+    """Say which machines, versions and dates a run's figures are of, and which command makes them again."""
     measured = [record for record in records if record.environment.python]
     if not measured:
         return "no cell was measured"
     machines = dict.fromkeys(map(_machine, measured))
     dates = sorted(record.finished[:10] for record in measured)
-    return f"{'; and '.join(machines)}, {dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'}"
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    commands = dict.fromkeys(record.command for record in measured)
+    by = "; ".join(list(commands)[:COMMANDS]) + ("; …" if len(commands) > COMMANDS else "")
+    return f"{'; and '.join(machines)}, {when}, made by: {by}"
 
 
 def _machine(record: Record) -> str:
@@ -115,4 +120,6 @@ def _machine(record: Record) -> str:
     parts = [] if machine.gpu is None else [machine.gpu]
     parts += [f"{machine.cpu}, {machine.cores} cores, {threads}"]
     parts += [f"torch {environment.torch}", f"Python {environment.python}"]
+    others = {name: getattr(environment, name.replace("-", "_")) for name in LIBRARIES}
+    parts += [f"{name} {version}" for name, version in others.items() if version is not None]
     return ", ".join([*parts, f"stepscale {environment.stepscale} ({environment.commit or environment.code})"])

@@ -36,10 +36,12 @@ def publish(run: Path, name: str) -> Path:
     target = RESULTS / name
     if target.exists():
         raise UsageError(f"{target} is there already; choose another NAME, or remove it first")
+    hint = "name a folder that `stepscale sweep` wrote, such as results/local/latest"
+    if not (run / store.PLAN).exists():
+        raise UsageError(f"{run} holds no sweep's run: there is no {store.PLAN} in it; {hint}")
     try:
         plan = msgspec.json.decode(store.content(run / store.PLAN), type=Published)
     except (OSError, ValueError, RecursionError) as error:
-        hint = "name a folder that `stepscale sweep` wrote, such as results/local/latest"
         raise UsageError(f"{run} holds no sweep's run: its {store.PLAN} {one_line(error)}; {hint}") from error
     there, complaints = store.read_all(run)
     recorded = {record.identity for record in there}

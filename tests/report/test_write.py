@@ -182,6 +182,17 @@ def test_a_run_of_two_machines_names_both(tmp_path: Path) -> None:
     assert where.count("H200, simulated") == 1
 
 
+def test_a_run_names_the_command_and_the_versions_that_make_it_again(tmp_path: Path) -> None:
+    for seed in range(5):
+        made = record("relative", 64, seed, 1e-3)
+        made.command = f"stepscale seed={max(seed, 1)}"
+        made.environment = replace(made.environment, numpy="2.0.1", hydra_core="1.3.2", commit="abc1234")
+        store.save(made, tmp_path)
+    where = write.provenance(store.read_all(tmp_path)[0])
+    assert "numpy 2.0.1, hydra-core 1.3.2, stepscale" in where and "(abc1234)" in where
+    assert re.search(r", made by: (stepscale seed=\d; ){3}…$", where)
+
+
 def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
     run_of(tmp_path, {"<b>x</b>": COSTS["relative"]}, DIMS)
     write.write(tmp_path)
