@@ -37,7 +37,7 @@ def publish(run: Path, name: str) -> Path:
     if target.exists():
         raise UsageError(f"{target} is there already; choose another NAME, or remove it first")
     try:
-        plan = msgspec.json.decode(store.content(run / store.PLAN), type=Published)
+        plan = msgspec.json.decode(store.content(run / store.PLAN).decode(), type=Published)
     except (OSError, ValueError, RecursionError) as error:
         hint = "name a folder that `stepscale sweep` wrote, such as results/local/latest"
         raise UsageError(f"{run} holds no sweep's run: its {store.PLAN} {one_line(error)}; {hint}") from error
