@@ -133,7 +133,7 @@ def test_a_record_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_are_seen_where_nothing_is_read_either(tmp_path: Path) -> None:
     path = store.save(record("relative", 64, 0, 2e-3), tmp_path)
     path.write_bytes(path.read_bytes().replace(b'{"schema"', b'{"unknown":"\xf8","schema"'))
-    with pytest.raises(BadRecordError, match="is damaged .*0xf8"):
+    with pytest.raises(BadRecordError, match=r"is damaged .*0xf8"):
         store.read(path)
 
 
