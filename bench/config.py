@@ -191,10 +191,16 @@ def merged(words: Words, others: Words) -> Words:
 
 
 def searchable(words: Words) -> Words:
-    """Turn ``--config-dir mine`` into the override that says the same."""
+    """Turn ``--config-dir mine`` into the override that says the same.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for flag in {"--config-dir", "-cd"} & set(words[:-1]):
         place = words.index(flag)
+        if not Path(words[place + 1]).is_dir():
+            raise UsageError(f"there is no folder {words[place + 1]!r}; {flag} names the one that holds your own files")
         words[place : place + 2] = [f"hydra.searchpath=[{quoted(f'file://{Path(words[place + 1]).resolve()}')}]"]
     return words
 

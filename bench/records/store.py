@@ -117,7 +117,7 @@ def decode(encoded: bytes) -> Record:
         ValueError: it is no whole record; the message says what is wrong.
     """
     try:
-        return msgspec.json.decode(encoded, type=Record)
+        return msgspec.json.decode(encoded.decode(), type=Record)  # which sees bytes that msgspec skips
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode_other(encoded)
 
@@ -139,7 +139,7 @@ def read_log(path: Path) -> StepLog:
         BadRecordError: naming the file and what is wrong with it.
     """
     try:
-        return msgspec.json.decode(content(path), type=StepLog)
+        return msgspec.json.decode(content(path).decode(), type=StepLog)
     except (OSError, ValueError, RecursionError) as error:
         raise BadRecordError(f"{path} is damaged ({one_line(error)})") from error
 

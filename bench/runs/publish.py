@@ -40,7 +40,7 @@ def publish(run: Path, name: str) -> Path:
     if not (run / store.PLAN).exists():
         raise UsageError(f"{run} holds no sweep's run: there is no {store.PLAN} in it; {hint}")
     try:
-        plan = msgspec.json.decode(store.content(run / store.PLAN), type=Published)
+        plan = msgspec.json.decode(store.content(run / store.PLAN).decode(), type=Published)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{run} holds no sweep's run: its {store.PLAN} {one_line(error)}; {hint}") from error
     there, complaints = store.read_all(run)

@@ -130,6 +130,13 @@ def test_a_record_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     assert store.read(path) == expected
 
 
+def test_bytes_that_are_no_text_are_seen_where_nothing_is_read_either(tmp_path: Path) -> None:
+    path = store.save(record("relative", 64, 0, 2e-3), tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'{"schema"', b'{"unknown":"\xf8","schema"'))
+    with pytest.raises(BadRecordError, match=r"is damaged .*0xf8"):
+        store.read(path)
+
+
 def test_a_copy_of_a_record_is_no_second_measurement(tmp_path: Path) -> None:
     path = store.save(record("relative", 64, 0, 2e-3), tmp_path)
     path.with_name("copy.json").write_bytes(path.read_bytes())

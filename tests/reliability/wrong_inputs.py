@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from stepscale.bench.config import CONF
 from tests.support.commands import stepscale
 
 LONGEST, LINES = 700, 6  # letters and lines of an answer; argparse's usage is some of them
@@ -136,7 +137,7 @@ INPUTS = [
     Wrong(["--config-dir", "mine", "optimizer=not_partial", *BRIEF], "optimizer lacks `_partial_: true`"),
     Wrong(["--config-dir", "mine", "optimizer=tabs", *BRIEF], "tabs.yaml"),
     Wrong(["--config-dir", "mine", "optimizer=words", *BRIEF], "words"),
-    Wrong(["--config-dir", "nowhere", "optimizer=x", *BRIEF], "Could not find 'optimizer/x'"),
+    Wrong(["--config-dir", "nowhere", "optimizer=x", *BRIEF], "there is no folder 'nowhere'"),
     Wrong(["swep", "default"], "no command 'swep'; did you mean sweep?"),
     Wrong(["frobnicate"], "no command 'frobnicate'; there are sweep"),
     Wrong(["sweep"], "the following arguments are required: name"),
@@ -205,7 +206,7 @@ def answers(inputs: list[Wrong], run: Callable[..., tuple[int, str]]) -> Iterato
             before = listing(folder)
             status, said = run(folder, *wrong.words)
             left = [path for path in sorted(listing(folder) - before) if path != "said"]
-        said = said.replace(name, "FOLDER").strip()
+        said = said.replace(name, "FOLDER").replace(str(CONF), "conf").strip()
         yield Answer(" ".join(["stepscale", *wrong.words]), status, said, complaint(wrong, status, said, left))
 
 
