@@ -38,7 +38,7 @@ from stepscale.bench.runs import plan, publish
 from stepscale.bench.runs.run import Run
 from tests.support import jobs, training
 
-DRAWN = 8  # of so many reports one is drawn whole, with figures: seconds each
+DRAWN = 24  # of so many reports one is drawn whole, with figures: seconds each
 DEEP, LONG = 5_000, 5_000
 LAST_CASES = ("true", "null", "-1", "0", "1e-300", "1e300", "1e999", "NaN", "-Infinity", '"text"', '""', "[]", "{}")
 RAW = (

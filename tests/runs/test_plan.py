@@ -65,7 +65,13 @@ def test_a_sweep_names_a_device_that_is_none() -> None:
 
 
 @pytest.mark.parametrize("flag", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]])
-def test_a_sweep_may_search_a_folder_of_the_users(flag: list[str]) -> None:
+def test_a_sweep_may_search_a_folder_of_the_users(
+    flag: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="there is no folder 'mine'"):
+        searchable([*flag, "dim=8"])
+    (tmp_path / "mine").mkdir()
     assert searchable([*flag, "dim=8"]) == [f"hydra.searchpath=['file://{Path('mine').resolve()}']", "dim=8"]
 
 
