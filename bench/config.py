@@ -42,7 +42,6 @@ SETTINGS = ("task", "memory_gib", "timeout_s", "flush_denormal", "label", "timin
 NOT_THE_OPTIMIZERS = rf"({'|'.join([*AXES, *SETTINGS])})[.=/@]|[^=]*$"
 WHOLE = {"dim": (1, LARGEST), "batch": (1, LARGEST), "depth": (1, LARGEST), "seed": (0, 2**53)}  # least and most
 PLAIN = re.compile(r"([a-z_][a-z0-9_.]*)=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|true|false|null)", re.ASCII)
-DEFAULTS = {"optimizer": "relative", "model": "flow", "data": "photos", "timing": "quick", "training": "quick"}
 NO_CHOICE = re.compile(rf"({'|'.join(GROUPS)})=(-?\d[\d.e+-]*|true|false|null|)")
 CHOICE = re.compile(rf"({'|'.join(GROUPS)})=[\w-]+")  # of a group's file, which Hydra applies before any value
 Words = list[str]
@@ -279,8 +278,8 @@ def known_keys() -> Words:
 def _composed(words: tuple[str, ...]) -> _Composed:
     """Compose words by Hydra; of one configuration that is never changed, only copied."""
     if wrong := [word for word in words if NO_CHOICE.fullmatch(word)]:
-        group = wrong[0].split("=")[0]
-        raise UsageError(f"{wrong[0]} names no file; name one, as {group}={DEFAULTS[group]}: `stepscale list` has them")
+        files = sorted(path.stem for path in (CONF / wrong[0].split("=")[0]).glob("*.yaml"))
+        raise UsageError(f"{wrong[0]} names no file; there are {', '.join(files)}")
     with _sentences(), _hydra():
         config = compose("config", list(words), return_hydra_config=True)
     choices, variables = dict(config.hydra.runtime.choices), dict(config.hydra.job.env_set)

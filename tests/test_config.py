@@ -78,7 +78,7 @@ def test_a_thousand_cells_are_composed_once_for_each_choice_of_groups(monkeypatc
         (["~data"], "the configuration has no data"),
         (["dim='${nowhere}'"], "nowhere"),
         (["dim=[1"], "no viable alternative"),
-        (["timing=1"], "timing=1 names no file; name one, as timing=quick"),
+        (["timing=1"], "timing=1 names no file; there are default, full, quick"),
     ],
 )
 def test_words_that_make_no_cell_are_named(words: list[str], message: str) -> None:

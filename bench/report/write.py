@@ -46,8 +46,9 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
         written = [_written(make, Path(new)) for make in makers(records, folder, where)]
         sections, figures = [section for section, _ in written], [drawn for _, drawn in written]
         sections[0].findings[:0] = [f"Left out: {complaint}." for complaint in complaints] + older(records)
-        _save(Path(new) / "summary.md", page.markdown(sections, where))
-        _save(Path(new) / "report.html", page.page(sections, figures, where))
+        origin = f"{where}, {made_by(records)}"
+        _save(Path(new) / "summary.md", page.markdown(sections, origin))
+        _save(Path(new) / "report.html", page.page(sections, figures, origin))
         for file in sorted(Path(new).iterdir()):
             os.replace(file, folder / file.name)
     return "\n\n".join([*map(page.text, sections), f"report in {folder / 'report.html'}"])
@@ -102,16 +103,26 @@ def older(records: Collection[Record]) -> list[str]:
 
 
 def provenance(records: Collection[Record]) -> str:
-    """Say which machines, versions and dates a run's figures are of, and which command makes them again."""
+    """Say which machines, versions and dates a run's figures are of."""
     measured = [record for record in records if record.environment.python]
     if not measured:
         return "no cell was measured"
     machines = dict.fromkeys(map(_machine, measured))
     dates = sorted(record.finished[:10] for record in measured)
-    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    commands = dict.fromkeys(record.command for record in measured)
-    by = "; ".join(list(commands)[:COMMANDS]) + ("; …" if len(commands) > COMMANDS else "")
-    return f"{'; and '.join(machines)}, {when}, made by: {by}"
+    return f"{'; and '.join(machines)}, {dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'}"
+
+
+def made_by(records: Collection[Record]) -> str:
+    """Say by which commands, and with which other libraries, a run was made."""
+    commands = list(dict.fromkeys(record.command for record in records))
+    more = "; …" if len(commands) > COMMANDS else ""
+    found = {
+        f"{name} {version}": None
+        for record in records
+        for name in LIBRARIES
+        if (version := getattr(record.environment, name.replace("-", "_"))) is not None
+    }
+    return f"made by: {'; '.join(commands[:COMMANDS])}{more}" + f" (with {', '.join(found)})" * bool(found)
 
 
 def _machine(record: Record) -> str:
@@ -120,6 +131,4 @@ def _machine(record: Record) -> str:
     parts = [] if machine.gpu is None else [machine.gpu]
     parts += [f"{machine.cpu}, {machine.cores} cores, {threads}"]
     parts += [f"torch {environment.torch}", f"Python {environment.python}"]
-    others = {name: getattr(environment, name.replace("-", "_")) for name in LIBRARIES}
-    parts += [f"{name} {version}" for name, version in others.items() if version is not None]
     return ", ".join([*parts, f"stepscale {environment.stepscale} ({environment.commit or environment.code})"])

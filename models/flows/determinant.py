@@ -1,8 +1,8 @@
 """log|det W| from one LU factorisation, from which its gradient W⁻ᵀ is then solved.
 
 Wᵀ is factored in place of W. LAPACK wants columns, which the rows of W are to it: no copy crosses them, and the
-solution X of X Wᵀ = I comes out as rows. One thread of an AMD EPYC takes 7 to 12 % less than for W from dim 64 to 1024,
-``torch.linalg.inv`` 15 to 60 % more, and autograd's ``slogdet`` longer still.
+solution X of X Wᵀ = I comes out as rows. From dim 64 to 1024, on one thread of an AMD EPYC, nothing else that was tried
+is as fast: not W's own factors, ``torch.linalg.inv`` of W or of Wᵀ, nor autograd's ``slogdet``.
 """
 
 from __future__ import annotations
@@ -30,20 +30,17 @@ def inverse_transpose(W: Tensor) -> Tensor:
     Raises:
         FloatingPointError: W is singular.
     """
-    LU, pivots, failed = torch.linalg.lu_factor_ex(W.mT)
-    if failed.any():
-        raise FloatingPointError(SINGULAR)
-    return _solved(LU, pivots)
+    return _solved(*factored(W.mT))
 
 
 def factored(W: Tensor) -> tuple[Tensor, Tensor]:
-    """O(d³): LU and pivots of one square matrix.
+    """O(d³): LU and pivots of each square matrix.
 
     Raises:
         FloatingPointError: W is singular.
     """
     LU, pivots, failed = torch.linalg.lu_factor_ex(W)
-    if failed.item():
+    if failed.any():
         raise FloatingPointError(SINGULAR)
     return LU, pivots
 
