@@ -25,22 +25,22 @@ def log_abs_det(W: Tensor) -> Tensor:
 
 
 def inverse_transpose(W: Tensor) -> Tensor:
-    """O(d³): W⁻ᵀ of each square matrix, in rows.
+    """O(d³): W⁻ᵀ of one square matrix, in rows.
 
     Raises:
         FloatingPointError: W is singular.
     """
-    return _solved(*factored(W.mT))
+    return _solved(*factored(W.T))
 
 
 def factored(W: Tensor) -> tuple[Tensor, Tensor]:
-    """O(d³): LU and pivots of each square matrix.
+    """O(d³): LU and pivots of one square matrix.
 
     Raises:
         FloatingPointError: W is singular.
     """
     LU, pivots, failed = torch.linalg.lu_factor_ex(W)
-    if failed.any():
+    if failed.item():
         raise FloatingPointError(SINGULAR)
     return LU, pivots
 
