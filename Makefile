@@ -11,7 +11,7 @@ WORKERS      = -n auto --maxprocesses 4 --dist worksteal
 READY        = $(if $(filter .venv/bin/python,$(PY)),.venv/ready)  # another Python is taken as it is
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick bench-speed bench-gpu train report publish peers peers-relative peers-growth peers-timer reliability regress doctor counts counts-update gate-check test test-all lint clean help
+.PHONY: setup bench bench-quick bench-speed bench-gpu wheels train report publish peers peers-relative peers-growth peers-timer reliability regress doctor counts counts-update gate-check test test-all lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -36,9 +36,16 @@ train: $(READY)  ## Tune and train each optimizer alike: likelihood by step and 
 bench-speed: $(READY)  ## How far from the limit each step is that should come near it
 	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) speed $(OVERRIDES)
 
-bench-gpu: $(READY)  ## As far as each optimizer goes on a large GPU: memory, energy, TF32, bfloat16, compiled steps
+bench-gpu: $(READY)  ## As far as each optimizer goes on a large GPU: memory, energy, TF32, bfloat16, compiled steps (PART=0, PART=list)
 	$(PY) -c "import pynvml" 2>/dev/null || $(PY) -m pip install -q -e ".[gpu]"
-	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) gpu $(OVERRIDES)
+	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) gpu $(if $(PART),part=$(PART)) $(OVERRIDES)
+
+wheels: $(READY)  ## What a Linux machine without a network needs beside torch, for its Python (PYTHON=3.12), into build/wheels
+	$(PY) -m pip wheel -q --no-deps -w build/wheels . "antlr4-python3-runtime==4.9.*"  # which has no wheel, and Hydra needs it
+	$(PY) -c "import tomllib; found = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*[name for name in \
+	  found['dependencies'] + found['optional-dependencies']['gpu'] if not name.startswith('torch')], sep='\n')" > build/wheels/needed.txt
+	$(PY) -m pip download -q -r build/wheels/needed.txt --find-links build/wheels -d build/wheels --only-binary=:all: \
+	  --python-version $(or $(PYTHON),3.12) $(foreach n,17 24 27 28 31 34,--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64
 
 peers: $(READY)  ## Time K-FAC beside other projects' in one run, one thread, the model and batch of their users
 	$(PY) -m pip install -q -e ".[peers]"

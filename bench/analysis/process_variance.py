@@ -17,9 +17,9 @@ SAME_CELL = [*GROUP, "optimizer", "dim"]  # but for the seed
 
 
 def usable(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells whose figures speak of the method: measured undisturbed, on a device that does not wait for its host."""
+    """Cells whose figures speak of the method: measured undisturbed, on a device not known to wait for its host."""
     quiet = undisturbed(cells)
-    return quiet[~quiet["launch_bound"]]
+    return quiet[~quiet["launch_bound"].fillna(False)]
 
 
 def undisturbed(cells: pd.DataFrame) -> pd.DataFrame:

@@ -21,6 +21,7 @@ OUT_OF_MEMORY = (
     "not enough memory",
     "out of memory",
     "alloc_failed",
+    "want of memory",  # our own words of a process that was killed
 )
 
 
@@ -39,9 +40,14 @@ def classify(error: BaseException) -> tuple[Status, str]:
     words = reason.lower()
     if "not implemented for" in words:  # torch's, of a number type that a factorisation has no code for
         return Status.FAILED, f"{reason}: use dtype=float32, or an optimizer that factorises nothing, as relative"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words_ in words for words_ in OUT_OF_MEMORY):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or wants_memory(reason):
         return Status.OUT_OF_MEMORY, reason
     return Status.FAILED, reason
+
+
+def wants_memory(reason: str) -> bool:
+    """Whether a reason says that there was too little memory."""
+    return any(words in reason.lower() for words in OUT_OF_MEMORY)
 
 
 def may_come_from_the_start(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -23,6 +24,7 @@ import msgspec
 import torch
 
 from stepscale.bench.cells import descendants, fork_server
+from stepscale.bench.cells.failures import wants_memory
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.measure import log_operations, measure_cell
 from stepscale.bench.errors import BadRecordError, StoppedError
@@ -35,6 +37,7 @@ TIMEOUTS_S = {Task.TIME: 600.0, Task.TRAIN: None}  # where timeout_s is null: tr
 GRACE_S = 5.0
 TURN = True  # what a process says that wants one, and is told that has one
 NO_ROOM = False  # what one says for which the others leave too little memory, or no device
+MOST = 8  # logs of a GPU's steps side by side
 BUSY = "busy or unavailable"  # what a GPU says that takes one process at a time
 ENDED = (Status.OK, Status.DIVERGED)  # of a training run: there is nothing left to take up
 Answer = bytes | bool | None  # a record, a wish for a turn or no room; nothing
@@ -84,8 +87,7 @@ class Session:
         self.record: Record | None = None  # once it has one; of one that is to be tried again there is none
         self.path = store.path_of(job.folder, job.identity)
         self.before = _file_number(self.path)
-        timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
-        self.timeout_s, self.left_s = timeout_s, timeout_s
+        self.timeout_s = self.left_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
         self.process, self.connection = _start(_measure, job)
         _pin(self.process, job)
 
@@ -145,18 +147,43 @@ class Session:
         return record
 
 
-def log(job: Job) -> StepLog:
-    """Log the operations of a cell's step in a process of its own; what cannot be is noted."""
-    fork_server.start(job.cell.threads)
-    timeout_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
-    process, connection = _start(_log, job)
+def log(jobs: Sequence[Job]) -> list[StepLog]:
+    """Log the operations of cells' steps, each in a process of its own; what cannot be is noted.
+
+    They have the same number of threads. No clock is read, so that as many work side by side as there are cores for;
+    what did not find enough memory there is tried again by itself.
+    """
+    found, there = list[StepLog](), cores.available_cores()
+    width = max(1, there // jobs[0].cell.threads) if jobs[0].cell.device == "cpu" else min(there, MOST)
+    for first in range(0, len(jobs), width):
+        together = jobs[first : first + width]
+        for job, seen in zip(together, _logged(together), strict=True):
+            alone = len(together) > 1 and any(map(wants_memory, seen.notes.values()))
+            found += _logged([job]) if alone else [seen]
+    return found
+
+
+def _logged(jobs: Sequence[Job]) -> list[StepLog]:
+    """Log the operations of cells' steps, all at the same time."""
+    fork_server.start(jobs[0].cell.threads)
+    started, processes = time.monotonic(), list[tuple[BaseProcess, Connection]]()
     try:
-        told = multiprocessing.connection.wait([connection, process.sentinel], timeout_s)
-        answer = _answer(connection)
-        if told:
-            process.join(GRACE_S)
+        for job in jobs:
+            processes.append(_start(_log, job))
+        timeouts = [job.config["timeout_s"] or TIMEOUTS_S[Task.TIME] for job in jobs]
+        return [_log_of(*process, timeout, started) for process, timeout in zip(processes, timeouts, strict=True)]
     finally:
-        _end(process)
+        for process, _ in processes:
+            _end(process)
+
+
+def _log_of(process: BaseProcess, connection: Connection, timeout_s: float, started: float) -> StepLog:
+    """Wait for a process's log, for so long since all were started."""
+    left_s = max(0.0, started + timeout_s - time.monotonic())
+    told = multiprocessing.connection.wait([connection, process.sentinel], left_s)
+    answer = _answer(connection)
+    if told:
+        process.join(GRACE_S)
     if isinstance(answer, bytes):
         return msgspec.json.decode(answer, type=StepLog)
     reason = _death(process.exitcode) if told else f"took longer than timeout_s={timeout_s:g}"
@@ -251,6 +278,7 @@ def _child(
     os.environ.update(variables)  # of hydra.job.env_set too, which the server was started before
     descendants.lead()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
+    gc.freeze()  # what torch has loaded: a collection that walks through all of it takes as long as many steps
     torch.set_flush_denormal(job.config["flush_denormal"])  # before any thread is there: each inherits it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(OSError):  # of the connection: nobody hears it any more

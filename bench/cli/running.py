@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from stepscale.bench import interrupt
@@ -21,8 +22,8 @@ ANEW = "--anew"  # the word that measures again what is there
 UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
-def run_plan(plan: Plan, words: Words, *, anew: bool) -> int:
-    """Measure what is left of a plan and write its report; return the exit status.
+def run_plan(plan: Plan, words: Words, *, anew: bool, only: Sequence[int] | None = None) -> int:
+    """Measure what is left of a plan, or of some of its parts, and write its report; return the exit status.
 
     Raises:
         UsageError: the plan's first cell cannot be measured here; nothing has been written.
@@ -33,13 +34,15 @@ def run_plan(plan: Plan, words: Words, *, anew: bool) -> int:
     path = Path(given or folder_of(plan.folder, anew=anew))
     if not plan.cells:
         raise UsageError("there is no cell to measure")
-    describe(compose_cell(plan.parts[0][0] if plan.parts else plan.points[0].words), "", path)
+    parts = plan.parts if only is None else [plan.parts[number] for number in only]
+    describe(compose_cell(parts[0][0] if parts else plan.points[0].words), "", path)
     interrupt.remember()
     plans.save(plan, path)
-    run = Run(path, plan.cells, say, point_latest_at)
-    say(f"{plan.cells} cells, {len(run.records)} of them there already, into {path}")
+    run = Run(path, plan.cells if only is None else sum(map(len, parts)), say, point_latest_at)
+    chosen = "" if only is None else f"{run.planned} of them in part {', '.join(map(str, only))}, "
+    say(f"{plan.cells} cells, {chosen}{len(run.records)} of them there already, into {path}")
     try:
-        faults = conduct(plan, run, typed())
+        faults = conduct(plan, run, typed(), only)
     except KeyboardInterrupt:
         command = "the same command" + f" without {ANEW}" * anew
         sys.stderr.write(f"\ninterrupted; {len(run.records)} cells are recorded, {command} goes on from there\n")
@@ -48,7 +51,7 @@ def run_plan(plan: Plan, words: Words, *, anew: bool) -> int:
         say(f"all of them were there, the last of {age(run)} ago; {ANEW} measures them again")
     if missing := run.missing():
         faults.append(f"{len(missing)} of {len(run.wanted)} records in {path} are not there any more; {AGAIN}")
-    if not faults:
+    if not faults and only is None:
         plans.save(plan, path, run.wanted)
     return finish(run, faults)
 

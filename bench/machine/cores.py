@@ -28,7 +28,7 @@ _asked = os.environ.get(THREADS[0])  # the user's: later the server's is set her
 def threads_for(asked: int | str | None, *, alone: bool) -> int:
     """Return how many threads a cell has: as many as asked, ``all`` for every core this process may use.
 
-    None is what OMP_NUM_THREADS says; else one where a step is timed on the CPU ``alone``, which then has a clock that
+    None is what OMP_NUM_THREADS says; else one where a step is timed ``alone``, which on a CPU then has a clock that
     neighbours do not spoil, and every core otherwise.
 
     Raises:

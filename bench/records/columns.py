@@ -71,7 +71,10 @@ STEP = {
     "times.contended": Column(
         "seeds", "how many were measured while other processes used the machine; left out if any is not"
     ),
-    "launch_bound": Column("", "whether the device waits for its host for over a quarter of a step (CUDA): in no fit"),
+    "launch_bound": Column(
+        "",
+        "whether the device waits for its host for over a quarter of a step (CUDA): in no fit; empty where not known",
+    ),
     "disturbed": Column("", "whether no seed was measured undisturbed, so that the figures are of disturbed ones"),
     "phases_ms": Column("ms", "a dict: each phase of a step, amortised over its period"),
     "profile": Column("", "a list of the step's operations, where timing.profile=true; as `operations.csv`"),

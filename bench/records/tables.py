@@ -247,9 +247,11 @@ def _figures(record: Record) -> Row:
     }
 
 
-def launch_bound(timing: Timing, step_s: float) -> bool:
-    """Whether the device waits for its host during too much of a step; no kernel seen counts as all of it."""
-    return timing.gpu is not None and 1 - (timing.gpu.busy_s or 0.0) / step_s > LAUNCH_BOUND
+def launch_bound(timing: Timing, step_s: float) -> bool | None:
+    """Whether the device waits for its host during too much of a step; None where no kernel of it was seen."""
+    if timing.gpu is None:
+        return False
+    return None if timing.gpu.busy_s is None else 1 - timing.gpu.busy_s / step_s > LAUNCH_BOUND
 
 
 FIGURES = {

@@ -213,8 +213,11 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
             " drawn hollow where there is nothing better. On a busy machine threads=1 suffers least."
         )
     if hollow := int(ok["launch_bound"].sum()):
+        found.append(f"{hollow} of {len(ok)} cells wait for the host: drawn hollow, and in no verdict.")
+    if unknown := int(ok["launch_bound"].isna().sum()):
         found.append(
-            f"{hollow} of {len(ok)} cells wait for the host, or no kernel was seen: drawn hollow, and in no verdict."
+            f"Of {unknown} of {len(ok)} cells it is not known whether they wait for the host: the profiler saw no"
+            " kernel. They are judged as if they did not."
         )
     if len(ok) and (free := int(ok["ratio"].isna().sum())):
         found.append(

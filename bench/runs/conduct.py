@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,8 +33,10 @@ SETTINGS: dict[Task, Callable[..., object]] = {Task.TIME: time_step.Settings, Ta
 TOGETHER = 24  # cells that are measured in turns: each is a process that keeps its memory
 
 
-def conduct(plan: Plan, run: Run, command: str) -> list[str]:
+def conduct(plan: Plan, run: Run, command: str, only: Sequence[int] | None = None) -> list[str]:
     """Measure what is left of a plan; return what could not be planned or described, a sentence each.
+
+    Of the parts ``only`` some may be asked for: nothing is measured then that hangs on what others find.
 
     Raises:
         KeyboardInterrupt: an interrupt came; what is measured is recorded.
@@ -42,9 +44,13 @@ def conduct(plan: Plan, run: Run, command: str) -> list[str]:
     """
     faults, trials = list(plan.faults), list[list[Record]]()
     for number, cells in enumerate(plan.parts):
+        if only is not None and number not in only:
+            continue
         records, told = measure_part(cells, number, run, command, looks(plan))
         trials.append(records)
         faults += told
+    if only is not None:
+        return list(dict.fromkeys(faults))
     for number, point in enumerate(plan.points, len(plan.parts)):
         faults += train_point(plan, point, [] if point.trials is None else trials[point.trials], number, run, command)
     faults += measure_further(plan, run, command)
@@ -155,8 +161,7 @@ def describe(composed: CellConfig, command: str, folder: Path) -> Job:
     if config["dtype"] == TF32 and device != "cuda":
         raise UsageError(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {device}; use dtype=float32")
     whole: Config = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
-    alone = device == "cpu" and config["task"] == Task.TIME
-    threads = cores.threads_for(config["threads"], alone=alone)
+    threads = cores.threads_for(config["threads"], alone=config["task"] == Task.TIME)
     cell = Cell(**whole | composed.names, device=device, threads=threads)
     machine = description.machine(device)
     own = sources(config)

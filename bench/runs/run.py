@@ -76,7 +76,7 @@ class Run:
 
     def _measure(self, jobs: Sequence[Job]) -> None:
         """Measure cells in turns; by itself one for which there was no room beside the others, or that was ended."""
-        logged = [self._logged(job) for job in jobs]
+        logged = self._logged(jobs)
         done = {record.identity for record in process.run(logged, self._note)}
         for job in logged:
             if job.identity not in done:
@@ -99,20 +99,24 @@ class Run:
         now = time.perf_counter()
         self.spent_s, self.counted_s = self.spent_s + now - self.counted_s, now
 
-    def _logged(self, job: Job) -> Job:
-        """Return the job with the log of its operations, which is made once for all seeds."""
-        if job.task is not Task.TIME:
-            return job
-        if (path := store.log_path(self.path, job.log_name)).exists():
-            try:
-                self.logs[job.log_name] = store.read_log(path)
-            except BadRecordError as error:
-                self.tell(f"{error}; it is made anew")
-        if job.log_name not in self.logs:
-            self.logs[job.log_name] = found = process.log(job)
+    def _logged(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return the jobs with the logs of their operations, which are made once for all seeds."""
+        wanted = dict[str, Job]()
+        for job in jobs:
+            if job.task is not Task.TIME or job.log_name in self.logs:
+                continue
+            if (path := store.log_path(self.path, job.log_name)).exists():
+                try:
+                    self.logs[job.log_name] = store.read_log(path)
+                    continue
+                except BadRecordError as error:
+                    self.tell(f"{error}; it is made anew")
+            wanted[job.log_name] = job
+        for name, found in zip(wanted, process.log(list(wanted.values())) if wanted else [], strict=True):
+            self.logs[name] = found
             if found.period is not None:
-                store.save_log(found, self.path, job.log_name)
-        return replace(job, log=self.logs[job.log_name])
+                store.save_log(found, self.path, name)
+        return [replace(job, log=self.logs[job.log_name]) if job.task is Task.TIME else job for job in jobs]
 
     def refresh(self) -> None:
         """Read what other processes have recorded in the folder meanwhile."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType  # type: ignore[attr-defined]
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stepscale.bench.counting.operation_counts import compiled_here
@@ -17,11 +17,13 @@ from stepscale.bench.machine.clock import Clock, name_of
 from stepscale.bench.records.operations import PeriodLog
 from stepscale.bench.records.schema import Traced
 from stepscale.bench.timing.log_period import kinds_by_step
+from stepscale.bench.timing.profiler import spans, watching
 from stepscale.bench.timing.workload import Workload
 from stepscale.optimizers import no_mark
 
 CALLS = 2000  # of an operation that does nothing, to learn what timing one costs
 TAG = "stepscale "  # of the ranges by which a profiler finds kernels
+LOST = 0.02  # of the kernels' time, for which no operation need be known
 Nanoseconds = Callable[[], int]
 HOST: dict[str, Nanoseconds] = {"cpu": time.process_time_ns, "wall": time.perf_counter_ns}
 
@@ -80,6 +82,11 @@ class OperationTimes:
         self.blocks: list[int] = []
         self.seconds: list[np.ndarray] = []  # a step, in each kind
 
+    @property
+    def on_host(self) -> bool:
+        """Whether the host's calls are timed, and not a device's kernels."""
+        return self.now is not None
+
     def run(self, steps: int, block: int | None) -> None:
         """Time so many steps from the start of a period; None for a block that is thrown away.
 
@@ -91,7 +98,7 @@ class OperationTimes:
         totals = np.zeros((self.workload.period, len(self.log.kinds)))
         counts = np.zeros(self.workload.period)
         if self.now is None:
-            self._kernels(min(steps, self.workload.period), totals, counts)
+            self._kernels(steps, totals, counts)
         else:
             self._calls(steps, self.now, totals, counts)
         if block is not None:
@@ -118,20 +125,30 @@ class OperationTimes:
             counts[position] += 1
 
     def _kernels(self, steps: int, totals: np.ndarray, counts: np.ndarray) -> None:
-        """Add up the seconds of so many steps by position and kind, as the device's kernels take them."""
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-        with profile(activities=activities, acc_events=True) as seen:
+        """Add up the seconds of so many steps by position and kind, as the device's kernels take them.
+
+        Raises:
+            RuntimeError: the profiler sees no kernel, or not which operations most of them are of.
+        """
+        with watching(self.workload.device) as seen:
             for position, kinds in self._positions(steps):
                 with TaggedOperations(position, kinds) as tagged:
                     self.workload.run(1, no_mark)
                 require_as_logged(tagged.met, len(kinds))
                 counts[position] += 1
             self.synchronize()
-        for event in seen.events():
-            if event.device_type == DeviceType.CPU and event.name.startswith(TAG):
-                position, kind = map(int, event.name.removeprefix(TAG).split())
-                # of what it calls: the range itself is on the device's timeline too, and would count twice
-                totals[position, kind] += 1e-6 * sum(call.device_time_total for call in event.cpu_children)
+        kernels, ranges = spans(seen)
+        tags = sorted((span.stream, span.start_ns, span) for span in ranges if span.name.startswith(TAG))
+        starts, lost_ns = [tag[:2] for tag in tags], 0
+        for kernel in kernels:
+            place = bisect_right(starts, (kernel.stream, kernel.start_ns)) - 1
+            tag = tags[place][2] if place >= 0 else None
+            if tag is None or tag.stream != kernel.stream or kernel.start_ns > tag.stop_ns:
+                lost_ns += kernel.ns
+            else:
+                position, kind = map(int, tag.name.removeprefix(TAG).split())
+                totals[position, kind] += 1e-9 * kernel.ns
+        require_found(sum(kernel.ns for kernel in kernels), lost_ns)
 
     def _positions(self, steps: int) -> Iterator[tuple[int, list[int]]]:
         """Yield, before each step, its position in the period and the kinds of its operations."""
@@ -144,6 +161,14 @@ def require_as_logged(found: int, logged: int) -> None:
     """Raise a ``RuntimeError`` where a step has run other operations than were logged."""
     if found != logged:
         raise RuntimeError(f"a step ran {found} operations where {logged} were logged")
+
+
+def require_found(whole_ns: int, lost_ns: int) -> None:
+    """Raise a ``RuntimeError`` where no kernel was seen, or for too much of the time of kernels no operation."""
+    if not whole_ns:
+        raise RuntimeError("the profiler sees no kernel")
+    if lost_ns > LOST * whole_ns:
+        raise RuntimeError(f"of {lost_ns / whole_ns:.0%} of the kernels' time no operation is known")
 
 
 def cost_of_timing(now: Nanoseconds) -> float:

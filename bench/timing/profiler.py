@@ -1,14 +1,15 @@
-"""What ``torch.profiler`` sees of a step: its operations, and how long the device ran its kernels."""
+"""What torch's profiler sees of a step: its operations, and how long the device ran its kernels."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
+import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
-from torch.autograd.profiler_util import FunctionEventAvg
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from stepscale.bench.records.schema import Operation
 from stepscale.bench.timing.workload import Workload
@@ -17,32 +18,72 @@ BETWEEN = "(between operations)"
 UNLINKED = "(kernels of no operation)"  # as a CUDA graph's
 
 
+class Span(NamedTuple):
+    """A stretch of the device's time: a kernel or a copy, or what a named range launched."""
+
+    name: str
+    stream: int
+    start_ns: int
+    ns: int
+    operation: int  # the number of the operation that launched it
+
+    @property
+    def stop_ns(self) -> int:
+        return self.start_ns + self.ns
+
+
 class Profile(NamedTuple):
     """What the profiler saw of some steps, and how long they took under it."""
 
-    host: list[FunctionEventAvg]  # operations, each with the time of the kernels that it launched
-    device: list[FunctionEventAvg]  # kernels
+    seen: profile
     whole_us: float
 
-    @property
-    def busy_us(self) -> float:
-        """Microseconds for which the device ran kernels."""
-        return sum(event.self_device_time_total for event in self.device)
+
+def spans(seen: profile) -> tuple[list[Span], list[Span]]:
+    """Return the device's kernels, and its ranges that a user named, as ``record_function`` does.
+
+    They are read as the profiler took them down. Its table counts a kernel with every entry of the operation's number,
+    and the profiler's own, of a buffer that filled up, have one too: on an H100 that gave 48 times what ran.
+    """
+    kernels, ranges = list[Span](), list[Span]()
+    for event in _events(seen):
+        if event.device_type() != DeviceType.CPU:
+            place = event.device_resource_id(), event.start_ns(), event.duration_ns()
+            span = Span(event.name(), *place, event.linked_correlation_id())
+            (ranges if event.is_user_annotation() else kernels).append(span)
+    return kernels, ranges
 
 
-def profiled(
-    workload: Workload, steps: int, activities: Sequence[ProfilerActivity], synchronize: Callable[[], None]
-) -> Profile:
-    """Run so many steps under the profiler. Ranges that users name, as ``record_function`` does, are left out."""
-    with profile(activities=activities, acc_events=True) as seen:  # torch 2.11 warns where it is not given
+def device_us(seen: profile) -> dict[str, float]:
+    """Return the microseconds of the kernels that each operation launched, and ``UNLINKED`` of those that none did."""
+    started: dict[int, tuple[int, str]] = {}  # of the entries of a number the first is the operation
+    for event in _events(seen):
+        if event.device_type() == DeviceType.CPU and not event.linked_correlation_id():
+            number, entry = event.correlation_id(), (event.start_ns(), event.name())
+            started[number] = min(started.get(number, entry), entry)
+    total: dict[str, float] = defaultdict(float)
+    for kernel in spans(seen)[0]:
+        total[started.get(kernel.operation, (0, UNLINKED))[1]] += 1e-3 * kernel.ns
+    return total
+
+
+def _events(seen: profile) -> Iterable[Any]:
+    return seen.kineto_results.events() if seen.kineto_results else []
+
+
+def profiled(workload: Workload, steps: int, synchronize: Callable[[], None], *, host: bool = True) -> Profile:
+    """Run so many steps under the profiler, which sees the host's operations only where it is asked to."""
+    with watching(workload.device, host=host) as seen:
         began = time.perf_counter()
         workload.run(steps)
         synchronize()
         whole_us = 1e6 * (time.perf_counter() - began)
-    events = [event for event in seen.key_averages() if not event.is_user_annotation]
-    host = [event for event in events if event.device_type == DeviceType.CPU]
-    device = [event for event in events if event.device_type != DeviceType.CPU]
-    return Profile(host, device, whole_us)
+    return Profile(seen, whole_us)
+
+
+def watching(device: torch.device, *, host: bool = True) -> profile:
+    """Return a profiler of what a device does, and the host for it."""
+    return profile(use_cpu=host, use_device=None if device.type == "cpu" else device.type, use_kineto=True)
 
 
 def busy_seconds(workload: Workload, least: int, synchronize: Callable[[], None]) -> float | None:
@@ -51,7 +92,8 @@ def busy_seconds(workload: Workload, least: int, synchronize: Callable[[], None]
     None where the profiler sees no kernel, as in containers that forbid it.
     """
     steps = workload.whole_periods(least)
-    return profiled(workload, steps, [ProfilerActivity.CUDA], synchronize).busy_us * 1e-6 / steps or None
+    kernels, _ = spans(profiled(workload, steps, synchronize, host=False).seen)
+    return sum(kernel.ns for kernel in kernels) * 1e-9 / steps or None
 
 
 def operations(workload: Workload, least: int, synchronize: Callable[[], None]) -> list[Operation]:
@@ -65,18 +107,17 @@ def operations(workload: Workload, least: int, synchronize: Callable[[], None]) 
     steps = workload.whole_periods(least)
     workload.run(workload.period)  # what was put back before is cold, or still on its way
     synchronize()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (workload.device.type == "cuda")
-    seen = profiled(workload, steps, activities, synchronize)
-    host, busy_us, whole_us = seen.host, seen.busy_us, seen.whole_us
+    found = profiled(workload, steps, synchronize)
+    host = [e for e in found.seen.key_averages() if e.device_type == DeviceType.CPU and not e.is_user_annotation]
+    kernels_us, whole_us = device_us(found.seen), found.whole_us
+    any_seen = bool(kernels_us)
 
-    def row(name: str, calls: float | None, host_us: float, device_us: float) -> Operation:
-        return Operation(name, calls, host_us / whole_us, device_us / whole_us if busy_us else None)
+    def row(name: str, calls: float | None, host_us: float) -> Operation:
+        device_share = kernels_us.pop(name, 0.0) / whole_us if any_seen else None
+        return Operation(name.removeprefix("aten::"), calls, host_us / whole_us, device_share)
 
-    rows = [
-        row(str(e.key).removeprefix("aten::"), e.count / steps, e.self_cpu_time_total, e.self_device_time_total)
-        for e in host
-    ]
-    rows.append(row(BETWEEN, None, max(0.0, whole_us - sum(e.self_cpu_time_total for e in host)), 0.0))
-    if unlinked_us := max(0.0, busy_us - sum(e.self_device_time_total for e in host)):
-        rows.append(row(UNLINKED, None, 0.0, unlinked_us))
+    rows = [row(str(e.key), e.count / steps, e.self_cpu_time_total) for e in host]
+    rows.append(row(BETWEEN, None, max(0.0, whole_us - sum(e.self_cpu_time_total for e in host))))
+    if kernels_us:
+        rows.append(Operation(UNLINKED, None, 0.0, sum(kernels_us.values()) / whole_us))
     return sorted(rows, key=lambda row: -max(row.host_share, row.device_share or 0.0))

@@ -17,7 +17,7 @@ from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.headline import MIN_BLOCKS, estimate
 from stepscale.bench.records.operations import PeriodLog
-from stepscale.bench.records.schema import Blocks, Counts, Memory, OnGpu, Timing
+from stepscale.bench.records.schema import Blocks, Counts, Memory, OnGpu, Timing, Traced
 from stepscale.bench.timing.energy import energy_counter, joules
 from stepscale.bench.timing.limit import Limit
 from stepscale.bench.timing.log_period import classes_of, counts_of
@@ -169,7 +169,7 @@ class _Cell:
             trace=by_class(walked, self.classes, self.workload.period),
             clock=name_of(self.clock),
             repeats=self.repeats,
-            traced=self.operations.found() if self.operations else None,
+            traced=self.operations.found() if self.operations and self.operations.on_host else None,
         )
 
     def measure_extras(self, timing: Timing, notes: Notes) -> None:
@@ -177,8 +177,9 @@ class _Cell:
         step_s = float(np.median(timing.blocks.step_s))
         if self.workload.device.type == "cuda":
             timing.gpu = OnGpu()
-            with notes.optional("energy"):  # before a profiler is there
+            with notes.optional("energy"):
                 timing.gpu.energy_j = self._energy_j(self._steps_in_a_block(step_s))
+            timing.traced = self._time_kernels(timing)
             with notes.optional("busy time"):
                 self._restore()
                 timing.gpu.busy_s = busy_seconds(self.workload, self._traced_steps(step_s), self.clock.synchronize)
@@ -261,15 +262,30 @@ class _Cell:
         return Block(len(seen), sum(sum(c.phases_s.values()) * c.share for c in classes), wall_s / len(seen))
 
     def _time_operations(self, steps: int, block: int | None) -> None:
-        """Run a block whose operations are timed one by one; after a failure there are no shares."""
+        """Run a block whose operations are timed one by one by the host; after a failure there are no shares."""
         timer = self.operations
-        if timer is None or (timer.now is None and len(timer.blocks) >= MIN_BLOCKS):  # a profiler takes its time
+        if timer is None or not timer.on_host:
             return
         self.operations = None
         with self.notes.optional("shares"):
             self._restore()
             timer.run(steps, block)
             self.operations = timer
+
+    def _time_kernels(self, timing: Timing) -> Traced | None:
+        """Time the kernels of each operation, beside the last blocks; None where it cannot be.
+
+        All else comes before: a profiler slows the host down for as long as the process lives.
+        """
+        timer, taken = self.operations, len(timing.blocks.steps)
+        if timer is None:
+            return None
+        with self.notes.optional("shares"):
+            for block in range(max(0, taken - FEWEST), taken):
+                self._restore()
+                timer.run(self._walk_length() if timing.composed else self.workload.period, block)
+            return timer.found()
+        return None
 
     def _calibrate_limit(self) -> int:
         """Runs of the limit that fill half a block."""

@@ -44,18 +44,6 @@ def test_a_cell_of_another_model_is_measured(tmp_path: Path, model: str, optimiz
     assert found.direction.log_det == log_det and -1 <= found.direction.cosine <= 1.000001
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("optimizer", ["relative", "layerwise", "kfac", "naive"])
-def test_a_cell_is_measured_on_cuda(tmp_path: Path, optimizer: str) -> None:
-    found = measure_cell(job(tmp_path, optimizer=optimizer, dim=32, device="cuda"))
-    assert found.status == "ok", found.reason
-    row = tables.row(found)
-    assert 0 < found.timing.busy_s <= 1.1e-3 * row["step_ms"]
-    assert row["peak_mib"] > 0
-    assert found.environment.gpu
-
-
 def test_what_makes_torchs_determinants_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKL_DYNAMIC", "FALSE")
     found = measure_cell(job(tmp_path))

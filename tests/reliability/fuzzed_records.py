@@ -146,7 +146,7 @@ def tried(mutant: Mutant, run: Path, made: list[Job], *, report: bool, draw: boo
             for job in made:
                 opened._there(job)
                 opened._predicted_too_slow(job)
-                opened._logged(job)
+                opened._logged([job])
             opened.refresh()
             if report:
                 said += written(run, draw=draw)

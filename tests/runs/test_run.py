@@ -46,7 +46,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         return made
 
     monkeypatch.setattr(process, "run", fake)
-    monkeypatch.setattr(process, "log", lambda job: StepLog(notes={"counts": "not logged"}))
+    monkeypatch.setattr(process, "log", lambda jobs: [StepLog(notes={"counts": "not logged"}) for _ in jobs])
     return jobs
 
 
@@ -78,7 +78,7 @@ def test_what_had_no_room_beside_the_others_is_measured_by_itself(
         return made
 
     monkeypatch.setattr(process, "run", crowded)
-    monkeypatch.setattr(process, "log", lambda job: StepLog(notes={"counts": "not logged"}))
+    monkeypatch.setattr(process, "log", lambda jobs: [StepLog(notes={"counts": "not logged"}) for _ in jobs])
     run = Run(tmp_path, 2, said.append)
     found = run.measure([job(tmp_path), job(tmp_path, optimizer="layerwise")])
     assert calls == [["relative", "layerwise"], ["layerwise"]]
@@ -90,7 +90,7 @@ def test_operations_are_logged_once_for_all_seeds(
 ) -> None:
     logged: list[Job] = []
     log = StepLog(period=PeriodLog(period=1, lengths=[0], sequence=[], kinds=[], synchronisations=0))
-    monkeypatch.setattr(process, "log", lambda job: logged.append(job) or log)
+    monkeypatch.setattr(process, "log", lambda jobs: logged.extend(jobs) or [log for _ in jobs])
     planned = plan_multirun(GRID)
     conduct(planned, Run(tmp_path, planned.cells, quiet), "typed")
     assert len(measured) == 8 and all(made.log == log for made in measured)
@@ -250,7 +250,7 @@ def test_cells_that_differ_in_their_optimizer_alone_take_turns(tmp_path: Path, m
         return made
 
     monkeypatch.setattr(process, "run", fake)
-    monkeypatch.setattr(process, "log", lambda job: StepLog(notes={"counts": "not logged"}))
+    monkeypatch.setattr(process, "log", lambda jobs: [StepLog(notes={"counts": "not logged"}) for _ in jobs])
     planned = plan_multirun(GRID)
     conduct(planned, Run(tmp_path, planned.cells, quiet), "typed")
     assert groups == [{(name, dim, seed) for name in ("relative", "layerwise")} for dim in (8, 16) for seed in (0, 1)]
@@ -383,7 +383,7 @@ def test_a_process_that_a_signal_ended_is_tried_again_once_a_run(
         return [made]
 
     monkeypatch.setattr(process, "run", ended)
-    monkeypatch.setattr(process, "log", lambda job: StepLog())
+    monkeypatch.setattr(process, "log", lambda jobs: [StepLog() for _ in jobs])
     for _ in range(2):
         [found] = Run(tmp_path, None, quiet).measure([job(tmp_path)])
         assert found.status == "killed"

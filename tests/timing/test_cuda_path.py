@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd import DeviceType
 
 from stepscale.bench.counting import operation_counts
 from stepscale.bench.machine import memory
@@ -15,6 +14,7 @@ from stepscale.bench.notes import Notes
 from stepscale.bench.records import tables
 from stepscale.bench.records.schema import Memory, OnGpu
 from stepscale.bench.timing import energy, profiler, time_step
+from tests.support.kineto import HOST, profiler_that_takes, taken
 from tests.support.synthetic import SETTINGS, record
 from tests.support.workloads import workload_of
 
@@ -71,50 +71,61 @@ def test_peak_memory_is_the_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak() == Memory(peak_mib=5.0, reserved_mib=7.0, read_from="allocator")
 
 
-def kernel(microseconds: float, device: Any = DeviceType.CUDA, annotation: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(device_type=device, is_user_annotation=annotation, self_device_time_total=microseconds)
-
-
 @pytest.mark.parametrize(
-    ("events", "busy_s"),
+    ("entries", "busy_s"),
     [
-        ([kernel(60), kernel(40), kernel(1000, annotation=True), kernel(7, DeviceType.CPU)], 100e-6 / time_step.TRACED),
+        (
+            [
+                taken("sgemm", 0, 60_000),
+                taken("Memset", 70_000, 40_000, stream=13),
+                taken("Optimizer.step", 0, 1_000_000, annotation=True),
+                taken("aten::mm", 0, 7_000, on=HOST),
+            ],
+            100e-6 / time_step.TRACED,
+        ),
         ([], None),
     ],
     ids=["kernels", "a profiler that sees nothing"],
 )
-def test_busy_time_is_that_of_kernels(monkeypatch: pytest.MonkeyPatch, events: list, busy_s: float | None) -> None:
-    class Profile:
-        def __init__(self, activities: list, acc_events: bool) -> None:
-            assert acc_events and activities == [torch.profiler.ProfilerActivity.CUDA]
-
-        def __enter__(self) -> "Profile":
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-        def key_averages(self) -> list:
-            return events
-
-    monkeypatch.setattr(profiler, "profile", Profile)
-    found = profiler.busy_seconds(workload_of("relative"), time_step.TRACED, lambda: None)
+def test_busy_time_is_that_of_kernels(monkeypatch: pytest.MonkeyPatch, entries: list, busy_s: float | None) -> None:
+    fake, asked = profiler_that_takes(lambda: entries)
+    monkeypatch.setattr(profiler, "profile", fake)
+    workload = workload_of("relative")
+    monkeypatch.setattr(workload, "device", CUDA)
+    found = profiler.busy_seconds(workload, time_step.TRACED, lambda: None)
     assert found == (None if busy_s is None else pytest.approx(busy_s))
+    assert asked == [{"use_cpu": False, "use_device": "cuda", "use_kineto": True}]
 
 
-def test_energy_is_what_the_counter_gained_over_whole_periods(monkeypatch: pytest.MonkeyPatch) -> None:
-    workload, now = workload_of("kfac"), [0.0]
-    waits: list[int] = []
+class Counter:
+    """A counter of 700 W that moves ten times a second, on a clock of which a step takes 30 ms."""
 
-    def step(batch: Any, mark: Any) -> None:
-        now[0] += energy.SECONDS / 25
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(energy.time, "perf_counter", lambda: self.now)
+        self.workload = workload_of("kfac")
+        self.workload.step = self.step  # type: ignore[assignment]
 
-    workload.step = step  # type: ignore[assignment]
-    monkeypatch.setattr(energy.time, "perf_counter", lambda: now[0])
-    found = energy.joules(workload, 10, lambda: 500 + 700 * now[0], lambda: waits.append(1))
-    assert found == pytest.approx(700 * energy.SECONDS / 25)
-    assert workload.position == 30  # three blocks of ten
-    assert len(waits) == 4  # before the first reading, and after each block
+    def step(self, batch: Any, mark: Any) -> None:
+        self.now += 0.03
+
+    def read(self) -> float:
+        return 500 + 70 * int(self.now / 0.1)
+
+
+def test_energy_is_what_the_counter_gained_from_a_move_to_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, waits = Counter(monkeypatch), list[float]()
+    found = energy.joules(counter.workload, 1, counter.read, lambda: waits.append(counter.now))
+    assert waits[0] == 0.0 and waits[4] == pytest.approx(0.12)  # it has moved for the first time
+    assert waits[-1] == pytest.approx(0.72)  # the first move half a second later
+    assert found == pytest.approx(21)  # 700 W for 30 ms
+    assert counter.workload.position == len(waits) - 1
+
+
+def test_a_counter_that_stands_still_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Counter(monkeypatch)
+    with pytest.raises(RuntimeError, match="the counter of energy has stood still at 12 J for 2 s"):
+        energy.joules(counter.workload, 10, lambda: 12.0, lambda: None)
 
 
 def test_the_counter_is_of_the_device_that_torch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +170,10 @@ def test_what_a_gpu_does_not_tell_loses_no_cell(monkeypatch: pytest.MonkeyPatch)
     assert notes == {"busy time": "RuntimeError: CUPTI is in use"}
 
 
-@pytest.mark.parametrize(("busy_s", "bound"), [(0.9e-3, False), (0.5e-3, True), (None, True)])
-def test_a_cell_of_which_no_kernel_was_seen_enters_no_fit(busy_s: float | None, bound: bool) -> None:
+@pytest.mark.parametrize(("busy_s", "bound"), [(0.9e-3, False), (0.5e-3, True), (None, None)])
+def test_whether_a_step_waits_for_its_host_is_unknown_where_no_kernel_was_seen(
+    busy_s: float | None, bound: bool | None
+) -> None:
     made = record("relative", 64, 0, 1e-3, device="cuda")
     made.timing.gpu = OnGpu(busy_s=busy_s)
     assert tables.row(made)["launch_bound"] is bound

@@ -1,21 +1,21 @@
 """The time of each operation, on a clock whose every reading is known."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
-from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch.autograd import DeviceType
 
 from stepscale.bench.counting.operation_counts import compiled_here
 from stepscale.bench.machine.clock import WallClock
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.operations import UNKNOWN_ORDER, Kind
-from stepscale.bench.timing import operation_times
+from stepscale.bench.timing import operation_times, profiler
 from stepscale.bench.timing.log_period import classes_of, counts_of, kinds_by_step, log_here
 from stepscale.bench.timing.operation_times import OperationTimes, TimedOperations, cost_of_timing
+from tests.support.kineto import HOST, profiler_that_takes, taken
 from tests.support.workloads import workload_of
 
 
@@ -120,47 +120,69 @@ def test_operations_are_timed_inside_backward_and_vmap_too() -> None:
     assert len(forward.ns) == 2 and len(backward.ns) >= 3
 
 
-def test_on_a_gpu_kernels_are_found_by_the_kind_of_their_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every range that a kind's name marks has 2 µs of kernels; the profiler is a fake, its ranges are real."""
-    names: list[str] = []
+class Ranges:
+    """Ranges of the host, and what a device makes of them: from each 3 µs of kernels, 2 µs apart."""
 
-    class Range:
-        def __init__(self, name: str) -> None:
-            names.append(name)
+    names: ClassVar[list[str]] = []
 
-        def __enter__(self) -> None:
-            pass
+    def __init__(self, name: str) -> None:
+        self.names.append(name)
 
-        def __exit__(self, *_: object) -> None:
-            pass
+    def __enter__(self) -> None:
+        pass
 
-    class Profile(Range):
-        def __init__(self, **_: object) -> None:
-            names.clear()
+    def __exit__(self, *_: object) -> None:
+        pass
 
-        def __enter__(self) -> "Profile":  # type: ignore[override]
-            return self
+    @classmethod
+    def entries(cls, streams: int = 1) -> list[Any]:
+        """On each stream the same at the same time, and a range and an operation that are not ours."""
+        found = [taken("epoch", 0, 10**9, annotation=True), taken("aten::mm", 0, 10**6, on=HOST)]
+        for stream in range(streams):
+            for place, name in enumerate(cls.names):
+                start = 10_000 * place
+                found.append(taken(name, start, 5_000, stream=stream, annotation=True))
+                found.append(taken("one", start, 1_000, stream=stream))
+                found.append(taken("other", start + 3_000, 2_000, stream=stream))
+        return found
 
-        def events(self) -> list[object]:
-            """A range on either timeline, each with its kernel, and an operation outside of any."""
-            kernel = SimpleNamespace(
-                name="aten::mm", device_type=DeviceType.CPU, device_time_total=2.0, cpu_children=[]
-            )
-            sides = (DeviceType.CPU, DeviceType.CUDA)
-            made = [
-                SimpleNamespace(name=name, device_type=side, device_time_total=4.0, cpu_children=[kernel])
-                for name in names
-                for side in sides
-            ]
-            return [*made, kernel]
 
-    monkeypatch.setattr(operation_times, "record_function", Range)
-    monkeypatch.setattr(operation_times, "profile", Profile)
+def timer_of_kernels(monkeypatch: pytest.MonkeyPatch, entries: Callable[[], list[Any]]) -> OperationTimes:
+    Ranges.names.clear()
+    monkeypatch.setattr(operation_times, "record_function", Ranges)
+    monkeypatch.setattr(profiler, "profile", profiler_that_takes(entries)[0])
     workload = workload_of("relative")
     workload.run(1)
     log = log_here(workload, Notes())
     times = OperationTimes(workload, log, WallClock(), classes_of(log))
     times.now = None
-    times.run(3, 0)
-    assert times.found().kind_s == pytest.approx([2e-6 * calls for calls in counts_of(log, 0.0).calls])
-    assert all(name.startswith("stepscale 0 ") for name in names), "one period, of one step"
+    return times
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_on_a_gpu_kernels_are_found_by_the_kind_of_their_operation(
+    monkeypatch: pytest.MonkeyPatch, streams: int
+) -> None:
+    times = timer_of_kernels(monkeypatch, lambda: Ranges.entries(streams))
+    times.run(1, 0)
+    calls = counts_of(times.log, 0.0).calls
+    assert times.found().kind_s == pytest.approx([streams * 3e-6 * called for called in calls])
+    assert all(name.startswith("stepscale 0 ") for name in Ranges.names)
+    assert not times.on_host
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([taken("stray", 7_000, 10**6)], r"of 9\d% of the kernels' time no operation is known"),
+        ([taken("elsewhere", 1_000, 10**6, stream=9)], r"of 9\d% of the kernels' time no operation is known"),
+        (None, "the profiler sees no kernel"),
+    ],
+    ids=["between two operations", "on another stream", "nothing seen"],
+)
+def test_kernels_of_no_operation_leave_no_shares(
+    monkeypatch: pytest.MonkeyPatch, more: list[Any] | None, said: str
+) -> None:
+    entries = lambda: [] if more is None else Ranges.entries() + more  # noqa: E731
+    with pytest.raises(RuntimeError, match=said):
+        timer_of_kernels(monkeypatch, entries).run(1, 0)

@@ -17,6 +17,7 @@ from stepscale.bench.runs import progress
 from stepscale.bench.timing import profiler
 from stepscale.bench.timing.profiler import BETWEEN, UNLINKED, operations
 from tests.support.jobs import job
+from tests.support.kineto import HOST, profiler_that_takes, taken
 from tests.support.workloads import workload_of
 
 
@@ -80,48 +81,45 @@ def test_a_wrong_word_is_named(tmp_path: Path) -> None:
     assert "timing.profile must be true or false, got 'yes_please'" in found.reason
 
 
-class Event:
-    def __init__(self, key: str, on: str, host_us: float, device_us: float, annotation: bool = False) -> None:
-        self.key, self.count, self.is_user_annotation = key, 30, annotation
-        self.device_type = getattr(torch.autograd.DeviceType, on)  # type: ignore[attr-defined]
-        self.self_cpu_time_total, self.self_device_time_total = host_us, device_us
+def average(key: str, host_us: float, annotation: bool = False) -> Any:
+    return SimpleNamespace(
+        key=key, count=30, is_user_annotation=annotation, device_type=HOST, self_cpu_time_total=host_us
+    )
 
 
-MM, KERNEL = Event("aten::mm", "CPU", 1e5, 5e5), Event("sgemm", "CUDA", 0, 5e5)
-GRAPH, RANGE = Event("replayed", "CUDA", 0, 2e5), Event("Optimizer.step", "CUDA", 0, 9e5, annotation=True)
+MM, RANGE = average("aten::mm", 1e5), average("Optimizer.step", 1e5, annotation=True)
+OPERATION = taken("aten::mm", 10, on=HOST, number=5)
+KERNEL = taken("sgemm", 20, 500_000_000, launched_by=5)
+OVERHEAD = taken("Command Buffer Full", 15, on=HOST, number=5)  # seen on an H100, with the operation's own number
+RUNTIME = taken("cudaLaunchKernel", 12, on=HOST, number=5, launched_by=5)
+GRAPH = taken("replayed", 30, 200_000_000)
+NAMED = taken("Optimizer.step", 0, 900_000_000, annotation=True)
 
 
 @pytest.mark.parametrize(
-    ("events", "expected"),
+    ("entries", "expected"),
     [
-        ([MM, KERNEL], [("mm", 3, 0.05, 0.25), (BETWEEN, None, 0.95, 0)]),
-        ([MM, KERNEL, GRAPH, RANGE], [(BETWEEN, None, 0.95, 0), ("mm", 3, 0.05, 0.25), (UNLINKED, None, 0, 0.1)]),
-        ([Event("aten::mm", "CPU", 1e5, 0)], [(BETWEEN, None, 0.95, None), ("mm", 3, 0.05, None)]),
+        ([OPERATION, KERNEL], [("mm", 3, 0.05, 0.25), (BETWEEN, None, 0.95, 0)]),
+        ([OVERHEAD, RUNTIME, OPERATION, KERNEL], [("mm", 3, 0.05, 0.25), (BETWEEN, None, 0.95, 0)]),
+        (
+            [OPERATION, KERNEL, GRAPH, NAMED],
+            [(BETWEEN, None, 0.95, 0), ("mm", 3, 0.05, 0.25), (UNLINKED, None, 0, 0.1)],
+        ),
+        ([OPERATION], [(BETWEEN, None, 0.95, None), ("mm", 3, 0.05, None)]),
     ],
-    ids=["linked", "graph", "no kernels seen"],
+    ids=["linked", "a buffer filled up", "graph", "no kernels seen"],
 )
 def test_of_a_gpu_a_kernels_time_is_with_the_operation_that_launched_it(
-    monkeypatch: pytest.MonkeyPatch, events: list[Event], expected: list[tuple[Any, ...]]
+    monkeypatch: pytest.MonkeyPatch, entries: list[Any], expected: list[tuple[Any, ...]]
 ) -> None:
     """In a profile of ten steps and, by a clock of its own, two seconds."""
-
-    class Profile:
-        def __init__(self, activities: list[torch.profiler.ProfilerActivity], acc_events: bool) -> None:
-            assert acc_events and torch.profiler.ProfilerActivity.CUDA in activities
-
-        def __enter__(self) -> "Profile":
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def key_averages(self) -> list[Event]:
-            return events
-
     workload, clock = workload_of("relative"), iter([7.0, 9.0])
-    monkeypatch.setattr(profiler, "profile", Profile)
+    fake, asked = profiler_that_takes(lambda: entries, [MM, RANGE])
+    monkeypatch.setattr(profiler, "profile", fake)
     monkeypatch.setattr(profiler, "time", SimpleNamespace(perf_counter=clock.__next__))
     monkeypatch.setattr(workload, "device", torch.device("cuda"))
     found = operations(workload, 10, lambda: None)
+    assert asked == [{"use_cpu": True, "use_device": "cuda", "use_kineto": True}]
     by_name = {row.operation: row for row in found}
     for name, calls, host_share, device_share in expected:
         assert by_name[name].calls == calls
