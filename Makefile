@@ -73,8 +73,8 @@ reliability: $(READY)  ## Kill sweeps and trainings, damage files, misbehave, in
 report: $(READY)  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench report $(RUN)
 
-publish: $(READY)  ## Copy a finished run to results/NAME (NAME=…, RUN=…)
-	$(PY) -m stepscale.bench publish $(RUN) "$(NAME)"
+publish: $(READY)  ## Copy a finished run to results/NAME (NAME=…, RUN=…; PARTIAL=1 one that is not)
+	$(PY) -m stepscale.bench publish $(if $(PARTIAL),--partial) $(RUN) "$(NAME)"
 
 regress: $(READY)  ## Is a step slower than at BASE (a git ref; where this left main)? OPTIMIZERS=… DIMS=… THREADS=…
 	$(PY) -m stepscale.bench regress $(BASE) $(REGRESS)

@@ -69,6 +69,42 @@ def excerpt() -> str:
     return f"```\n{title}\n\n{page.text_table(table)}\n```"
 
 
+PREDICTED = pd.DataFrame(  # for an H100, float32, batch 128, depth 2, by the rates it was believed to have
+    [
+        [1024, 0.13, 2.0, 1.7, 9, 35, 2.2],
+        [2048, 0.30, 1.3, 1.15, 20, 49, 4],
+        [4096, 0.86, 1.28, 1.10, 49, 45, 16],
+        [8192, 2.9, 1.29, 1.10, 174, 46, 75],
+        [16384, 10.7, 1.29, 1.08, 895, 65, 430],
+    ],
+    columns=["dim", "limit", "relative / limit", "fused / limit", "layerwise", "layerwise / relative", "kfac"],
+).set_index("dim")
+
+
+def predictions() -> str:
+    """What was predicted of an H100, and, after an arrow, what was measured; milliseconds and ratios."""
+    largest, default = (pd.read_csv(ROOT / "results" / name / "times.csv") for name in ("h100-largest", "h100"))
+    default = default[(default["batch"] == 100) & (default["optimizer"] == "kfac")]
+    rows = pd.concat([largest[largest["dtype"] == "float32"], default]).replace({"dim": {1000: 1024}})
+    times = rows.groupby(["dim", "optimizer"]).first()
+    step, ratio = times["step_ms"].unstack(), times["ratio"].unstack()
+    measured = pd.DataFrame(
+        {
+            "limit": times["limit_ms"].unstack()["layerwise"],
+            "relative / limit": ratio["relative"],
+            "fused / limit": ratio["relative_fused[track=false]"],
+            "layerwise": step["layerwise"],
+            "layerwise / relative": step["layerwise"] / step["relative"],
+            "kfac": step["kfac"],
+        }
+    )
+    shown = {
+        name: [f"{expected:g} → {measured.at[dim, name]:.3g}" for dim, expected in PREDICTED[name].items()]
+        for name in PREDICTED
+    }
+    return pd.DataFrame(shown, index=PREDICTED.index).to_markdown(tablefmt="github")
+
+
 def settings() -> str:
     """The files that hold every setting's default and what it means; Hydra's own part left out."""
     parts = []
@@ -99,6 +135,7 @@ def columns() -> str:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "optimizers": ("optimizers/README.md", optimizers),
     "excerpt": ("README.md", excerpt),
+    "predictions": ("results/README.md", predictions),
     "settings": ("bench/README.md", settings),
     "columns": ("bench/README.md", columns),
 }

@@ -13,7 +13,15 @@ import math
 import numpy as np
 import pandas as pd
 
-from stepscale.bench.analysis.process_variance import SAME_CELL, Spreads, half_width, spreads, undisturbed, usable
+from stepscale.bench.analysis.process_variance import (
+    SAME_CELL,
+    Spreads,
+    half_width,
+    spreads,
+    spreads_of_waiting,
+    undisturbed,
+    usable,
+)
 from stepscale.bench.records.schema import GROUP
 
 PLAIN = ("limit_ms", "cheap_ms", "peak_ms", "first_step_ms", "peak_mib", "energy_j", "flops", "operations")
@@ -24,19 +32,21 @@ def times(cells: pd.DataFrame) -> pd.DataFrame:
 
     ``disturbed`` are those of which no seed was measured undisturbed: flagged, where there is nothing better.
     """
-    spread = {column: spreads(cells, column) for column in ("step_ms", "ratio")}
+    of = (spreads, spreads_of_waiting)
+    spread = {column: tuple(found(cells, column) for found in of) for column in ("step_ms", "ratio")}
     rows = [dict(zip(SAME_CELL, key, strict=True)) | _row(part, spread) for key, part in cells.groupby(SAME_CELL)]
     return pd.DataFrame(rows)
 
 
-def _row(part: pd.DataFrame, spread: dict[str, Spreads]) -> dict[str, object]:
+def _row(part: pd.DataFrame, spread: dict[str, tuple[Spreads, ...]]) -> dict[str, object]:
     measured, quiet = part[part["status"] == "ok"], undisturbed(part)
     contended = len(measured) - len(quiet)
     ok = quiet if len(quiet) else measured
     row: dict[str, object] = {"seeds": len(part), "ok": len(ok), "status": ", ".join(sorted(set(part["status"])))}
+    row["launch_bound"] = waits = bool(ok["launch_bound"].any())
     for column in ("step_ms", "ratio"):
         mean = geometric_mean(ok[column])
-        half = half_width([(spread[column].at(part["dim"].iloc[0]), ok[column].count())])
+        half = half_width([(spread[column][waits].at(part["dim"].iloc[0]), ok[column].count())])
         row |= {column: mean, f"{column}_low": mean * math.exp(-half), f"{column}_high": mean * math.exp(half)}
     row |= {column: geometric_mean(ok[column]) for column in PLAIN}
     row["cosine"] = ok["cosine"].median()
@@ -44,7 +54,6 @@ def _row(part: pd.DataFrame, spread: dict[str, Spreads]) -> dict[str, object]:
         row[column] = ok[column].iloc[0] if len(ok) else None
     row["composed"] = bool(ok["composed"].any())
     row["contended"], row["disturbed"] = contended, bool(len(measured)) and not len(quiet)
-    row["launch_bound"] = bool(ok["launch_bound"].any())
     row["reason"] = "; ".join(sorted(set(part["reason"].dropna())))
     return row
 

@@ -13,5 +13,6 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="stepscale publish", description="Copy a finished run to results/NAME.")
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
+    parser.add_argument("--partial", action="store_true", help="also where cells are missing; its page says how many")
     arguments = parser.parse_args(words)
-    print(publish(arguments.run, arguments.name))
+    print(publish(arguments.run, arguments.name, partial=arguments.partial))

@@ -28,9 +28,9 @@ def main(words: list[str]) -> None:
     further.help = f"further words for Hydra, for every cell; {PART}0,3 chooses parts, {PART}list lists them"
     arguments = parser.parse_args([word for word in words if word != ANEW])
     asked = [word for word in arguments.overrides if not word.startswith(PART)]
+    chosen = [word.removeprefix(PART) for word in arguments.overrides if word.startswith(PART)]
     plan = plan_sweep(arguments.name, asked)
-    chosen = value_of(arguments.overrides, PART.removesuffix("="))
-    sys.exit(run_plan(plan, asked, anew=ANEW in words, only=None if chosen is None else parts_of(plan, chosen)))
+    sys.exit(run_plan(plan, asked, anew=ANEW in words, only=parts_of(plan, chosen[-1]) if chosen else None))
 
 
 def parts_of(plan: Plan, chosen: str) -> list[int]:

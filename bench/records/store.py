@@ -6,6 +6,7 @@ import io
 import json
 import math
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -15,12 +16,44 @@ from stepscale.bench.atomic import atomic_write
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.notes import one_line, printable
 from stepscale.bench.records.operations import StepLog
+from stepscale.bench.records.ranges import Size
 from stepscale.bench.records.schema import MIGRATIONS, SCHEMA, Config, Record, Status
 
 RECORDS = "records"  # the folder in a run's
 PLAN = "run.json"  # of a run's folder
 LARGEST = 64 << 20  # bytes of a file that is read
 LOGS = "operations"  # another: what is known of a step before it is timed, shared by the seeds
+
+
+class Planned(msgspec.Struct):
+    """What a run's folder says of its plan."""
+
+    cells: Size
+    identities: list[str] = []  # once the run was whole
+    code: str = ""  # that measures them
+    finished: bool = False  # as older versions said it, which counted
+
+    def missing(self, records: Collection[Record]) -> int:
+        """Return how many of its cells are not among these records, as far as can be told."""
+        if self.identities:
+            return len(set(self.identities) - {record.identity for record in records})
+        own = [record for record in records if self.finished or record.environment.code == self.code]
+        return max(0, self.cells - len(own))
+
+
+def read_plan(run: Path) -> Planned | None:
+    """Read the plan of a run's folder; None where there is none.
+
+    Raises:
+        BadRecordError: it is damaged; the message names the file.
+    """
+    path = run / PLAN
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(content(path).decode(), type=Planned)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRecordError(f"{path} is damaged ({one_line(error)})") from error
 
 
 def encode(record: Record) -> bytes:

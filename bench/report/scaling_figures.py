@@ -19,6 +19,7 @@ CLEAR, GUIDE_SPAN = 0.75, 12.0  # how far guides lie below the lowest curve, and
 WIDE = 24  # labels of dims across a panel as wide as the figure
 LEGEND_WIDTH = 150  # characters
 LINE = 11.0  # points from one name to the next, where curves end together
+OFFSET, LETTER = 16.0, 4.8  # points from a curve's end to its name, and of a letter
 
 
 def scaling_figure(times: pd.DataFrame, slopes: pd.DataFrame, look: dict[str, Style], title: str) -> Figure:
@@ -127,16 +128,19 @@ def name_curves(figure: Figure, ax: Axes, times: pd.DataFrame, look: dict[str, S
     known = times.dropna(subset=["step_ms"]).sort_values("dim")
     if not len(known):
         return
-    ends = known.groupby("optimizer").tail(1).sort_values("step_ms")
+    ends = known.groupby("optimizer").tail(1)
     figure.draw_without_rendering()  # or there are no points yet to measure distances in
-    for _, part in ends.groupby("dim"):
-        heights = ax.transData.transform(part[["dim", "step_ms"]])[:, 1] * 72 / figure.dpi
+    places = ax.transData.transform(ends[["dim", "step_ms"]]) * 72 / figure.dpi
+    ends = ends.assign(left=places[:, 0], height=places[:, 1]).sort_values("left")
+    reach = (ends["left"] + OFFSET + LETTER * ends["optimizer"].str.len()).cummax().shift(fill_value=0.0)
+    for _, beside in ends.groupby((ends["left"] + OFFSET > reach).cumsum()):  # one begins where another has not ended
+        part = beside.sort_values("height")
         ranks = LINE * np.arange(len(part))
-        places = optimize.isotonic_regression(heights - ranks).x + ranks
-        for row, shift in zip(part.to_dict("records"), places - heights, strict=True):
+        shifts = optimize.isotonic_regression(part["height"] - ranks).x + ranks - part["height"]
+        for row, shift in zip(part.to_dict("records"), shifts, strict=True):
             line = {"arrowstyle": "-", "color": look[row["optimizer"]]["color"], "linewidth": 0.6, "shrinkB": 4}
             ax.annotate(
-                row["optimizer"], (row["dim"], row["step_ms"]), (16, shift), textcoords="offset points", color="0.15",
+                row["optimizer"], (row["dim"], row["step_ms"]), (OFFSET, shift), textcoords="offset points", color="0.15",
                 va="center", fontsize=8.5, annotation_clip=False, arrowprops={"shrinkA": 0, **line},
                 path_effects=[withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip

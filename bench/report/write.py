@@ -6,8 +6,10 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
+from stepscale.bench.errors import BadRecordError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Record, Task
@@ -45,7 +47,8 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
     with beside as new:
         written = [_written(make, Path(new)) for make in makers(records, folder, where)]
         sections, figures = [section for section, _ in written], [drawn for _, drawn in written]
-        sections[0].findings[:0] = [f"Left out: {complaint}." for complaint in complaints] + older(records)
+        left_out = [f"Left out: {complaint}." for complaint in complaints]
+        sections[0].findings[:0] = left_out + older(records) + unfinished(records, folder)
         origin = f"{where}, {made_by(records)}"
         _save(Path(new) / "summary.md", page.markdown(sections, origin))
         _save(Path(new) / "report.html", page.page(sections, figures, origin))
@@ -100,6 +103,15 @@ def older(records: Collection[Record]) -> list[str]:
     return (
         [f"Left out: {what} of cells that other code, data or optimizers have measured again since."] if count else []
     )
+
+
+def unfinished(records: Collection[Record], folder: Path) -> list[str]:
+    """Say how many cells of the run's plan are not recorded."""
+    with suppress(BadRecordError):
+        plan = store.read_plan(folder)
+        if plan is not None and (missing := plan.missing(records)):
+            return [f"Not finished: {missing} of the {plan.cells} planned cells are not recorded."]
+    return []
 
 
 def provenance(records: Collection[Record]) -> str:

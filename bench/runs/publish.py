@@ -6,27 +6,16 @@ import re
 import shutil
 from pathlib import Path
 
-import msgspec
 from msgspec.structs import replace
 
-from stepscale.bench.errors import UsageError
-from stepscale.bench.notes import one_line
+from stepscale.bench.errors import BadRecordError, UsageError
 from stepscale.bench.records import store
-from stepscale.bench.records.ranges import Size
 
 RESULTS = Path("results")
 
 
-class Published(msgspec.Struct):
-    """What is read of a run's plan."""
-
-    cells: Size
-    identities: list[str] = []  # once the run was whole
-    finished: bool = False  # as older versions said it, which counted
-
-
-def publish(run: Path, name: str) -> Path:
-    """Copy a run's folder, records and report together, to ``results/NAME``.
+def publish(run: Path, name: str, *, partial: bool = False) -> Path:
+    """Copy a run's folder, records and report together, to ``results/NAME``; one that is ``partial`` if that is asked.
 
     Raises:
         UsageError: no usable name, the run is unfinished, a record is damaged, or the name is taken.
@@ -37,21 +26,17 @@ def publish(run: Path, name: str) -> Path:
     if target.exists():
         raise UsageError(f"{target} is there already; choose another NAME, or remove it first")
     hint = "name a folder that `stepscale sweep` wrote, such as results/local/latest"
-    if not (run / store.PLAN).exists():
-        raise UsageError(f"{run} holds no sweep's run: there is no {store.PLAN} in it; {hint}")
     try:
-        plan = msgspec.json.decode(store.content(run / store.PLAN).decode(), type=Published)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{run} holds no sweep's run: its {store.PLAN} {one_line(error)}; {hint}") from error
+        plan = store.read_plan(run)
+    except BadRecordError as error:
+        raise UsageError(f"{error}; {hint}") from error
+    if plan is None:
+        raise UsageError(f"{run} holds no sweep's run: there is no {store.PLAN} in it; {hint}")
     there, complaints = store.read_all(run)
-    recorded = {record.identity for record in there}
-    wanted = set(plan.identities)
-    whole = wanted <= recorded if wanted else plan.finished and len(there) >= plan.cells
-    if complaints or not whole:
+    if complaints or (plan.missing(there) and not partial):
         missing = f"{len(there)} of its {plan.cells} cells are whole"
-        raise UsageError(
-            f"{run} is not finished: {missing}; run `make bench` again to finish it. " + " ".join(complaints)
-        )
+        finish = "the command that measured it finishes it, and --partial publishes it as it is"
+        raise UsageError(" ".join([f"{run} is not finished: {missing}; {finish}.", *complaints]))
     shutil.copytree(
         run.resolve(),
         target,

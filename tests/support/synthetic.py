@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def limit_seconds(dim: int) -> float:
 def record(optimizer: str, dim: int, seed: int, step_s: float, **axes: Any) -> Record:
     """Make a whole record of a cell whose step took ``step_s``, without measuring anything."""
     limit_s = limit_seconds(dim)
-    made = bare(cell(optimizer, dim, seed, **axes), TIMED)
+    made = bare(cell(optimizer, dim, seed, **axes), deepcopy(TIMED))
     blocks = Blocks([1] * 6, [step_s] * 6, [step_s] * 6, [limit_s] * 6, [0.0] * 6)
     trace = [StepClass([0], 1.0, 10, {"gradient": step_s * 0.9, "update": step_s * 0.1})]
     made.timing = Timing(
@@ -164,7 +165,7 @@ def bare(of: Cell, config: dict[str, Any]) -> Record:
 
 
 def failed(optimizer: str, dim: int, seed: int, status: str, **axes: Any) -> Record:
-    made = bare(cell(optimizer, dim, seed, **axes), TIMED)
+    made = bare(cell(optimizer, dim, seed, **axes), deepcopy(TIMED))
     return replace(made, status=Status(status), reason=f"simulated {status}")
 
 
