@@ -50,5 +50,6 @@ def _told(cells: list[Words]) -> str:
     """Say which cells a part has: ``seed 0, dim 64 … 256, relative, layerwise: 6 cells``."""
     axes = {name: list(dict.fromkeys(value_of(words, name) or "" for words in cells)) for name in ("dim", "optimizer")}
     dims, seed = axes["dim"], value_of(cells[0], "seed")
+    count = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
     span = dims[0] if len(dims) == 1 else f"{dims[0]} … {dims[-1]}"
-    return f"seed {seed}, dim {span}, {', '.join(axes['optimizer'])}: {len(cells)} cells"
+    return f"seed {seed}, dim {span}, {', '.join(axes['optimizer'])}: {count}"

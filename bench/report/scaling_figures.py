@@ -140,8 +140,8 @@ def name_curves(figure: Figure, ax: Axes, times: pd.DataFrame, look: dict[str, S
         for row, shift in zip(part.to_dict("records"), shifts, strict=True):
             line = {"arrowstyle": "-", "color": look[row["optimizer"]]["color"], "linewidth": 0.6, "shrinkB": 4}
             ax.annotate(
-                row["optimizer"], (row["dim"], row["step_ms"]), (OFFSET, shift), textcoords="offset points", color="0.15",
-                va="center", fontsize=8.5, annotation_clip=False, arrowprops={"shrinkA": 0, **line},
+                row["optimizer"], (row["dim"], row["step_ms"]), (OFFSET, shift), textcoords="offset points",
+                color="0.15", va="center", fontsize=8.5, annotation_clip=False, arrowprops={"shrinkA": 0, **line},
                 path_effects=[withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
 

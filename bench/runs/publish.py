@@ -33,10 +33,11 @@ def publish(run: Path, name: str, *, partial: bool = False) -> Path:
     if plan is None:
         raise UsageError(f"{run} holds no sweep's run: there is no {store.PLAN} in it; {hint}")
     there, complaints = store.read_all(run)
-    if complaints or (plan.missing(there) and not partial):
-        missing = f"{len(there)} of its {plan.cells} cells are whole"
+    missing = plan.missing(there)
+    if complaints or (missing and not partial):
         finish = "the command that measured it finishes it, and --partial publishes it as it is"
-        raise UsageError(" ".join([f"{run} is not finished: {missing}; {finish}.", *complaints]))
+        told = f"{run} is not finished: {missing} of its {plan.cells} planned cells are not recorded; {finish}."
+        raise UsageError(" ".join([told, *complaints]))
     shutil.copytree(
         run.resolve(),
         target,

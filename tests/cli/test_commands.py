@@ -373,3 +373,35 @@ def test_an_optimizer_edited_between_two_runs_into_one_folder_is_measured_again(
         assert done.returncode == 0, done.stderr
         assert len(list((tmp_path / "run" / "records").glob("*.json"))) == count
     assert "Left out: 1 record of cells that other code, data or optimizers have measured again since." in done.stdout
+
+
+SWEEP_OF_PARTS = """task: time
+settings: timing=quick timing.time_limit_s=0.02 timing.warmup_s=0.01 timing.block_s=0.002 batch=5
+seeds: 2
+grids: {cpu: ["dim=4,6 optimizer=relative", "dim=5 optimizer=layerwise"]}
+"""
+
+
+def test_parts_of_a_sweep_measured_one_by_one_make_one_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(SWEEP_OF_PARTS)
+    done = stepscale(tmp_path, "sweep", "mine.yaml", "part=3,0")
+    assert done.returncode == 0, done.stderr
+    assert "6 cells, 3 of them in part 0, 3, 0 of them there already" in done.stdout
+    (run,) = (tmp_path / "results" / "local").glob("mine-*")
+    measured = [json.loads(path.read_text())["cell"] for path in (run / "records").glob("*.json")]
+    assert sorted((cell["seed"], cell["dim"]) for cell in measured) == [(0, 4), (0, 6), (1, 5)]
+    assert "Not finished: 3 of the 6 planned cells are not recorded." in done.stdout
+    again = stepscale(tmp_path, "sweep", "mine.yaml")
+    assert "6 cells, 3 of them there already" in again.stdout and "Not finished" not in again.stdout
+    assert len(list((run / "records").glob("*.json"))) == 6
+
+
+@pytest.mark.parametrize("part", ["list", "4", "", "0,", "-1", "0 1"])
+def test_a_part_that_is_none_is_answered_with_those_there_are(tmp_path: Path, part: str) -> None:
+    (tmp_path / "mine.yaml").write_text(SWEEP_OF_PARTS)
+    done = stepscale(tmp_path, "sweep", "mine.yaml", f"part={part}")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert said[0] == f"part must be a number of these, or several as 0,1; got {part!r}"
+    assert said[1:3] == ["  0: seed 0, dim 4 … 6, relative: 2 cells", "  1: seed 0, dim 5, layerwise: 1 cell"]
+    assert not (tmp_path / "results").exists()

@@ -62,7 +62,8 @@ def test_every_published_record_is_read() -> None:
     for run in (path.parent for path in RESULTS.glob("*/records")):
         found, complaints = store.read_all(run)
         assert found and not complaints
-        assert {record.machine.cpu for record in found} == {"AMD EPYC"}
+        assert len({record.machine.name for record in found}) == 1, "of one machine"
+        assert all(record.machine.host == "" for record in found)
 
 
 def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

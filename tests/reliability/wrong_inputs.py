@@ -156,7 +156,7 @@ INPUTS = [
     Wrong(["report", "nowhere"], "no records in nowhere"),
     Wrong(["report", "file"], "no records in file"),
     Wrong(["publish", "nowhere", "x"], "nowhere holds no sweep's run"),
-    Wrong(["publish", "unfinished", "x"], "unfinished is not finished: 0 of its 2 cells are whole"),
+    Wrong(["publish", "unfinished", "x"], "unfinished is not finished: 2 of its 2 planned cells are not recorded"),
     Wrong(["publish", "no_json", "x"], "no_json holds no sweep's run: its run.json"),
     Wrong(["publish", "unfinished", "../x"], "NAME must be of letters"),
     Wrong(["regress", "no-such-ref", "--out", "out"], "no commit 'no-such-ref' here", "out"),

@@ -19,7 +19,7 @@ from stepscale.bench.cli import report
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Machine, OnGpu
-from stepscale.bench.report import scaling_figures, scaling_tables, style, write
+from stepscale.bench.report import scaling_figures, scaling_section, scaling_tables, style, write
 from tests.support.synthetic import DIMS, failed, polynomial, record, run_of
 from tests.support.training import train_record
 
@@ -141,6 +141,32 @@ def test_cells_that_wait_for_the_host_are_hollow(tmp_path: Path) -> None:
     store.save(late, tmp_path)
     hollow = [line for line in panels(tmp_path).axes[0].get_lines() if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow] == [[32]]
+
+
+def test_names_at_ends_that_lie_beside_each_other_do_not_overlap(tmp_path: Path) -> None:
+    """Of curves that end at neighbouring dims at one height the first one's name would run into the other's."""
+    run_of(tmp_path, {"another": lambda d: 1.01e-3}, DIMS)
+    run_of(tmp_path, {"relative": lambda d: 1e-3}, DIMS[:-1])
+    figure = panels(tmp_path)
+    figure.draw_without_rendering()
+    names = [text for text in figure.axes[0].texts if text.get_text() in ("relative", "another")]
+    first, second = (text.get_window_extent() for text in names)
+    assert not first.overlaps(second)
+
+
+def test_of_cells_of_which_no_kernel_was_seen_it_is_said_that_they_may_wait(tmp_path: Path) -> None:
+    run_of(tmp_path, {"relative": COSTS["relative"], "layerwise": COSTS["layerwise"]}, DIMS)
+    for path in (tmp_path / "records").glob("*.json"):
+        unknown = store.read(path)
+        unknown.timing.gpu = OnGpu(busy_s=None)
+        store.save(unknown, tmp_path)
+    cells = tables.load(tmp_path)
+    assert cells["launch_bound"].isna().all()
+    judged = scaling_tables.judge(cells)
+    said = "\n".join(scaling_section.section(judged, "here").findings)
+    assert f"Of {len(cells)} of {len(cells)} cells it is not known whether they wait for the host" in said
+    assert len(step_times.local_slopes(cells)), "they are judged"
+    assert not any(line.get_markerfacecolor() == "white" for line in panels(tmp_path).axes[0].get_lines())
 
 
 def test_looks_are_distinct_and_follow_the_name() -> None:

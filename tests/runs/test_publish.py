@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import store
+from stepscale.bench.report import write
 from stepscale.bench.runs import publish
 from tests.support.synthetic import COSTS, record, run_of
 
@@ -45,3 +46,27 @@ def test_an_unfinished_run_is_not_published(tmp_path: Path, monkeypatch: pytest.
     folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64]), ["another"])
     with pytest.raises(UsageError, match="not finished"):
         publish.publish(folder, "first")
+
+
+def test_a_part_of_a_run_is_published_where_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64], seeds=1), ["another"])
+    target = publish.publish(folder, "first", partial=True)
+    assert len(list((target / "records").glob("*.json"))) == 1
+    write.write(target)
+    assert "Not finished: 1 of the 2 planned cells are not recorded." in (target / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(("cells", "code", "whole"), [(2, "made", True), (3, "made", False), (2, "other", False)])
+def test_a_run_whose_parts_were_measured_apart_is_whole_once_all_its_cells_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: int, code: str, whole: bool
+) -> None:
+    """Each of its commands knows its own cells alone; those of other code do not count."""
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    folder = run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64, 128], seeds=1)
+    (folder / "run.json").write_text(json.dumps({"cells": cells, "code": code}))
+    if whole:
+        assert publish.publish(folder, "first").exists()
+    else:
+        with pytest.raises(UsageError, match=rf"not finished: \d of its {cells} planned cells are not recorded"):
+            publish.publish(folder, "first")
