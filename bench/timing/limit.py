@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import cycle
 
+from msgspec.structs import replace
 from torch import nn
 
 from stepscale.bench.counting.operation_counts import product_flops
@@ -17,6 +18,7 @@ from stepscale.bench.records.operations import Operand, PeriodLog, ProductSpec
 from stepscale.models import HasProducts, offers
 
 Shape = tuple[int, int, int]
+LARGEST = 2**28  # numbers of an output: 1 GiB in float32
 
 
 class Limit:
@@ -100,7 +102,9 @@ def declared(parameters: list[nn.Parameter], shapes: list[Shape], dtype: str) ->
     Right-hand operands of a weight's shape and type are the model's own weights, in turn, so that they take no memory;
     square ones first transposed, as the forward pass uses them, then as they lie. Of any other operand and of outputs
     there are as many as the model has weights of that shape, and at least one: with one of its own for every product
-    the limit would move more memory than the step does, and flatter it.
+    the limit would move more memory than the step does, and flatter it. An output of more than ``LARGEST`` numbers is
+    written in pieces, one over the other, so that a model is measured that leaves its device no room for another of its
+    weights: no cache holds a piece either, and each keeps a device as busy as the whole.
     """
     weights = [(-1 - k, p) for k, p in enumerate(parameters) if p.ndim == 2]
     transposed = [(k, W.T) for k, W in weights]
@@ -119,8 +123,13 @@ def declared(parameters: list[nn.Parameter], shapes: list[Shape], dtype: str) ->
             places[role, (m, n)] = cycle(found)
         return next(places[role, (m, n)])
 
-    def product(m: int, k: int, n: int) -> ProductSpec:
-        operands = [operand("left", m, k), operand("right", k, n)]
-        return ProductSpec("aten.mm.default", list(operands), {}, operand("out", m, n), product_flops([(m, k, n)]))
+    def product(m: int, k: int, n: int) -> Iterator[ProductSpec]:
+        left, right, rows = operand("left", m, k), operand("right", k, n), min(m, max(1, LARGEST // n))
+        out = operand("out", rows, n)
+        for first in range(0, m, rows):
+            count = min(rows, m - first)
+            part = replace(left, offset=left.offset + first * left.stride[0], shape=[count, k])
+            into = replace(out, shape=[count, n])
+            yield ProductSpec("aten.mm.default", [part, right], {}, into, product_flops([(count, k, n)]))
 
-    return [product(*shape) for shape in shapes]
+    return [part for shape in shapes for part in product(*shape)]

@@ -33,6 +33,7 @@ TRACED = 10  # steps traced, where a period is shorter and they take no longer t
 COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's modes
 WALKED = 3  # the dear step and two more: the one right after it finds cold caches, and would look slow on its own
 FEWEST = 3  # blocks, and traced steps, however long they take
+OPERATIONS = 0.25  # of the time of the blocks: no more goes into those that are timed by operation, beyond the fewest
 
 
 class Block(NamedTuple):
@@ -212,10 +213,11 @@ class _Cell:
         return None if counter is None else joules(self.workload, steps, counter, self.clock.synchronize)
 
     def _take_turns(self, block: Callable[[], Block], steps: int) -> tuple[Blocks, str]:
-        """A block of the step a turn, with one of the limit and one timed by operation, until they say enough."""
+        """A block of the step a turn, with one of the limit and some timed by operation, until they say enough."""
         limit_runs, taken, judged = self._calibrate_limit(), Blocks([], [], [], [], []), 0
         self._time_operations(steps, None)  # what the first such block does beside timing is no later one's
-        others, spent_s = OtherCpu(idle_cores(self.workload.device.type, torch.get_num_threads())), 0.0
+        others = OtherCpu(idle_cores(self.workload.device.type, torch.get_num_threads()))
+        blocks_s = operations_s = 0.0
         disturbed = others.readable and not isinstance(self.clock, CpuClock)  # which others' work leaves as it is
         while True:
             others.pause()
@@ -223,14 +225,16 @@ class _Cell:
             others.resume()
             began = time.perf_counter()
             append(taken, block(), self._limit_seconds(limit_runs))
-            self._time_operations(steps, len(taken.steps) - 1)
-            spent_s += time.perf_counter() - began
+            blocks_s += (between := time.perf_counter()) - began
+            if len(taken.steps) <= FEWEST or operations_s < OPERATIONS * blocks_s:
+                self._time_operations(steps, len(taken.steps) - 1)
+                operations_s += time.perf_counter() - between
             if disturbed and (cores := others.cores()) is not None:
                 taken.other_cores[judged:] = [cores] * (len(taken.steps) - judged)
                 judged = len(taken.steps)
             if disturbed and judged < len(taken.steps):
                 continue
-            if stopped_by := self._stopped_by(taken, spent_s):
+            if stopped_by := self._stopped_by(taken, blocks_s + operations_s):
                 return taken, stopped_by
 
     def _stopped_by(self, taken: Blocks, spent_s: float) -> str | None:
@@ -262,14 +266,15 @@ class _Cell:
         return Block(len(seen), sum(sum(c.phases_s.values()) * c.share for c in classes), wall_s / len(seen))
 
     def _time_operations(self, steps: int, block: int | None) -> None:
-        """Run a block whose operations are timed one by one by the host; after a failure there are no shares."""
+        """Run half a block whose operations are timed one by one by the host; after a failure there are no shares."""
         timer = self.operations
         if timer is None or not timer.on_host:
             return
         self.operations = None
         with self.notes.optional("shares"):
             self._restore()
-            timer.run(steps, block)
+            whole = steps % self.workload.period == 0  # else a walk, which meets every class once
+            timer.run(self.workload.whole_periods(steps / 2) if whole else steps, block)
             self.operations = timer
 
     def _time_kernels(self, timing: Timing) -> Traced | None:
@@ -339,8 +344,8 @@ def _warm_up(workload: Workload, boundary: Snapshot, clock: Clock, settings: Set
         block = workload.whole_periods(settings.block_s / 4 / max(times[-1], 1e-9))
         spent = time.perf_counter() - began
         steady = len(times) >= 6 and abs(np.median(times[-3:]) / np.median(times[-6:-3]) - 1) < STEADY
-        enough = steps >= MIN_PERIODS * workload.period and spent >= settings.warmup_s
-        if enough and (steady or spent >= 3 * settings.warmup_s):
+        enough = steady and steps >= MIN_PERIODS * workload.period and spent >= settings.warmup_s
+        if enough or spent >= 3 * settings.warmup_s:
             return float(np.median(times[-3:]))
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from stepscale.models import Batch
 from stepscale.optimizers import Mark, StateDict, Step, facts_of, no_mark
@@ -78,9 +79,8 @@ class Workload:
         with torch.no_grad():
             for tensor, saved in zip(self._tensors(), snapshot.tensors, strict=True):
                 tensor.copy_(saved)
-        if self.compiled is None:  # which is compiled for its own tensors, and anew for any others
-            # a torch optimizer keeps the very tensors it is given, and would write into the snapshot
-            self.step.load_state_dict(deepcopy(snapshot.step))
+            if self.compiled is None:  # which is compiled for its own tensors, and anew for any others
+                self.step.load_state_dict(copied(snapshot.step, self.step.state_dict()))
         self.position = snapshot.position
         torch.set_rng_state(snapshot.rng)
         if snapshot.cuda_rng is not None:
@@ -94,3 +94,28 @@ class Workload:
 
     def _tensors(self) -> list[Tensor]:
         return [*self.model.parameters(), *self.model.buffers()]
+
+
+def copied(saved: StateDict, into: StateDict) -> StateDict:
+    """Copy a state that a step is to load and keep: into the tensors it has now, where they are like it; else anew.
+
+    A state takes as much memory as the step itself, which a third copy beside the saved one would need at each restore.
+    """
+    kept, kept_form = tree_flatten(saved)
+    live, live_form = tree_flatten(into)
+    if kept_form != live_form or not all(map(alike, live, kept)):
+        return deepcopy(saved)
+    for there, value in zip(live, kept, strict=True):
+        if isinstance(value, Tensor):
+            there.copy_(value)
+    leaves = [there if isinstance(value, Tensor) else deepcopy(value) for there, value in zip(live, kept, strict=True)]
+    found: StateDict = tree_unflatten(leaves, kept_form)
+    return found
+
+
+def alike(there: object, value: object) -> bool:
+    """Whether one leaf of a state can take up another's numbers in place."""
+    if not isinstance(there, Tensor) or not isinstance(value, Tensor):
+        return not isinstance(there, Tensor) and not isinstance(value, Tensor)
+    same = (there.shape, there.dtype, there.device) == (value.shape, value.dtype, value.device)
+    return same and not there.requires_grad and 0 not in there.stride()

@@ -13,6 +13,7 @@ from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.counting.products import record_products
 from stepscale.bench.notes import Notes
+from stepscale.bench.timing import limit
 from stepscale.bench.timing.limit import Limit, limit_of, type_of
 from stepscale.bench.timing.log_period import log_here
 from stepscale.bench.timing.workload import Workload
@@ -49,6 +50,30 @@ def test_its_operands_are_like_the_models() -> None:
     assert [b.stride() for a, b, _ in found if len(a) != 8] == [(1, 8)] * 3 + [(8, 1)] * 3, "forward transposed"
     assert len({out.data_ptr() for a, _, out in found if a.shape == (8, 5)}) == 3, "as many outputs as layers"
     assert {part.dtype for parts in found for part in parts} == {torch.float64}
+
+
+def test_a_large_output_is_written_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the limit adds to a model does not grow as d²: pieces of 40 numbers, where a weight has 64."""
+    model = Flow(8, 2)
+    whole = limit_for(model, 5)
+    monkeypatch.setattr(limit, "LARGEST", 40)
+    pieces = limit_for(model, 5)
+    assert pieces.flops == whole.flops
+    weighed = [found for found in operands(pieces) if found[1].shape == (5, 8)]
+    assert [tuple(a.shape) for a, _, _ in weighed] == [(5, 5), (3, 5)] * 2
+    assert len({out.data_ptr() for *_, out in weighed}) == 1, "one over the other"
+    for call, (a, b, out) in zip(pieces.calls, operands(pieces), strict=True):
+        call()
+        torch.testing.assert_close(out, a @ b)
+    lefts = torch.cat([a for a, *_ in weighed[:2]])
+    assert lefts.shape == (8, 5) and len(lefts.unique()) == 40, "no row twice"
+    parts = {
+        part.untyped_storage().data_ptr(): part.untyped_storage().nbytes()
+        for found in operands(pieces)
+        for part in found
+    }
+    weights = {layer.weight.untyped_storage().data_ptr() for layer in model.layers}
+    assert max(size for place, size in parts.items() if place not in weights) <= 4 * 2 * 5 * 8
 
 
 def test_it_takes_a_weight_as_it_lies_or_transposed() -> None:
