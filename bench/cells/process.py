@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import os
 import random
 import signal
@@ -33,7 +34,7 @@ from stepscale.bench.records import store
 from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.schema import Record, Status, Task
 
-TIMEOUTS_S = {Task.TIME: 600.0, Task.TRAIN: None}  # where timeout_s is null: training has budgets of its own
+TIMED_S = 600.0  # of timing where timeout_s is null; training has budgets of its own
 GRACE_S = 5.0
 TURN = True  # what a process says that wants one, and is told that has one
 NO_ROOM = False  # what one says for which the others leave too little memory, or no device
@@ -87,7 +88,7 @@ class Session:
         self.record: Record | None = None  # once it has one; of one that is to be tried again there is none
         self.path = store.path_of(job.folder, job.identity)
         self.before = _file_number(self.path)
-        self.timeout_s = self.left_s = job.config["timeout_s"] or TIMEOUTS_S[job.task]
+        self.timeout_s = self.left_s = job.config["timeout_s"] or (TIMED_S if job.task is Task.TIME else None)
         self.process, self.connection = _start(_measure, job)
         _pin(self.process, job)
 
@@ -170,7 +171,7 @@ def _logged(jobs: Sequence[Job]) -> list[StepLog]:
     try:
         for job in jobs:
             processes.append(_start(_log, job))
-        timeouts = [job.config["timeout_s"] or TIMEOUTS_S[Task.TIME] for job in jobs]
+        timeouts = [float(job.config["timeout_s"] or TIMED_S) for job in jobs]
         return [_log_of(*process, timeout, started) for process, timeout in zip(processes, timeouts, strict=True)]
     finally:
         for process, _ in processes:
@@ -287,6 +288,8 @@ def _child(
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # whatever a user's code has put there
             stream.flush()
+    with suppress(Exception):
+        multiprocessing.util._run_finalizers()  # type: ignore[attr-defined] # of the compiler's semaphores, or their tracker warns
     os._exit(0)  # or a thread that a user's code has left would be waited for
 
 

@@ -98,6 +98,9 @@ STEP = {
 
 WORK = {
     "clock": Column("", "by which steps are timed: cpu, the process's CPU time; wall; or cuda"),
+    "graphs": Column(
+        "", "pieces that torch.compile has cut the step into, the fewer the better; where it was compiled"
+    ),
     "repeats": Column("", "whether the work repeats after a period, as far as it was watched"),
     "looks": Column("", "how often its run asked whether enough seeds are there; a factor's error is spent over them"),
     "turns": Column("", "cells of the same value were measured in turns: their blocks of one number are of one round"),

@@ -183,6 +183,7 @@ class Timing(Struct, kw_only=True, omit_defaults=True):
     clock: Annotated[str, Meta(pattern="^(cpu|wall|cuda)$")] | None = None
     repeats: bool = True  # else no period was found, and the blocks went on through the step's state
     turns: str | None = None  # shared by the cells measured in turns: blocks of one number are of one round
+    graphs: Whole | None = None  # pieces that torch.compile has cut the step into; None where it was not compiled
     traced: Traced | None = None
     gpu: OnGpu | None = None
     profile: list[Operation] | None = None

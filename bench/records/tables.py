@@ -230,6 +230,7 @@ def _figures(record: Record) -> Row:
         "period": sum(len(entry.positions) for entry in timing.trace),
         "composed": timing.composed,
         "repeats": timing.repeats,
+        "graphs": timing.graphs,
         "blocks": len(timing.blocks.step_s),
         "stopped_by": timing.stopped_by,
         "launch_bound": launch_bound(timing, judged.step_s),
@@ -260,7 +261,7 @@ FIGURES = {
         ("first_step_ms", "period", "blocks", "gflop_per_s", "peak_mib", "energy_j", "cosine", "looks"), "float"
     ),
     **dict.fromkeys(("flops", "limit_flops", "operations", "synchronisations"), "float"),
-    **dict.fromkeys(("cubic_share", "flop_exponent", "looks"), "float"),
+    **dict.fromkeys(("cubic_share", "flop_exponent", "looks", "graphs"), "float"),
     **dict.fromkeys(("contended", "composed", "launch_bound", "repeats"), "boolean"),
     **dict.fromkeys(("stopped_by", "uncounted", "phases_ms", "profile", "log_det", "clock", "turns"), "object"),
     **dict.fromkeys(("round_ms", "shares", "order_flops", "cubic_operations", "inexact", "work"), "object"),

@@ -65,6 +65,8 @@ def _times(record: Record, timing: Timing, found: Estimate) -> list[str]:
         rate = 1e-9 * counts.flops / found.step_s
         lines.append(f"counts  {counts.flops:.4g} FLOP, {counts.operations:g} operations, {rate:.4g} GFLOP/s")
         lines += _growth(counts, timing, record.cell.dim, found.step_s)
+    if timing.graphs is not None:
+        lines.append(f"compiled into {timing.graphs} graph{'s' * (timing.graphs != 1)}")
     if timing.profile:
         lines.append(_dearest(timing.profile))
     if memory and memory.peak_mib is not None:

@@ -170,6 +170,7 @@ class _Cell:
             trace=by_class(walked, self.classes, self.workload.period),
             clock=name_of(self.clock),
             repeats=self.repeats,
+            graphs=self.workload.graphs,
             traced=self.operations.found() if self.operations and self.operations.on_host else None,
         )
 

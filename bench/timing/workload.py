@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
@@ -39,6 +42,7 @@ class Workload:
         self.model, self.step, self.batches = model, step, batches
         self.compiled: Callable[[Batch], None] | None = None
         if compile_mode is not None:
+            _quieten()
             with suppress(AttributeError):  # torch 2.5 has no such setting
                 torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on uncompiled, and not say so
             self.compiled = torch.compile(lambda batch: step(batch), mode=compile_mode)
@@ -58,6 +62,13 @@ class Workload:
             for position in positions:
                 step(batches[position % len(batches)], mark)
         self.position = first + steps
+
+    @property
+    def graphs(self) -> int | None:
+        """Into how many pieces this process's compiler has cut the step so far; None where none is at work."""
+        from torch._dynamo.utils import counters  # seconds to load, where it is not
+
+        return None if self.compiled is None else int(counters["stats"]["unique_graphs"])
 
     def whole_periods(self, least: float) -> int:
         """Return the fewest steps that are whole periods, at least one, and no fewer than ``least``."""
@@ -94,6 +105,17 @@ class Workload:
 
     def _tensors(self) -> list[Tensor]:
         return [*self.model.parameters(), *self.model.buffers()]
+
+
+def _quieten() -> None:
+    """Have the compiler start no processes, which would run on beside the steps, and say what ``TORCH_LOGS`` asks for.
+
+    Else it is silent: what it says of a step is of no use to who times it.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    if "TORCH_LOGS" not in os.environ:
+        torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", module=r"torch\.")
 
 
 def copied(saved: StateDict, into: StateDict) -> StateDict:

@@ -56,4 +56,5 @@ class SelfNormalizing:
         return {"inverses": list(self.inverses)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        self.inverses = [R if R is None else R.clone() for R in state["inverses"]]  # changed in place
+        own = set(map(id, self.inverses))  # they are changed in place, and would be in the caller's tensors
+        self.inverses = [R if R is None or id(R) in own else R.clone() for R in state["inverses"]]

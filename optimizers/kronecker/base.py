@@ -78,8 +78,10 @@ class Kronecker(ABC):
 
     def load_state_dict(self, state: StateDict) -> None:
         self.steps, self.updates = state["steps"], state["updates"]
+        own = {id(tensor) for layer in self.state for tensor in layer.values()}
         # averages are taken in place, and would be in the caller's tensors
-        self.state = [{name: tensor.clone() for name, tensor in layer.items()} for layer in state["state"]]
+        kept = lambda tensor: tensor if id(tensor) in own else tensor.clone()  # noqa: E731
+        self.state = [{name: kept(tensor) for name, tensor in layer.items()} for layer in state["state"]]
 
     def average(self, state: State, io: LayerIO, keep: float) -> None:
         """O(B d²): take a batch into a layer's factors, which keep that share of what they were."""

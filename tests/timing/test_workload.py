@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from stepscale.bench.timing.workload import Workload
+from stepscale.bench.timing.workload import Workload, copied
 from stepscale.models import Batch, Classifier
 from stepscale.optimizers import Layerwise, Mark, Stateless, no_mark, pair
 from tests.support.theirs import Masters, Scalars
@@ -67,6 +67,37 @@ def same(one: Any, other: Any) -> bool:
     """Whether two states hold the same bits in the same types."""
     found, there = tree_leaves(one), tree_leaves(other)
     return [part.dtype for part in found] == [part.dtype for part in there] and all(map(torch.equal, found, there))
+
+
+@pytest.mark.parametrize("name", ["relative_adam", "kfac", "ekfac"])
+def test_a_restore_needs_no_memory_for_another_state(name: str) -> None:
+    """The state's tensors stay where they are, and the snapshot's are others."""
+    workload = workload_of(name)
+    workload.run(workload.period)
+    snapshot = workload.snapshot()
+
+    def places(state: Any) -> list[int]:
+        return [leaf.data_ptr() for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor) and leaf.numel()]
+
+    before = places(workload.step.state_dict())
+    workload.run(workload.period)
+    during = places(workload.step.state_dict())
+    workload.restore(snapshot)
+    after = places(workload.step.state_dict())
+    assert before and after == during
+    assert not set(after) & set(places(snapshot.step))
+
+
+@pytest.mark.parametrize(
+    "now",
+    [{"a": torch.zeros(2)}, {"a": torch.zeros(1).expand(3)}, {"a": torch.zeros(3), "b": 1}, {"a": 0.5}, {}],
+    ids=["another shape", "one number for all", "more", "no tensor", "empty"],
+)
+def test_a_state_that_is_unlike_the_saved_one_is_given_up_for_a_copy(now: dict[str, Any]) -> None:
+    saved = {"a": torch.arange(3.0)}
+    found = copied(saved, now)
+    assert set(found) == {"a"} and torch.equal(found["a"], saved["a"])
+    assert found["a"] is not saved["a"]
 
 
 def test_a_checkpoint_gives_state_back_in_its_own_type(tmp_path: Path) -> None:
@@ -157,6 +188,8 @@ def test_a_compiled_step_moves_the_parameters_alike(name: str, monkeypatch: pyte
         compiled.restore(snapshot)
         compiled.run(2)
     assert 0 < there == len(graphs), "compiled anew"
+    assert compiled.graphs is not None and compiled.graphs >= there
+    assert written.graphs is None
 
 
 def test_steps_that_mark_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
