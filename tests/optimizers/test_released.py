@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stepscale.models import Flow
-from stepscale.optimizers import Relative
-from tests.peers.released import Jax, Notebook
+from stepscale.optimizers import Relative, RelativeSGD
+from tests.peers.released import Jax, JaxWritten, Notebook
 
 pytestmark = pytest.mark.numerical
 
@@ -51,3 +51,22 @@ def test_the_jax_direction_and_step() -> None:
         for (M, b), layer in zip(step.state[0], model.layers, strict=True):
             np.testing.assert_allclose(np.asarray(M).T, layer.weight.detach(), rtol=1e-9)
             np.testing.assert_allclose(b, layer.bias.detach(), rtol=1e-9)
+
+
+def test_the_written_jax_step_is_plain_relative_descent() -> None:
+    jax = pytest.importorskip("jax", reason="of the extra peers")
+    model, batches = flow(), [torch.randn(9, 6, dtype=torch.float64) for _ in range(3)]
+    with jax.enable_x64(True):
+        step = JaxWritten(model, lr=1e-2)
+        saved = step.state_dict()
+        for _ in range(2):
+            for x in batches:
+                step(x)
+            found = [np.asarray(part) for layer in step.state for part in layer]
+            step.load_state_dict(saved)
+    ours = RelativeSGD(model, lr=1e-2, track=False)
+    for x in batches:
+        ours(x)
+    expected = [part for layer in model.layers for part in (layer.weight.detach().T, layer.bias.detach())]
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)

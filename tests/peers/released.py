@@ -59,6 +59,14 @@ class Notebook(Stateless):
         layer.bias.grad = db * (1 + b @ b) + delta.T @ (z @ Mb)
 
 
+def parameters_of(model: Flow) -> Any:
+    """Copy a flow's layers into JAX, as (M, b) with M = Wᵀ."""
+    import jax
+
+    layers = [(layer.weight.detach().T.cpu().numpy(), layer.bias.detach().cpu().numpy()) for layer in model.layers]
+    return jax.tree.map(jax.numpy.array, layers)  # with memory of their own
+
+
 class Jax:
     """The JAX code's step, jitted whole, Adam included; it keeps parameters of its own and leaves the model's alone.
 
@@ -70,9 +78,7 @@ class Jax:
     def __init__(self, model: Flow, lr: float) -> None:
         import jax
 
-        self.alpha, self.lr = model.alpha, lr
-        weights = [(layer.weight.detach().T.cpu().numpy(), layer.bias.detach().cpu().numpy()) for layer in model.layers]
-        parameters = jax.tree.map(jax.numpy.asarray, weights)
+        self.alpha, self.lr, parameters = model.alpha, lr, parameters_of(model)
         zeros = jax.tree.map(jax.numpy.zeros_like, parameters)
         self.state: Any = (parameters, zeros, zeros, jax.numpy.int32(0))
         self.step = jax.jit(self._step)
@@ -131,3 +137,35 @@ class Jax:
         import jax
 
         self.state = jax.block_until_ready(jax.tree.map(jax.numpy.asarray, state["state"]))
+
+
+class JaxWritten(Jax):
+    """The same direction in JAX with the backward pass written out, plain SGD in the same jitted pass, buffers donated.
+
+    ``Relative``'s plain one, for a flow of normal base: what one who knows JAX would write.
+    """
+
+    def __init__(self, model: Flow, lr: float) -> None:
+        import jax
+
+        self.alpha, self.lr, self.state = model.alpha, lr, parameters_of(model)
+        self.step = jax.jit(self._step, donate_argnums=0)
+
+    def _step(self, state: Any, x: Any) -> Any:
+        import jax
+
+        seen, z = [], x
+        for M, b in state:
+            u = z @ M
+            seen.append((u, y := u + b))
+            z = y - (1 - self.alpha) * jax.nn.log_sigmoid(y)
+        moved, delta = [], seen[-1][1]
+        for k in reversed(range(len(state))):
+            (M, b), (u, _) = state[k], seen[k]
+            gradient = (u @ M.T).T @ delta / len(x) - M
+            moved.append((M - self.lr * gradient, b - self.lr * delta.mean(0)))
+            if k:
+                s = jax.nn.sigmoid(seen[k - 1][1])
+                slope = self.alpha + (1 - self.alpha) * s
+                delta = (delta @ M.T) * slope - (1 - self.alpha) * s * (1 - s) / slope
+        return moved[::-1]
