@@ -1,10 +1,9 @@
 """The time of each operation, on a clock whose every reading is known."""
 
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import accumulate, chain, count, cycle
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 
@@ -106,8 +105,12 @@ def test_whether_anything_was_compiled_is_known(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_timing_costs_is_what_an_idle_operation_takes_more() -> None:
-    """A clock that a timed operation's two readings move by 3 µs, and an untimed one not at all."""
-    readings = iter(np.cumsum([0, 0, *[0, 3000] * operation_times.CALLS]).tolist())
+    """By its clock an idle operation takes 1 µs, and 4 µs where it is timed."""
+    nothing = torch.zeros(1)
+    with TimedOperations(lambda: 0) as call:
+        nothing.detach()
+    operations = len(call.ns) * operation_times.CALLS
+    readings = accumulate(chain([0, 1000 * operations], cycle([0, 4000])))
     assert cost_of_timing(lambda: next(readings)) == 3000
 
 
