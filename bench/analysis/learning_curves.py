@@ -32,10 +32,10 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, object] = dict(zip([*WORKLOAD, "optimizer"], key, strict=True))
         row |= {"seeds": len(part), "ok": len(ok), "tuned": _words(part["tuned"].iloc[0])}
         for name in ("held_out_nats", "held_out_bits", "steps", "seconds", "step_ms", "drift_nats", "halved", "amari"):
-            row[name] = ok[name].median()
+            row[name] = ok[name].dropna().median()  # pandas 2 warns where nothing is known
         row |= {name: _median_end(part[name], worst) for name, worst in WORST.items()}
         row["low"], row["high"] = ok["held_out_nats"].min(), ok["held_out_nats"].max()
-        row["fast_ica_amari"] = ok["fast_ica_amari"].median()
+        row["fast_ica_amari"] = ok["fast_ica_amari"].dropna().median()
         row["caveat"] = next(iter(part["caveat"].dropna()), None)
         rows.append(row)
     return pd.DataFrame(rows)

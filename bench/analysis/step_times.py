@@ -49,7 +49,7 @@ def _row(part: pd.DataFrame, spread: dict[str, tuple[Spreads, ...]]) -> dict[str
         half = half_width([(spread[column][waits].at(part["dim"].iloc[0]), ok[column].count())])
         row |= {column: mean, f"{column}_low": mean * math.exp(-half), f"{column}_high": mean * math.exp(half)}
     row |= {column: geometric_mean(ok[column]) for column in PLAIN}
-    row["cosine"] = ok["cosine"].median()
+    row["cosine"] = ok["cosine"].dropna().median()  # pandas 2 warns where nothing is known
     for column in ("log_det", "period"):
         row[column] = ok[column].iloc[0] if len(ok) else None
     row["composed"] = bool(ok["composed"].any())
