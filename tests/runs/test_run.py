@@ -132,7 +132,7 @@ def test_too_slow_is_predicted_from_smaller_dims() -> None:
 def test_what_was_too_slow_for_less_time_says_nothing() -> None:
     slow = failed("naive", 128, 0, "too_slow")
     slow.environment = replace(slow.environment, code=code_version.code_hash())
-    slow.config["timing"] = {"max_step_s": 1}
+    slow.config = slow.config | {"timing": {"max_step_s": 1}}
     assert "already at dim 128" in str(predict_too_slow(asked("naive", 256, 0, 1), [slow]))
     assert predict_too_slow(asked("naive", 256, 0, 30), [slow]) is None
 
