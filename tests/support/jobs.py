@@ -21,7 +21,7 @@ THREADS = torch.get_num_threads()
 def job(path: Path, *overrides: str, optimizer: str = "relative", dim: int = 8, **axes: Any) -> Job:
     """Describe a cell whose record goes below a folder."""
     config = composed(f"optimizer={optimizer}", f"dim={dim}", *BRIEF, *overrides)
-    facts = cell(optimizer, dim, config["seed"], threads=THREADS, batch=config["batch"], **axes)
+    facts = cell(optimizer, dim, config["seed"], **{"threads": THREADS, "batch": config["batch"]} | axes)
     machine = description.machine("cpu")
     made = Job(identity(facts, config, machine, ["code", "torch"], {}), facts, config, machine, "test", path)
     others = {
