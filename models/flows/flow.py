@@ -197,9 +197,10 @@ class Flow(FlowDensity):
         autograd would compute, is nowhere needed.
         """
         layers, seen, z = list(self.layers), [], batch
-        for k, layer in enumerate(layers):  # by its place: a layer may be there twice
-            u = z @ layer.weight.T
-            y = u if layer.bias is None else u + layer.bias
+        weights = [layer.weight for layer in layers]
+        for k, (layer, W) in enumerate(zip(layers, weights, strict=True)):  # by its place: a layer may be there twice
+            u, b = z @ W.T, layer.bias
+            y = u if b is None else u + b
             seen.append((layer, z, u, y))
             if k < len(layers) - 1:
                 z = self._activation(y)
@@ -208,7 +209,7 @@ class Flow(FlowDensity):
         for k in range(len(layers) - 2, -1, -1):
             s = torch.sigmoid(seen[k][3])
             slope = torch.rsub(s, self.alpha, alpha=self.alpha - 1)  # σ′ = α + (1 − α) s
-            delta = (delta @ layers[k + 1].weight).mul_(slope)
+            delta = (delta @ weights[k + 1]).mul_(slope)
             delta.addcdiv_(s.addcmul_(s, s, value=-1), slope, value=self.alpha - 1)
             deltas.append(delta)
         return [LayerIO(*io, delta, log_det=True) for io, delta in zip(seen, reversed(deltas), strict=True)]

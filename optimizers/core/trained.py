@@ -10,6 +10,8 @@ So whatever a direction does for a layer, it does for the parameters that are fr
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor, nn
 
@@ -50,16 +52,22 @@ def trained(ios: list[LayerIO], needs_log_det: str | None = None) -> list[LayerI
     Raises:
         TypeError: two layers share a parameter, or one lacks the log-determinant.
     """
-    _refuse_tied(ios)
+    users: dict[int, int] = {}
     found = []
-    for io in ios:
-        if needs_log_det is not None and io.layer.weight.requires_grad and not io.log_det:
+    for k, io in enumerate(ios):
+        W, b = io.layer.weight, io.layer.bias
+        moves, shifts = W.requires_grad, b is not None and b.requires_grad
+        for parameter in [W] * moves + [b] * shifts:
+            if users.setdefault(id(parameter), k) != k:
+                _refuse_tied(users[id(parameter)], k, parameter)
+        if needs_log_det is not None and moves and not io.log_det:
             shape = f"{io.layer.out_features}×{io.layer.in_features}"
             raise TypeError(
                 f"{needs_log_det} needs layers with log|det W| in the loss; this model's {shape} layer has none"
             )
-        free = _free(io)
-        if free is not None:
+        if moves and (shifts or b is None):
+            found.append(io)
+        elif (free := _free(io)) is not None:
             found.append(free)
     return found
 
@@ -72,10 +80,8 @@ def gradient_of(parameter: Tensor) -> Tensor:
 
 
 def _free(io: LayerIO) -> LayerIO | None:
-    """O(B) at most: the layer that is trained of a captured one, or None."""
+    """O(B) at most: the layer that is trained of a captured one of which something is frozen, or None."""
     W, b = io.layer.weight, io.layer.bias
-    if W.requires_grad and (b is None or b.requires_grad):
-        return io
     for parameter in (W, b):
         if parameter is not None and not parameter.requires_grad:
             parameter.grad = None
@@ -89,17 +95,10 @@ def _free(io: LayerIO) -> LayerIO | None:
     return io._replace(layer=_Part(weight), a=y.new_ones(len(y), 1), u=y, y=y, log_det=False)
 
 
-def _refuse_tied(ios: list[LayerIO]) -> None:
-    """See that no two layers share what is trained: each would write its own part of the gradient over the other's."""
-    users: dict[int, int] = {}
-    for k, io in enumerate(ios):
-        for parameter in (io.layer.weight, io.layer.bias):
-            if parameter is None or not parameter.requires_grad:
-                continue
-            first = users.setdefault(id(parameter), k)
-            if first != k:
-                raise TypeError(
-                    f"captured layers {first} and {k} are tied: they share a parameter of shape "
-                    f"{tuple(parameter.shape)}, and a captured layer's gradient is of one use alone; "
-                    "use the layerwise direction, or give each layer parameters of its own"
-                )
+def _refuse_tied(first: int, second: int, parameter: Tensor) -> NoReturn:
+    """Refuse layers that share what is trained: each would write its own part of the gradient over the other's."""
+    raise TypeError(
+        f"captured layers {first} and {second} are tied: they share a parameter of shape "
+        f"{tuple(parameter.shape)}, and a captured layer's gradient is of one use alone; "
+        "use the layerwise direction, or give each layer parameters of its own"
+    )
