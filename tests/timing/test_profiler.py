@@ -101,13 +101,14 @@ NAMED = taken("Optimizer.step", 0, 900_000_000, annotation=True)
     [
         ([OPERATION, KERNEL], [("mm", 3, 0.05, 0.25), (BETWEEN, None, 0.95, 0)]),
         ([OVERHEAD, RUNTIME, OPERATION, KERNEL], [("mm", 3, 0.05, 0.25), (BETWEEN, None, 0.95, 0)]),
+        ([OPERATION, RUNTIME, OVERHEAD, KERNEL], [("mm", 3, 0.05, 0.25), (BETWEEN, None, 0.95, 0)]),
         (
             [OPERATION, KERNEL, GRAPH, NAMED],
             [(BETWEEN, None, 0.95, 0), ("mm", 3, 0.05, 0.25), (UNLINKED, None, 0, 0.1)],
         ),
         ([OPERATION], [(BETWEEN, None, 0.95, None), ("mm", 3, 0.05, None)]),
     ],
-    ids=["linked", "a buffer filled up", "graph", "no kernels seen"],
+    ids=["linked", "a buffer filled up", "and was taken down later", "graph", "no kernels seen"],
 )
 def test_of_a_gpu_a_kernels_time_is_with_the_operation_that_launched_it(
     monkeypatch: pytest.MonkeyPatch, entries: list[Any], expected: list[tuple[Any, ...]]
