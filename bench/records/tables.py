@@ -45,7 +45,7 @@ def load(folder: str | Path, task: str = "time") -> pd.DataFrame:
         >>> cells = load("results/cpu-2-cores")
         >>> fine = cells[(cells["status"] == "ok") & ~cells["contended"]]
         >>> print(sorted(fine["optimizer"].unique())[:3])
-        ['adam', 'kfac', 'layerwise']
+        ['adam', 'inverse', 'kfac']
 
     Args:
         folder: of the run, with its ``records``.
