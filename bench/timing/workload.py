@@ -108,10 +108,7 @@ class Workload:
 
 
 def _quieten() -> None:
-    """Have the compiler start no processes, which would run on beside the steps, and say what ``TORCH_LOGS`` asks for.
-
-    Else it is silent: what it says of a step is of no use to who times it.
-    """
+    """Have the compiler start no process, which would run on beside the steps, and say only what ``TORCH_LOGS`` asks."""
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if "TORCH_LOGS" not in os.environ:
         torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
