@@ -43,8 +43,8 @@ def spans(seen: profile) -> tuple[list[Span], list[Span]]:
     """Return the device's kernels, and its ranges that a user named, as ``record_function`` does.
 
     They are read as the profiler took them down. Its table counts a kernel with every entry of the operation's number,
-    and the profiler's own, of a buffer that filled up, have one too: a step of many kernels seemed to take many times as
-    long as it did.
+    and the profiler's own, of a buffer that filled up, have one too: a step of many kernels seemed to take many
+    times as long as it did.
     """
     kernels, ranges = list[Span](), list[Span]()
     for event in _events(seen):

@@ -108,7 +108,7 @@ class Workload:
 
 
 def _quieten() -> None:
-    """Have the compiler start no process, which would run on beside the steps, and say only what ``TORCH_LOGS`` asks."""
+    """Have the compiler start no process, which would run beside the steps, and say only what ``TORCH_LOGS`` asks."""
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if "TORCH_LOGS" not in os.environ:
         torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
