@@ -157,7 +157,7 @@ INPUTS = [
     Wrong(["report", "file"], "no records in file"),
     Wrong(["publish", "nowhere", "x"], "nowhere holds no sweep's run"),
     Wrong(["publish", "unfinished", "x"], "unfinished is not finished: 2 of its 2 planned cells are not recorded"),
-    Wrong(["publish", "no_json", "x"], "no_json holds no sweep's run: its run.json"),
+    Wrong(["publish", "no_json", "x"], "no_json/run.json is damaged"),
     Wrong(["publish", "unfinished", "../x"], "NAME must be of letters"),
     Wrong(["regress", "no-such-ref", "--out", "out"], "no commit 'no-such-ref' here", "out"),
     Wrong(["regress", "--dims=many"], "dims must be whole numbers separated by commas, got 'many'"),
