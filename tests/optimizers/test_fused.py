@@ -235,3 +235,33 @@ def test_what_one_rounding_may_do_is_of_the_last_anchor() -> None:
     step.anchor()
     assert step.rounding_nats > 10 * at_first
     assert math.isnan(RelativeSGD(Flow(4), LR, track=False).rounding_nats)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.02, -0.02])
+@pytest.mark.parametrize("apart", [1e-3, 0.02, 0.2])
+def test_moments_give_the_determinant_within_what_they_claim(apart: float, mean: float) -> None:
+    K = torch.randn(3, 9, 9, dtype=torch.float64)
+    K = apart * K / torch.linalg.matrix_norm(K)[:, None, None] + mean * torch.eye(9, dtype=torch.float64)
+    exact = torch.linalg.slogdet(torch.eye(9, dtype=torch.float64) + K / 2).logabsdet
+    for found, value in zip(fused.moments(K), exact.tolist(), strict=True):
+        second_order, wrong = found.scaled(0.5).log_det()
+        assert abs(second_order - value) <= wrong + 1e-15
+        assert wrong < apart**3 / 20
+
+
+def test_moments_do_not_stand_for_a_determinant_that_they_do_not_determine() -> None:
+    """Of a matrix far from a multiple of the unit, or one that turns it over."""
+    for K in (2 * torch.randn(1, 5, 5, dtype=torch.float64), -2 * torch.eye(5, dtype=torch.float64)[None]):
+        assert fused.moments(K)[0].log_det()[1] == math.inf
+
+
+@pytest.mark.parametrize(("size", "factored"), [(1e-3, False), (0.1, True)])
+def test_a_small_step_needs_no_factorisation(monkeypatch: pytest.MonkeyPatch, size: float, factored: bool) -> None:
+    K = size * torch.nn.functional.normalize(torch.randn(2, 20, 20), dim=(1, 2))
+    exact = torch.linalg.slogdet(torch.eye(20, dtype=torch.float64) + K.double()).logabsdet
+    calls, factor = [], torch.linalg.lu_factor_ex
+    monkeypatch.setattr(torch.linalg, "lu_factor_ex", lambda A: calls.append(A) or factor(A))
+    changes = fused.log_abs_det_changes(K, fused.moments(K), [256, 256], [LR, LR])
+    assert bool(calls) is factored
+    growth = torch.tensor(1 + LR).double().log()  # as float32 rounds it
+    torch.testing.assert_close(changes, exact + 256 * growth, rtol=0, atol=256 * 2**-26)
