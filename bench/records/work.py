@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from statistics import median
@@ -92,7 +93,7 @@ def _dearest(counts: Counts, timing: Timing) -> list[dict[str, object]] | None:
     return [
         {
             "operation": kind.name,
-            "shapes": " · ".join("×".join(map(str, shape)) for shape in kind.shapes[:3]),
+            "shapes": sys.intern(" · ".join("×".join(map(str, shape)) for shape in kind.shapes[:3])),  # in every seed
             "calls": calls,
             "order": kind.order,
             "ms": 1e3 * seconds,
