@@ -41,15 +41,21 @@ def parse(words: list[str]) -> Options:
     """Read the command line."""
     usual = Options()
     parser = argparse.ArgumentParser(prog="stepscale regress", description="Compare a checkout's steps with a base's.")
-    parser.add_argument("base", nargs="?", help="a git ref; by default where the checkout left main")
+    what = "a git ref, by default where the checkout left main; and Hydra's words for every benchmark, as batch=16"
+    parser.add_argument("words", nargs="*", metavar="BASE or key=value", help=what)
+    parser.add_argument("--config-dir", type=Path, help="in a repository of yours: the folder with your YAML")
     parser.add_argument("--optimizers", default="", help="only these, separated by commas")
     parser.add_argument("--dims", default="", help="these dims instead of each optimizer's two, separated by commas")
     parser.add_argument("--threads", type=int, default=1, help="of each session (default 1: the least disturbed)")
     parser.add_argument("--out", type=Path, default=usual.out, help=f"folder for the results (default {usual.out})")
-    found = parser.parse_args(words)
+    found = parser.parse_intermixed_args(words)
     optimizers, dims = (tuple(filter(None, map(str.strip, text.split(",")))) for text in (found.optimizers, found.dims))
     if not all(dim.isdigit() and int(dim) for dim in dims):
         parser.error(f"dims must be whole numbers separated by commas, got {','.join(dims)!r}")
     if found.threads < 1:
         parser.error(f"threads must be at least 1, got {found.threads}")
-    return Options(found.base, optimizers, dims, found.threads, found.out)
+    refs = [word for word in found.words if "=" not in word]
+    if len(refs) > 1:
+        parser.error(f"one base is compared with, got {', '.join(refs)}")
+    settings = tuple(word for word in found.words if "=" in word)
+    return Options(refs[0] if refs else None, found.config_dir, settings, optimizers, dims, found.threads, found.out)

@@ -8,6 +8,7 @@ import math
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -230,17 +231,18 @@ def read_all(run: Path) -> tuple[list[Record], list[str]]:
     Parts that are equal in many records are in memory once: 10,000 records take a third of the memory.
     """
     records: list[Record] = []
-    complaints, shared = [], {}
+    complaints: list[str] = []
+    shared: dict[bytes, Any] = {}
+    encode = msgspec.json.encode
     for path in sorted((run / RECORDS).glob("*.json")):
         try:
             record = read(path)
         except BadRecordError as error:
             complaints.append(str(error))
             continue
-        share = lambda part: shared.setdefault(msgspec.json.encode(part), part)  # noqa: E731
-        record.config = {name: share(part) for name, part in record.config.items()}
+        record.config = {name: shared.setdefault(encode(part), part) for name, part in record.config.items()}
         if record.counts is not None:
-            record.counts.kinds = share(record.counts.kinds)
+            record.counts.kinds = shared.setdefault(encode(record.counts.kinds), record.counts.kinds)
         records.append(record)
     return records, complaints
 

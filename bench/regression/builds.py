@@ -1,6 +1,7 @@
 """The two versions of the code that a comparison needs, each built into a folder of its own.
 
-An editable install would silently run the checkout's code for both.
+An editable install would silently run the checkout's code for both. The code is this package's own, or that of a user's
+repository, which holds optimizers of theirs and a folder of YAML that names them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,36 +24,74 @@ class Arm(NamedTuple):
 
     label: str  # its commit, "+changes" if the checkout has any
     source: Path  # a copy of its tree
-    package: Path  # where `stepscale` can be imported from
+    package: Path  # where its modules can be imported from, before those in its tree
+    conf: Path  # the folder with its optimizers
     options: tuple[str, ...] = ()  # of its benchmarks, beside those of both versions
 
     def optimizers(self) -> set[str]:
         """Name the optimizers it has."""
-        return {path.stem for path in (self.source / "bench" / "conf" / "optimizer").glob("*.yaml")}
+        return {path.stem for path in (self.conf / "optimizer").glob("*.yaml")}
+
+    def folders(self) -> list[Path]:
+        """List the places to import from."""
+        return (
+            [self.package] if self.conf == own_conf(self.source) else [self.package, self.source / "src", self.source]
+        )
 
 
-def build(ref: str | None, into: Path) -> Arm:
+def own_conf(source: Path) -> Path:
+    """Return where this package's tree has its configuration."""
+    return source / "bench" / "conf"
+
+
+def build(ref: str | None, into: Path, conf: Path | None = None) -> Arm:
     """Build a git ref, or with None the checkout as it stands, below a folder.
+
+    Args:
+        ref: of git.
+        into: a folder to make.
+        conf: where a user's repository has its YAML, relative to its top; None for this package's own repository.
 
     Raises:
         BuildError: there is no such ref, or pip cannot build it; its message holds the reason.
     """
-    arm = Arm(describe(ref), into / "source", into / "package")
-    arm.source.mkdir(parents=True)
+    source, package = into / "source", into / "package"
+    source.mkdir(parents=True)
+    package.mkdir()
+    label = describe(ref, MEASURED if conf is None else ())
     if ref is None:
-        _copy_checkout(arm.source)
+        _copy_checkout(source)
     else:
-        _unpack(ref, into / "source.tar", arm.source)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command = [*pip, "--no-build-isolation", "--target", str(arm.package), str(arm.source)]
-    built = subprocess.run(command, capture_output=True, text=True)
+        _unpack(ref, into / "source.tar", source)
+    if conf is None:
+        _install(label, source, package, "--no-build-isolation")
+        return Arm(label, source, package, own_conf(source))
+    if any((source / name).is_file() for name in ("pyproject.toml", "setup.py")):  # else its modules lie in the tree
+        _install(label, source, package)
+    return Arm(label, source, package, source / conf, (f"--config-dir={source / conf}",))
+
+
+def _install(label: str, source: Path, package: Path, *options: str) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *options]
+    built = subprocess.run([*pip, "--target", str(package), str(source)], capture_output=True, text=True)
     if built.returncode:
-        raise BuildError(f"{arm.label} does not build:\n{_tail(built.stderr)}")
-    return arm
+        raise BuildError(f"{label} does not build:\n{_tail(built.stderr)}")
 
 
-def describe(ref: str | None) -> str:
-    """Return the short commit of a ref, or of the checkout with ``+changes`` if it has any.
+def within_repository(folder: Path) -> Path:
+    """Return a folder's place in the git repository of the current one.
+
+    Raises:
+        BuildError: it is in none, or in another.
+    """
+    top = Path(_top())
+    if not folder.is_dir() or not folder.resolve().is_relative_to(top.resolve()):
+        raise BuildError(f"there is no folder {str(folder)!r} in {top}; --config-dir names the one with your YAML")
+    return folder.resolve().relative_to(top.resolve())
+
+
+def describe(ref: str | None, measured: Collection[str] = MEASURED) -> str:
+    """Return the short commit of a ref, or of the checkout with ``+changes`` if it has any in what is measured.
 
     Raises:
         BuildError: there is no such commit.
@@ -60,7 +100,7 @@ def describe(ref: str | None) -> str:
         commit = git("rev-parse", "--verify", "--short=12", f"{ref or 'HEAD'}^{{commit}}")
     except BuildError as error:
         raise BuildError(f"there is no commit {ref or 'HEAD'!r} here; fetch it, or name another") from error
-    return commit + ("+changes" if ref is None and git("-C", _top(), "status", "--porcelain", "--", *MEASURED) else "")
+    return commit + ("+changes" if ref is None and git("-C", _top(), "status", "--porcelain", "--", *measured) else "")
 
 
 def merge_base() -> str:

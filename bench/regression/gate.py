@@ -34,6 +34,8 @@ class Options:
     """What to compare, and where to say it."""
 
     base: str | None = None  # a git ref; None for where the checkout left main
+    conf: Path | None = None  # a user's own YAML, in their repository; None in this package's
+    words: tuple[str, ...] = ()  # of Hydra, for every benchmark, as model=classifier
     optimizers: tuple[str, ...] = ()  # only these
     dims: tuple[str, ...] = ()  # instead of each optimizer's two
     threads: int = 1  # of each session
@@ -62,8 +64,9 @@ def run(options: Options, say: Callable[[str], None]) -> tuple[str, int]:
     require_pytest()
     with scratch() as folder:
         say("building both versions")
-        base = builds.build(options.base or builds.merge_base(), folder / "base")
-        head = builds.build(None, folder / "head")
+        conf = options.conf and builds.within_repository(options.conf)
+        base = builds.build(options.base or builds.merge_base(), folder / "base", conf)
+        head = builds.build(None, folder / "head", conf)
         known = base.optimizers() | head.optimizers()
         unknown = sorted({*options.optimizers} - known)
         if unknown and {*options.optimizers} & known:
@@ -110,6 +113,7 @@ def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], N
         SessionError: a session died or hangs, or both versions are the same files.
     """
     words = [f"--optimizers={','.join(options.optimizers)}", f"--dims={','.join(options.dims)}"]
+    words += [f"--word={word}" for word in options.words]
     threads = {f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "MKL", "OPENBLAS")}
     waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if options.threads > 1 else {}  # or idle threads spin into others' turns
     with ExitStack() as stack:
@@ -117,7 +121,7 @@ def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], N
         for arm, names in ((base, verdicts.BASE), (head, verdicts.HEAD)):
             for name in names:
                 variables = threads | waiting | cores.ALLOCATOR
-                session = Session(name, arm.package, [*words, *arm.options], variables)
+                session = Session(name, arm.folders(), [*words, *arm.options], variables)
                 stack.callback(session.end)
                 sessions.append(session)
         watch, interrupted = Watch(sessions, cores.last(options.threads)), False
@@ -141,13 +145,14 @@ def require_own_files(sessions: list[Session], base: Arm, head: Arm) -> None:
     Raises:
         SessionError: one did not, so that what is compared is not what was asked for.
     """
-    own = dict.fromkeys(verdicts.BASE, base.package) | dict.fromkeys(verdicts.HEAD, head.package)
+    own = dict.fromkeys(verdicts.BASE, base) | dict.fromkeys(verdicts.HEAD, head)
     if base.package.resolve() == head.package.resolve():
         raise SessionError(f"base and head are the same files, those in {base.package}")
     for session in sessions:
+        folders = [folder.resolve() for folder in own[session.name].folders()]
         for file in session.files:
-            if not Path(file).resolve().is_relative_to(own[session.name].resolve()):
-                raise SessionError(f"session {session.name} imported {file}, not the files of {own[session.name]}")
+            if not any(Path(file).resolve().is_relative_to(folder) for folder in folders):
+                raise SessionError(f"session {session.name} imported {file}, not the files of {folders[0]}")
 
 
 def rows_of(sessions: list[Session], watch: Watch, *, whole_only: bool) -> list[dict[str, object]]:

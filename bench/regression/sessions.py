@@ -46,7 +46,7 @@ class Session:
     def __init__(
         self,
         name: str,
-        package: Path,
+        folders: Sequence[Path],
         arguments: Sequence[str],
         variables: dict[str, str],
         benchmarks: Path = BENCHMARKS,
@@ -64,8 +64,10 @@ class Session:
         command = [sys.executable, "-m", "pytest", str(benchmarks), "-q", *arguments]
         self.process = subprocess.Popen(
             command,
-            cwd=package,
-            env=os.environ | variables | {"PYTHONPATH": str(package), "STEPSCALE_TURNS": str(theirs.fileno())},
+            cwd=folders[0],
+            env=os.environ
+            | variables
+            | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "STEPSCALE_TURNS": str(theirs.fileno())},
             pass_fds=[theirs.fileno()],
             stdout=self.output,
             stderr=subprocess.STDOUT,

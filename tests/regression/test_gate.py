@@ -181,11 +181,55 @@ def test_interrupted_it_keeps_what_all_sessions_have_finished() -> None:
     assert len(gate.rows_of(sessions, Watched(), whole_only=False)) == 6  # type: ignore[arg-type]
 
 
+OWN = """
+_target_: stepscale.optimizers.pair
+_partial_: true
+direction: {_target_: stepscale.optimizers.Layerwise, _partial_: true}
+update: {_target_: own_optimizer.SignDescent, _partial_: true, lr: 1e-4}
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a user's repository, of an optimizer and its YAML, with one commit on main, and go there."""
+    folder = tmp_path / "theirs"
+    (folder / "conf" / "optimizer").mkdir(parents=True)
+    (folder / "conf" / "optimizer" / "sign_descent.yaml").write_text(OWN)
+    shutil.copy2(ROOT / "tests" / "examples" / "own_optimizer.py", folder)
+    git(folder, "init", "-q", "-b", "main")
+    commit(folder, "an optimizer")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setattr(sessions, "CONTENDED", math.inf)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_optimizers_of_a_users_own_repository_are_compared(theirs: Path) -> None:
+    """Slowed down in the checkout, which the base does not see though the current folder comes first for Python."""
+    own = theirs / "own_optimizer.py"
+    slow = "    def step(self, closure: None = None) -> None:\n"
+    own.write_text(own.read_text().replace(slow, slow + "        torch.linalg.eigvalsh(torch.ones(300, 300))\n"))
+    assert regress("model=autoencoder", "HEAD", "--config-dir=conf", "--dims=16", "depth=4") == 1
+    facts = json.loads((theirs / gate.Options.out / "regress.json").read_text())
+    assert [(row["optimizer"], row["verdict"]) for row in facts["rows"]] == [("sign_descent", "regressed")]
+    assert facts["optimizers"] == ["sign_descent"] and facts["head"] == facts["base"] + "+changes"
+    assert len(set(facts["code"].values())) == 2
+
+
+def test_a_users_folder_has_to_be_in_their_repository(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("nowhere", str(ROOT / "bench" / "conf")):
+        assert regress("HEAD", f"--config-dir={folder}") == 2
+        assert folder in capsys.readouterr().err
+    assert regress("HEAD", "other", "--config-dir=conf") == 2
+    assert "got HEAD, other" in capsys.readouterr().err
+
+
 def test_a_session_with_another_versions_files_is_an_error(tmp_path: Path) -> None:
     class Told:
         name, files = "B1", [str(tmp_path / "base" / "package" / "stepscale" / "models" / "__init__.py")]
 
-    base, head = (Arm(name, tmp_path / name / "source", tmp_path / name / "package") for name in ("base", "head"))
+    folders = {name: (tmp_path / name / "source", tmp_path / name / "package") for name in ("base", "head")}
+    base, head = (Arm(name, *found, builds.own_conf(found[0])) for name, found in folders.items())
     with pytest.raises(SessionError, match=r"B1 imported .*base.*, not the files of .*head"):
         gate.require_own_files([Told()], base, head)  # type: ignore[list-item]
     with pytest.raises(SessionError, match="base and head are the same files"):

@@ -6,10 +6,15 @@ for its turn, and tells what it found; ``sessions`` is the other end. Without it
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import os
+import re
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -20,7 +25,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import stepscale.bench.config
 import stepscale.models
 import stepscale.optimizers
-from stepscale.bench.config import CONF
+from stepscale.bench.config import CONF, searchable
 from stepscale.bench.machine import code_version
 from stepscale.optimizers import Step
 
@@ -66,6 +71,8 @@ TURNS = Turns(os.environ.pop("STEPSCALE_TURNS", None))
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("steps")
     group.addoption("--optimizers", default="", help="only these, separated by commas")
+    group.addoption("--config-dir", default="", help="a folder of a user's own YAML, whose optimizers are meant")
+    group.addoption("--word", default=[], action="append", help="of Hydra, for every benchmark")
     group.addoption("--dims", default="", help="these dims instead of each optimizer's two")
     group.addoption("--slow", default="", help="slow every step down: PLACE=SHARE of its own time, as direction=0.05")
 
@@ -73,7 +80,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = [name.strip() for name in metafunc.config.getoption("optimizers").split(",") if name.strip()]
     dims = [int(dim) for dim in metafunc.config.getoption("dims").split(",") if dim.strip()]
-    optimizers = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+    conf = Path(metafunc.config.getoption("--config-dir") or CONF)
+    optimizers = sorted(path.stem for path in (conf / "optimizer").glob("*.yaml"))
     cases = {
         f"{o}-{d}": (o, d) for o in optimizers if not chosen or o in chosen for d in dims or DIMS.get(o, USUAL_DIMS)
     }
@@ -85,8 +93,38 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # of an empty selection pytest makes one test without parameters, which it skips
     functions = [item for item in session.items if isinstance(item, pytest.Function)]
     tests = [item.callspec.id for item in functions if isinstance(item.callspec.params["dim"], int)]
-    files = [package.__file__ for package in (stepscale.bench.config, stepscale.models, stepscale.optimizers)]
-    TURNS.say(Collected(tests, [str(file) for file in files], code_version.code_hash()))
+    folder = session.config.getoption("--config-dir")
+    if folder:
+        files = imported_by(Path(folder))
+        code = hashlib.sha256(b"".join(source for file in files for source in sources(file))).hexdigest()[:16]
+    else:
+        ours = (stepscale.bench.config, stepscale.models, stepscale.optimizers)
+        files, code = [Path(str(package.__file__)) for package in ours], code_version.code_hash()
+    TURNS.say(Collected(tests, [str(file) for file in files], code))
+
+
+def imported_by(folder: Path) -> list[Path]:
+    """Import what a user's YAML names as ``_target_``; return the files of their modules that no installer has put."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.yaml"))]
+    targets = {target.split(".")[0] for text in texts for target in re.findall(r"_target_:\s*([\w.]+)", text)}
+    found = []
+    for name in sorted(targets - {"stepscale", "torch"}):
+        with suppress(ImportError):  # the benchmark says what is missing
+            found += [Path(file) for file in [importlib.import_module(name).__file__] if file]
+    return [file for file in found if "site-packages" not in file.parts]
+
+
+def sources(file: Path) -> list[bytes]:
+    """Return the source of a module, and of all others of its package."""
+    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+    return [path.read_bytes() for path in files]
+
+
+@pytest.fixture(scope="session")
+def words(pytestconfig: pytest.Config) -> list[str]:
+    """Return the words of Hydra for every benchmark."""
+    folder = pytestconfig.getoption("--config-dir")
+    return [*searchable(["--config-dir", folder] if folder else []), *pytestconfig.getoption("--word")]
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from stepscale.bench.machine import code_version
 from stepscale.bench.machine.clock import Clock, clock_of, timed
 from stepscale.bench.timing.limit import Limit, limit_of
 from stepscale.bench.timing.workload import Workload
+from stepscale.models import rows_of
 from stepscale.optimizers import Step
 
 from .conftest import Turn
@@ -36,27 +37,33 @@ LIMIT_EVERY = 4  # rounds
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def workload_of(optimizer: str, dim: int, slow: Callable[[Step], Step]) -> Workload:
-    config = compose_cell([f"optimizer={optimizer}", f"dim={dim}"]).config
+def workload_of(words: list[str], slow: Callable[[Step], Step]) -> Workload:
+    """Three batches of a cell's data, in turns."""
+    config = compose_cell(words).config
     torch.manual_seed(0)
-    rows = instantiate(config["data"])(dim=dim, rows=300, seed=0).train.to(DEVICE)
+    size = config["batch"]
+    rows = instantiate(config["data"])(dim=config["dim"], rows=3 * size, seed=config["seed"]).train
+    parts = [rows] if isinstance(rows, torch.Tensor) else rows
+    batches = list(zip(*(part.to(DEVICE).split(size) for part in parts), strict=True))
     model = instantiate(config["model"]).to(DEVICE)
-    return Workload(model, slow(instantiate(config["optimizer"])(model)), list(rows.split(100)))
+    step = slow(instantiate(config["optimizer"])(model))
+    return Workload(model, step, [batch[0] if len(batch) == 1 else batch for batch in batches])
 
 
-def calibrate(workload: Workload, limit: Limit, clock: Clock) -> Plan:
+def calibrate(workload: Workload, limit: Limit | None, clock: Clock) -> Plan:
     step_s = min(timed(clock, workload.run, workload.period) for _ in range(3)) / workload.period
-    limit_s = min(timed(clock, limit.run, 1) for _ in range(3))
+    limit_s = min(timed(clock, limit.run, 1) for _ in range(3)) if limit else math.inf
     steps = workload.whole_periods(ROUND_S / step_s)
     rounds = max(LEAST_ROUNDS, math.ceil(STEPS_S / (steps * step_s)))
     return Plan(steps, math.ceil(ROUND_S / 8 / limit_s), rounds)
 
 
-def test_step(benchmark: BenchmarkFixture, turn: Turn, slow: Callable[[Step], Step], optimizer: str, dim: int) -> None:
+def test_step(
+    benchmark: BenchmarkFixture, turn: Turn, slow: Callable[[Step], Step], words: list[str], optimizer: str, dim: int
+) -> None:
     turn(0)
-    workload, clock = workload_of(optimizer, dim, slow), clock_of(DEVICE)
-    limit = limit_of(workload.model, len(workload.batches[0]), None)
-    assert limit is not None, "the flow names its products"
+    workload, clock = workload_of([f"optimizer={optimizer}", f"dim={dim}", *words], slow), clock_of(DEVICE)
+    limit = limit_of(workload.model, rows_of(workload.batches[0]), None)  # of a model that names its products
     workload.run(workload.period)
     boundary = workload.snapshot()
     plan = turn(0, calibrate(workload, limit, clock))  # the same in every session
@@ -65,7 +72,7 @@ def test_step(benchmark: BenchmarkFixture, turn: Turn, slow: Callable[[Step], St
 
     def prepare() -> None:
         turn(round_ := next(count))
-        if round_ % LIMIT_EVERY == 0:
+        if limit and round_ % LIMIT_EVERY == 0:
             limit.run(1)  # finds the caches as another session left them
             clock.synchronize()
             limits_s.append(timed(clock, limit.run, plan.limit_runs) / plan.limit_runs)
@@ -81,7 +88,7 @@ def test_step(benchmark: BenchmarkFixture, turn: Turn, slow: Callable[[Step], St
         benchmark.pedantic(round_, setup=prepare, rounds=plan.rounds, warmup_rounds=WARM_UP)
     finally:
         gc.enable()
-    step_s, limit_s = steps_s[WARM_UP:], float(np.median(limits_s))
+    step_s, limit_s = steps_s[WARM_UP:], float(np.median(limits_s)) if limits_s else math.nan
     benchmark.extra_info.update(
         optimizer=optimizer, dim=dim, steps=plan.steps, ratio=float(np.median(step_s)) / limit_s, limit_s=limit_s,
         first_round=WARM_UP, step_s=step_s, file=code_version.__file__, code=code_version.code_hash(),
