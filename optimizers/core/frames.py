@@ -61,3 +61,11 @@ def write(layer: nn.Linear, left: Tensor, right: Tensor, less: Tensor | None) ->
         bias = torch.mv(left.T, right[:, width], out=gradient_of(layer.bias))
         if less is not None:
             bias.sub_(less[:, width])
+
+
+def write_whole(layer: nn.Linear, D: Tensor) -> None:
+    """O(d²): a direction ``[dim_out, dim_in (+1)]`` into ``.grad``."""
+    width = layer.in_features
+    gradient_of(layer.weight).copy_(D[:, :width])
+    if layer.bias is not None:
+        gradient_of(layer.bias).copy_(D[:, width])

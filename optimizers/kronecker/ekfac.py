@@ -6,16 +6,18 @@ approximate natural gradient descent in a Kronecker-factored eigenbasis", arXiv 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO, one_of
-from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back
+from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back, write_whole
 from stepscale.optimizers.core.schedule import Schedule
-from stepscale.optimizers.core.trained import gradient_of
-from stepscale.optimizers.kronecker.base import Kronecker, State
+from stepscale.optimizers.core.step import StateDict
+from stepscale.optimizers.kronecker.base import Kronecker
+from stepscale.optimizers.kronecker.moments import Moments
 
 
 class Scales(StrEnum):
@@ -25,7 +27,39 @@ class Scales(StrEnum):
     KRONECKER = "kronecker"
 
 
-class EKFAC(Kronecker):
+@dataclass
+class Rotated:
+    """D ↦ Q_G [(Q_Gᵀ D Q_A) ⊘ (S + λ)] Q_Aᵀ for one layer."""
+
+    Q_A: Tensor
+    Q_G: Tensor
+    S: Tensor  # [dim_out, dim_in (+1)], averaged in place
+    count: Tensor  # of batches in S
+    within: Tensor | None  # Q_Gᵀ [I, 0] Q_A, the log-determinant's part of the relative frame
+
+    def average(self, io: LayerIO, relative: bool, decay: float) -> None:
+        """O(B d²): take a batch into S."""
+        self.count += 1
+        found = scales_of(io, relative, self.Q_A, self.Q_G)
+        self.S.lerp_(found, 1 - min(1 - 1 / self.count.item(), decay))
+
+    def write(self, io: LayerIO, relative: bool, damping: float) -> None:
+        layer, Q_A, Q_G = io.layer, self.Q_A, self.Q_G
+        rotated = (io.delta @ Q_G).T @ (inputs(io, relative) @ Q_A).div_(len(io.delta))
+        if self.within is not None:
+            rotated -= self.within
+        elif io.log_det:
+            rotated -= Q_G.T @ log_det_gradient(layer) @ Q_A[: layer.in_features]
+        direction = Q_G @ rotated.div_(self.S + damping) @ Q_A.T
+        if relative and io.log_det:
+            direction = map_back(direction, layer)
+        write_whole(layer, direction)
+
+    def state_dict(self) -> StateDict:
+        return dict(vars(self))
+
+
+class EKFAC(Kronecker[Rotated]):
     """Q_G [(Q_Gᵀ ∇ Q_A) ⊘ (S + λ)] Q_Aᵀ, O(L (B d² + d³)) a step: two full products a layer to come back.
 
     The relative frame adds one, and a log-determinant in the Euclidean frame two and an inverse. Q_A and Q_G are the
@@ -61,41 +95,31 @@ class EKFAC(Kronecker):
         if damping == 0:
             raise ValueError("damping must be positive: S has entries of zero, got damping=0")
 
-    def average(self, state: State, io: LayerIO, keep: float) -> None:
-        super().average(state, io, keep)
-        if self.measured and "S" in state and self.steps % self.schedule.inverse:  # else it is in the old basis
-            state["count"] += 1
-            state["S"].lerp_(self._scales(io, state), 1 - min(1 - 1 / state["count"].item(), self.schedule.decay))
+    def observe(self, source: list[LayerIO]) -> None:
+        super().observe(source)
+        if self.measured and self.steps % self.schedule.inverse:  # else the scales are in the old basis
+            for io, rotated in zip(source, self.applied, strict=True):
+                rotated.average(io, self.relative, self.schedule.decay)
 
-    def invert(self, io: LayerIO, state: State, fresh: LayerIO | None) -> None:
-        d_A, state["Q_A"] = eigenbasis(state["A"])
-        d_G, state["Q_G"] = eigenbasis(state["G"])
-        state["count"] = torch.tensor(float(self.measured and fresh is not None))  # of batches in S
-        if self.measured and fresh is not None:
-            state["S"] = self._scales(fresh, state)
-        else:  # what comes next replaces it: its count is none
-            state["S"] = torch.outer(d_G, d_A)
-        if io.log_det and self.relative:
-            state["within"] = state["Q_G"].T @ state["Q_A"][: io.layer.in_features]
+    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> Rotated:
+        A, G = moments.both
+        d_A, Q_A = eigenbasis(A)
+        d_G, Q_G = eigenbasis(G)
+        seen = fresh if self.measured else None
+        # without a batch, what comes next replaces the scales: their count is none
+        S = torch.outer(d_G, d_A) if seen is None else scales_of(seen, self.relative, Q_A, Q_G)
+        rows = Q_A[: io.layer.in_features]
+        within = Q_G.T @ rows if io.log_det and self.relative else None
+        return Rotated(Q_A, Q_G, S, torch.tensor(float(seen is not None)), within)
 
-    def precondition(self, io: LayerIO, state: State) -> None:
-        layer, Q_A, Q_G = io.layer, state["Q_A"], state["Q_G"]
-        rotated = (io.delta @ Q_G).T @ (inputs(io, self.relative) @ Q_A).div_(len(io.delta))
-        if io.log_det and self.relative:
-            rotated -= state["within"]
-        elif io.log_det:
-            rotated -= Q_G.T @ log_det_gradient(layer) @ Q_A[: layer.in_features]
-        direction = Q_G @ rotated.div_(state["S"] + self.damping) @ Q_A.T
-        if self.relative and io.log_det:
-            direction = map_back(direction, layer)
-        gradient_of(layer.weight).copy_(direction[:, : layer.in_features])
-        if layer.bias is not None:
-            gradient_of(layer.bias).copy_(direction[:, layer.in_features])
+    def restored(self, saved: StateDict) -> Rotated:
+        return Rotated(**saved)
 
-    def _scales(self, io: LayerIO, state: State) -> Tensor:
-        """O(B d²): E[(Q_Gᵀ g)² (Q_Aᵀ x̄)²ᵀ], ``[dim_out, dim_in (+1)]``."""
-        P, R = io.delta @ state["Q_G"], inputs(io, self.relative) @ state["Q_A"]
-        return P.square_().T @ R.square_() / len(P)
+
+def scales_of(io: LayerIO, relative: bool, Q_A: Tensor, Q_G: Tensor) -> Tensor:
+    """O(B d²): E[(Q_Gᵀ g)² (Q_Aᵀ x̄)²ᵀ], ``[dim_out, dim_in (+1)]``."""
+    P, R = io.delta @ Q_G, inputs(io, relative) @ Q_A
+    return P.square_().T @ R.square_() / len(P)
 
 
 def eigenbasis(M: Tensor) -> tuple[Tensor, Tensor]:

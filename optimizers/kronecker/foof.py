@@ -10,13 +10,15 @@ from __future__ import annotations
 from torch import nn
 
 from stepscale.models import LayerIO
-from stepscale.optimizers.core.frames import inputs
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
-from stepscale.optimizers.kronecker.base import Kronecker, State, averaged
+from stepscale.optimizers.core.step import StateDict
+from stepscale.optimizers.kronecker.base import Kronecker
+from stepscale.optimizers.kronecker.moments import Moments, of_inputs
+from stepscale.optimizers.kronecker.two_sided import TwoSided
 
 
-class FOOF(Kronecker):
+class FOOF(Kronecker[TwoSided]):
     """∇ (A + λ I)⁻¹: O(L (B d² + d³)), and O(L d³) an inversion. Without log-determinants or with stale ones O(L B d²).
 
     A is the mean of x̄ x̄ᵀ over data. In the relative frame and undamped it is the relative gradient where E[u uᵀ] = I,
@@ -46,9 +48,11 @@ class FOOF(Kronecker):
     ) -> None:
         super().__init__(model, damping=damping, frame=frame, statistics="data", log_det=log_det, schedule=schedule)
 
-    def average(self, state: State, io: LayerIO, keep: float) -> None:
-        state["A"] = averaged(state.get("A"), inputs(io, self.relative), keep)
+    def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
+        return of_inputs(there, io, self.relative, keep)
 
-    def invert(self, io: LayerIO, state: State, fresh: LayerIO | None) -> None:
-        state["A_inv"] = cholesky_inverse(state["A"], self.damping)
-        self.keep_log_det_part(io, state)
+    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
+        return TwoSided(cholesky_inverse(moments.A, self.damping)).keeping_log_det(io, self.relative, self.stale)
+
+    def restored(self, saved: StateDict) -> TwoSided:
+        return TwoSided.restored(saved)

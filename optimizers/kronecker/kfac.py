@@ -19,10 +19,13 @@ from stepscale.models import LayerIO
 from stepscale.optimizers.core.low_rank import randomized_inverse
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
-from stepscale.optimizers.kronecker.base import Kronecker, State
+from stepscale.optimizers.core.step import StateDict
+from stepscale.optimizers.kronecker.base import Kronecker
+from stepscale.optimizers.kronecker.moments import Moments
+from stepscale.optimizers.kronecker.two_sided import TwoSided
 
 
-class KFAC(Kronecker):
+class KFAC(Kronecker[TwoSided]):
     """G⁻¹ ∇ A⁻¹: O(L (B d² + d³)), and O(L d³) an inversion. Without log-determinants or with stale ones O(L B d²).
 
     Damping is factored Tikhonov's. Statistics from model samples cost another backward pass, on the flow an LU a
@@ -65,15 +68,17 @@ class KFAC(Kronecker):
             )
         self.rank = rank
 
-    def invert(self, io: LayerIO, state: State, fresh: LayerIO | None) -> None:
-        A, G = state["A"], state["G"]
+    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
+        A, G = moments.both
         A_shift, G_shift = factored_damping(A, G, self.damping)
-        if self.rank is None:
-            state["A_inv"], state["G_inv"] = cholesky_inverse(A, A_shift), cholesky_inverse(G, G_shift)
-        else:
-            state["A_inv"] = randomized_inverse(A, A_shift, self.rank)
-            state["G_inv"] = randomized_inverse(G, G_shift, self.rank)
-        self.keep_log_det_part(io, state)
+        inverses = TwoSided(self._inverse(A, A_shift), self._inverse(G, G_shift))
+        return inverses.keeping_log_det(io, self.relative, self.stale)
+
+    def restored(self, saved: StateDict) -> TwoSided:
+        return TwoSided.restored(saved)
+
+    def _inverse(self, M: Tensor, shift: Tensor) -> Tensor:
+        return cholesky_inverse(M, shift) if self.rank is None else randomized_inverse(M, shift, self.rank)
 
 
 def factored_damping(A: Tensor, G: Tensor, damping: float) -> tuple[Tensor, Tensor]:

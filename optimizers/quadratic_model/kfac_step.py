@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class QuadraticStep:
     def __init__(
         self,
         model: nn.Module,
-        direction: Callable[[nn.Module], Kronecker],
+        direction: Callable[[nn.Module], Kronecker[Any]],
         *,
         momentum: bool = True,
         interval: int | None = 5,
@@ -117,7 +117,7 @@ class QuadraticStep:
             self.direction.damping /= factor
 
 
-def kronecker_of(model: nn.Module, direction: Callable[[nn.Module], Kronecker]) -> Kronecker:
+def kronecker_of(model: nn.Module, direction: Callable[[nn.Module], Kronecker[Any]]) -> Kronecker[Any]:
     """Build a direction whose layers' captured batch can be used twice.
 
     Raises:

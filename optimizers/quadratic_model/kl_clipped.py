@@ -7,6 +7,7 @@ the distribution by little.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ class KLClipped(Paired):
     def __init__(
         self,
         model: nn.Module,
-        direction: Callable[[nn.Module], Kronecker],
+        direction: Callable[[nn.Module], Kronecker[Any]],
         update: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         *,
         kappa: float = 1e-3,

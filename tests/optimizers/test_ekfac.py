@@ -38,13 +38,13 @@ def test_measured_scales_are_nearer_the_fisher_than_kroneckers_and_have_its_trac
     for scales in ("measured", "kronecker"):
         step = EKFAC(model, scales=scales, **EUCLIDEAN)
         step(batch)
-        state = step.state[1]
-        Q = torch.kron(state["Q_G"], state["Q_A"])
-        approximation = Q @ torch.diag(state["S"].reshape(-1)) @ Q.T
+        state = step.applied[1]
+        Q = torch.kron(state.Q_G, state.Q_A)
+        approximation = Q @ torch.diag(state.S.reshape(-1)) @ Q.T
         distances.append(torch.linalg.matrix_norm(F - approximation).item())
         if scales == "measured":
             torch.testing.assert_close(approximation.trace(), F.trace())
-            torch.testing.assert_close(state["S"].reshape(-1), torch.diagonal(Q.T @ F @ Q))
+            torch.testing.assert_close(state.S.reshape(-1), torch.diagonal(Q.T @ F @ Q))
     assert distances[0] < distances[1]
 
 
@@ -54,10 +54,10 @@ def test_measured_scales_are_averaged_between_eigendecompositions() -> None:
     batches = [batch_of(10, 3) for _ in range(10)]  # the basis is made anew on the seventh
     for batch in batches:
         step(batch)
-    Q_A, Q_G = step.state[0]["Q_A"], step.state[0]["Q_G"]
+    Q_A, Q_G = step.applied[0].Q_A, step.applied[0].Q_G
     moments = []
     for batch in batches:
         (io,) = model.capture(batch)
         moments.append((io.delta @ Q_G).square().T @ (inputs(io, True) @ Q_A).square() / 10)
     a, b, c, d = moments[6:]
-    torch.testing.assert_close(step.state[0]["S"], 0.6 * (0.6 * (a + b) / 2 + 0.4 * c) + 0.4 * d)
+    torch.testing.assert_close(step.applied[0].S, 0.6 * (0.6 * (a + b) / 2 + 0.4 * c) + 0.4 * d)

@@ -62,7 +62,7 @@ def test_between_inversions_exact_follows_the_weights_and_stale_does_not(frame: 
         step = KFAC(model, frame=frame, statistics="data", log_det=log_det)
         step(x)
         gradients(model)
-        inverses = [(f["A_inv"].clone(), f["G_inv"].clone()) for f in step.state]
+        inverses = [(f.right.clone(), f.left.clone()) for f in step.applied]
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -116,8 +116,8 @@ def test_sampled_factors_tend_to_the_models() -> None:
     step = KFAC(model, statistics="model", schedule=Schedule(statistics=1, inverse=1000, decay=0.999))
     for _ in range(400):
         step(torch.randn(200, 3, dtype=torch.float64))
-    assert (step.state[0]["A"] - torch.eye(3)).abs().max() < 0.02
-    assert (step.state[0]["G"] - torch.eye(3)).abs().max() < 0.02
+    assert (step.moments[0].A - torch.eye(3)).abs().max() < 0.02
+    assert (step.moments[0].G - torch.eye(3)).abs().max() < 0.02
 
 
 def test_heavy_damping_gives_the_gradient() -> None:
@@ -146,7 +146,7 @@ def test_one_sample_is_exactly_kronecker() -> None:
     score = (io.delta.T @ homogeneous(io.a)).reshape(-1)
     step = KFAC(model, frame="euclidean", statistics="data")
     step(x)
-    kron = torch.kron(step.state[0]["G"], step.state[0]["A"])
+    kron = torch.kron(step.moments[0].G, step.moments[0].A)
     torch.testing.assert_close(kron, torch.outer(score, score))
 
 
@@ -157,7 +157,7 @@ def test_curvature_is_per_sample_not_of_the_mean_gradient() -> None:
     for data in (x, x.repeat(10, 1)):
         step = KFAC(model, statistics="data")
         step(data)
-        traces.append(step.state[0]["G"].trace())
+        traces.append(step.moments[0].G.trace())
     torch.testing.assert_close(traces[0], traces[1])
 
 
@@ -171,11 +171,11 @@ def test_running_averages_are_unbiased() -> None:
         moments.append(model.capture(x)[0].y.T @ model.capture(x)[0].y / 10)
         step(x)
         if k == 10:
-            torch.testing.assert_close(step.state[0]["A"], torch.stack(moments).mean(0))
+            torch.testing.assert_close(step.moments[0].A, torch.stack(moments).mean(0))
     expected = torch.stack(moments[:10]).mean(0)
     for moment in moments[10:]:
         expected = 0.9 * expected + 0.1 * moment
-    torch.testing.assert_close(step.state[0]["A"], expected)
+    torch.testing.assert_close(step.moments[0].A, expected)
 
 
 def test_work_follows_the_intervals() -> None:

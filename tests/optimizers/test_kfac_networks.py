@@ -2,14 +2,17 @@
 
 import math
 from functools import partial
+from io import BytesIO
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from stepscale.models import MLP, Autoencoder
 from stepscale.optimizers import EKFAC, FOOF, KFAC, Layerwise, NaturalGradient, Relative, Schedule
-from stepscale.optimizers.kronecker.base import full_is_cheaper
+from stepscale.optimizers.kronecker.two_sided import full_is_cheaper
 from tests.conftest import batch_of, generic_flow, gradients
 from tests.support.dense import EUCLIDEAN, dense_fisher, homogeneous, layer_gradient, network, written
 
@@ -45,8 +48,8 @@ def test_sampled_targets_leave_the_gradient_alone_and_change_the_curvature() -> 
     steps = [KFAC(model, frame="euclidean", statistics=statistics) for statistics in ("model", "data")]
     for step in steps:
         step(batch)
-    assert (steps[0].state[0]["G"] - steps[1].state[0]["G"]).abs().max() > 1e-3
-    torch.testing.assert_close(steps[0].state[0]["A"], steps[1].state[0]["A"])
+    assert (steps[0].moments[0].G - steps[1].moments[0].G).abs().max() > 1e-3
+    torch.testing.assert_close(steps[0].moments[0].A, steps[1].moments[0].A)
 
 
 def test_kfac_is_the_fisher_on_a_deep_linear_gaussian_network() -> None:
@@ -57,13 +60,13 @@ def test_kfac_is_the_fisher_on_a_deep_linear_gaussian_network() -> None:
     noise = torch.linalg.qr(torch.randn(rows, 2, dtype=torch.float64)).Q * math.sqrt(rows)  # second moment exactly I
     sampled = model._captured([(io.a, io.u, io.y) for io in ios], noise)
     step = KFAC(model, frame="euclidean", statistics="data", damping=0.01)
-    step._average(sampled)
+    step.observe(sampled)
     F, place = dense_fisher(model, (x, torch.zeros(rows, 2, dtype=torch.float64))), 0
-    for io, state in zip(ios, step.state, strict=True):
+    for io, moments in zip(ios, step.moments, strict=True):
         out, width = io.layer.weight.shape
         index = [place + o * width + i for o in range(out) for i in range(width)]
         block = F[index][:, index]
-        torch.testing.assert_close(torch.kron(state["G"], state["A"][:width, :width]), block, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(torch.kron(moments.G, moments.A[:width, :width]), block, rtol=1e-8, atol=1e-10)
         place += out * width + out
 
 
@@ -117,3 +120,38 @@ def test_state_restores_the_same_continuation(direction: Any, model: str) -> Non
         found.append(gradients(net))
     for first, second in zip(*found, strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("direction", [KFAC, partial(KFAC, rank=2), FOOF, EKFAC])
+def test_state_is_plain_and_goes_through_a_file(direction: Any) -> None:
+    """Of tensors, numbers, lists and dicts alone, so that torch loads it without running anything."""
+    torch.manual_seed(4)
+    model, x = generic_flow(), batch_of()
+    step, again = direction(model), direction(model)
+    step(x)
+    file = BytesIO()
+    torch.save(step.state_dict(), file)
+    file.seek(0)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    found = []
+    for one in (step, again):
+        torch.manual_seed(5)
+        one(x)
+        found.append(gradients(model))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("direction", [KFAC, partial(KFAC, rank=2), FOOF, EKFAC])
+def test_a_loaded_state_is_not_the_callers(direction: Any) -> None:
+    """Averages are taken in place: those of the state that was loaded stay what they are."""
+    model, x = generic_flow(), batch_of()
+    schedule = Schedule(statistics=1, inverse=5)
+    step, again = direction(model, schedule=schedule), direction(model, schedule=schedule)
+    step(x)
+    saved = step.state_dict()
+    before = [leaf.clone() for leaf in tree_leaves(saved) if isinstance(leaf, Tensor)]
+    again.load_state_dict(saved)
+    for _ in range(3):
+        again(batch_of())
+    after = [leaf for leaf in tree_leaves(saved) if isinstance(leaf, Tensor)]
+    assert all(map(torch.equal, before, after))
