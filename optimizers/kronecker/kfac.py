@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO
-from stepscale.optimizers.core.low_rank import randomized_inverse
+from stepscale.optimizers.core.low_rank import Symmetric, randomized_inverse
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
 from stepscale.optimizers.core.step import StateDict
@@ -26,10 +26,11 @@ from stepscale.optimizers.kronecker.two_sided import TwoSided
 
 
 class KFAC(Kronecker[TwoSided]):
-    """G⁻¹ ∇ A⁻¹: O(L (B d² + d³)), and O(L d³) an inversion. Without log-determinants or with stale ones O(L B d²).
+    """G⁻¹ ∇ A⁻¹: O(L (B d² + d³)), O(L d³) an inversion; of rank k, or with no or stale log-determinants, O(L B d²).
 
     Damping is factored Tikhonov's. Statistics from model samples cost another backward pass, on the flow an LU a
-    layer, O(L (B d² + d³)). An inversion with ``rank`` costs O(L k d²). Memory O(L d²).
+    layer, O(L (B d² + d³)). With ``rank`` no inverse is formed: an inversion costs O(L k d²), a step in the relative
+    frame O(L (B + k) d²); in the Euclidean one a log-determinant's W⁻ᵀ is O(d³). Memory O(L d²).
 
     Args:
         model: offers ``capture``, and ``capture_samples`` where statistics come from the model.
@@ -39,8 +40,9 @@ class KFAC(Kronecker[TwoSided]):
         frame: ``"relative"``, for invertible layers: equivariant to mixing of the data even when damped; or
             ``"euclidean"``.
         statistics: ``"model"``, samples of the model: the true Fisher; or ``"data"``: the empirical Fisher.
-        log_det: ``"exact"``, one d³ product a layer and step, or ``"stale"``: the log-determinant's part as it was when
-            the inverses were last computed, and no d³ in between. Nothing where the loss holds no log-determinant.
+        log_det: ``"exact"``, without ``rank`` one d³ product a layer and step, or ``"stale"``: the log-determinant's
+            part as it was when the inverses were last computed, and no d³ in between. Nothing where the loss holds no
+            log-determinant.
         schedule: of statistics and inverses, and the running averages' decay.
 
     Raises:
@@ -77,7 +79,7 @@ class KFAC(Kronecker[TwoSided]):
     def restored(self, saved: StateDict) -> TwoSided:
         return TwoSided.restored(saved)
 
-    def _inverse(self, M: Tensor, shift: Tensor) -> Tensor:
+    def _inverse(self, M: Tensor, shift: Tensor) -> Symmetric:
         return cholesky_inverse(M, shift) if self.rank is None else randomized_inverse(M, shift, self.rank)
 
 

@@ -4,16 +4,20 @@ A layer's preconditioned gradient is G⁻¹ ∇ A⁻¹ = (g G⁻¹)ᵀ(x̄ A⁻�
 of rank B that costs O(B d²), and where the loss holds a log-determinant, a part of full rank from it, which no exact
 step gets below O(d³). Without one no product between inversions is cubic: for fewer rows than the layer is wide the
 factors of rank B are preconditioned first and multiplied last (Martens & Grosse 2015, section 8).
+
+An inverse of low rank multiplies without being formed. In the relative frame, where N = I, no O(d³) is left then.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO
-from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back, write
+from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back, write, write_whole
+from stepscale.optimizers.core.low_rank import LowRank, Symmetric, after, before, columns, plain, restored
 from stepscale.optimizers.core.step import StateDict
 
 
@@ -21,55 +25,75 @@ from stepscale.optimizers.core.step import StateDict
 class TwoSided:
     """D ↦ G⁻¹ D A⁻¹ for one layer."""
 
-    right: Tensor  # A⁻¹, [dim_in (+1)] * 2
-    left: Tensor | None = None  # G⁻¹, [dim_out] * 2; None says G = I
-    within: Tensor | None = None  # G⁻¹ [I, 0] A⁻¹, the log-determinant's part within the relative frame
+    right: Symmetric  # A⁻¹, [dim_in (+1)] * 2
+    left: Symmetric | None = None  # G⁻¹, [dim_out] * 2; None says G = I
+    within: Tensor | None = None  # G⁻¹ [I, 0] A⁻¹, the log-determinant's part within the relative frame, if it is dense
     stale: Tensor | None = None  # the log-determinant's part in the parameters, as it was when this was made
 
     def keeping_log_det(self, io: LayerIO, relative: bool, stale: bool) -> TwoSided:
-        """O(d³) with a log-determinant in the loss: add what later steps need of its part."""
+        """O(d³), O(k d²) of low rank: with a log-determinant in the loss, add what later steps need of its part."""
         if not io.log_det:
             return self
         kept = self
-        if relative:
-            rows = self.right[: io.layer.in_features]
-            kept = replace(self, within=rows if self.left is None else self.left @ rows)
-        return replace(self, stale=kept.log_det_part(io.layer)) if stale else kept
+        if relative and not (isinstance(self.right, LowRank) and isinstance(self.left, LowRank | None)):
+            kept = replace(self, within=self._from_left(first_rows(self.right, io.layer.in_features)))
+        return replace(self, stale=kept.log_det_part(io.layer, relative)) if stale else kept
 
     def write(self, io: LayerIO, relative: bool, damping: float) -> None:
         """Write G⁻¹ ∇ A⁻¹, mapped back to the parameters, into ``.grad``."""
-        x = inputs(io, relative)
+        x, delta, rows = inputs(io, relative), io.delta, len(io.delta)
         out, width = io.layer.weight.shape
-        if not io.log_det and full_is_cheaper(len(x), out, width, sides=1 if self.left is None else 2):
-            gradient = (x.T @ io.delta).div_(len(x))
-            return write(io.layer, gradient if self.left is None else gradient @ self.left, self.right, None)
-        left = io.delta / len(x) if self.left is None else (io.delta @ self.left).div_(len(x))
-        right = x @ self.right
+        if not io.log_det and full_is_cheaper(rows, out, width, columns(self.left), columns(self.right)):
+            gradient = (x.T @ delta).div_(rows)
+            left = gradient if self.left is None else after(gradient, self.left)
+            if isinstance(self.right, LowRank):
+                return write_whole(io.layer, after(left.T, self.right))
+            return write(io.layer, left, self.right, None)
+        left = delta / rows if self.left is None else after(delta, self.left).div_(rows)
+        right = after(x, self.right)
         if relative and io.log_det:  # associated from the right, so that mapping it back costs O(B d²)
             right = map_back(right, io.layer)
-        return write(io.layer, left, right, self.log_det_part(io.layer) if io.log_det else None)
+        return write(io.layer, left, right, self.log_det_part(io.layer, relative) if io.log_det else None)
 
-    def log_det_part(self, layer: nn.Linear) -> Tensor:
-        """O(d³), and O(1) where it is stale: G⁻¹ [N, 0] A⁻¹ in the parameters; its bias column is not zero."""
+    def log_det_part(self, layer: nn.Linear, relative: bool) -> Tensor:
+        """G⁻¹ [N, 0] A⁻¹ in the parameters; its bias column is not zero.
+
+        O(1) where it is stale, O(k d²) of low rank in the relative frame, else O(d³).
+        """
         if self.stale is not None:
             return self.stale
         if self.within is not None:  # made when the inverses are: one product here, not two
             return map_back(self.within, layer)
-        part = log_det_gradient(layer) @ self.right[: layer.in_features]
-        return part if self.left is None else self.left @ part
+        if relative and isinstance(self.right, LowRank):
+            return self._from_left(mapped_rows(self.right, layer))
+        return self._from_left(after(log_det_gradient(layer), self.right))
 
     def state_dict(self) -> StateDict:
-        return dict(vars(self))
+        return {**vars(self), "right": plain(self.right), "left": plain(self.left)}
 
     @classmethod
     def restored(cls, saved: StateDict) -> TwoSided:
-        return cls(**saved)
+        return cls(**{**saved, "right": restored(saved["right"]), "left": restored(saved["left"])})
+
+    def _from_left(self, D: Tensor) -> Tensor:
+        return D if self.left is None else before(self.left, D)
 
 
-def full_is_cheaper(rows: int, out: int, width: int, sides: int = 2) -> bool:
+def first_rows(M: Symmetric, rows: int) -> Tensor:
+    """O(k d²) at most: so many rows of it."""
+    return (M if isinstance(M, Tensor) else M.dense())[:rows]
+
+
+def mapped_rows(M: LowRank, layer: nn.Linear) -> Tensor:
+    """O(k d²): [I, 0] M of the relative frame, mapped back to the parameters of a layer."""
+    W, b = layer.weight, layer.bias
+    identity = W if b is None else torch.cat([W, b.unsqueeze(1)], dim=1)
+    return torch.addmm(identity, M.U[: len(W)] * -M.s, map_back(M.U.T, layer)).div_(M.shift)
+
+
+def full_is_cheaper(rows: int, out: int, width: int, left: int, right: int) -> bool:
     """Whether to form a gradient ``[out, width]`` and precondition it rather than its factors of so many rows.
 
-    ``sides`` 1 is the input's alone.
+    ``left`` and ``right`` are how many products each number costs that they multiply.
     """
-    left = out if sides == 2 else 0
-    return out * width * (rows + left + width) < rows * (left * left + width * width + out * width)
+    return out * width * (rows + left + right) < rows * (out * left + width * right + out * width)
