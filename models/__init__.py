@@ -1,11 +1,13 @@
 """What is trained: one file a model family."""
 
 from stepscale.models.batch import Batch, each, rows_of
-from stepscale.models.captured_layer import LayerIO, Tangents, slopes
+from stepscale.models.captured_layer import LayerIO, Part, Tangents, joined, reduced, slopes
 from stepscale.models.choices import one_of
 from stepscale.models.contract import (
     Captures,
     CapturesSamples,
+    CountsTerms,
+    DrawsTargets,
     FisherRoots,
     HasJacobians,
     HasLogProb,
@@ -21,6 +23,7 @@ from stepscale.models.contract import (
 from stepscale.models.flows.determinant import inverse_transpose, log_abs_det, log_abs_det_and_rounding, solved
 from stepscale.models.flows.flow import Flow, FlowDensity
 from stepscale.models.flows.plu_flow import PLUFlow
+from stepscale.models.hooked import Hooked, Rest, with_rule
 from stepscale.models.networks.autoencoder import Autoencoder
 from stepscale.models.networks.classifier import Classifier
 from stepscale.models.networks.mlp import MLP
@@ -33,6 +36,8 @@ __all__ = [
     "Captures",
     "CapturesSamples",
     "Classifier",
+    "CountsTerms",
+    "DrawsTargets",
     "FisherRoots",
     "Flow",
     "FlowDensity",
@@ -40,24 +45,30 @@ __all__ = [
     "HasLogProb",
     "HasLoss",
     "HasProducts",
+    "Hooked",
     "Invertible",
     "LayerIO",
     "LogDet",
     "Model",
     "Objective",
     "PLUFlow",
+    "Part",
+    "Rest",
     "Samples",
     "Tangents",
     "TracksLogProb",
     "each",
     "inverse_transpose",
+    "joined",
     "lacking",
     "log_abs_det",
     "log_abs_det_and_rounding",
     "objective_of",
     "offers",
     "one_of",
+    "reduced",
     "rows_of",
     "slopes",
     "solved",
+    "with_rule",
 ]

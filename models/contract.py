@@ -38,6 +38,22 @@ class CapturesSamples(Protocol):
         ...
 
 
+class DrawsTargets(Protocol):
+    """A model that has no ``capture`` and draws targets; for the true Fisher matrix of what is captured by hooks."""
+
+    def sampled_loss(self, batch: Batch) -> Tensor:
+        """``loss`` of the batch's inputs, with targets drawn from the model: its gradient is that of the drawn ones."""
+        ...
+
+
+class CountsTerms(Protocol):
+    """A model whose loss is a mean of other terms than a batch's rows, as of tokens."""
+
+    def loss_terms(self, batch: Batch) -> int:
+        """How many terms the loss of a batch is the mean of."""
+        ...
+
+
 class FisherRoots(Protocol):
     """A model that multiplies directions by a root of its Fisher matrix; for the exact quadratic model."""
 
@@ -110,6 +126,8 @@ class Model(
     HasLoss,
     Captures,
     CapturesSamples,
+    DrawsTargets,
+    CountsTerms,
     FisherRoots,
     TracksLogProb,
     Invertible,

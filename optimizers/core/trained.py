@@ -5,27 +5,19 @@ A layer y = a Wᵀ + b of which a part is frozen is another layer, all of which 
 * with b frozen, a layer without a bias, whose output is u = a Wᵀ;
 * with W frozen, a layer of weight b, ``[dim_out, 1]``, whose input is the constant 1 and which has no log-determinant.
 
-So whatever a direction does for a layer, it does for the parameters that are free, and for nothing else.
+So whatever a direction does for a layer, it does for the parameters that are free, and for nothing else. A weight that
+several layers have is one layer's, which sees the rows of them all; so is a bias.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import LayerIO
-
-
-class _Part(nn.Linear):
-    """A layer of tensors that are there already."""
-
-    def __init__(self, weight: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.shape
-        self.weight = weight  # type: ignore[assignment]
-        self.register_parameter("bias", None)
+from stepscale.models import LayerIO, Part, joined
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -42,34 +34,38 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def trained(ios: list[LayerIO], needs_log_det: str | None = None) -> list[LayerIO]:
+def trained(ios: list[LayerIO], needs_log_det: str | None = None, *, shared: bool = False) -> list[LayerIO]:
     """Return the captured layers as far as they are trained; what is frozen loses its ``.grad``, and is left out.
 
     Args:
         ios: as ``capture`` returns them.
         needs_log_det: what needs trained weights to have a log-determinant in the loss; None where nothing does.
+        shared: whether several rows of a sample may have one weight; those of its uses are then joined.
 
     Raises:
-        TypeError: two layers share a parameter, or one lacks the log-determinant.
+        TypeError: two layers share a parameter, or a layer sees several rows a sample, and they may not; or one lacks
+            the log-determinant.
     """
-    users: dict[int, int] = {}
-    found = []
+    users: dict[int, list[int]] = {}
     for k, io in enumerate(ios):
-        W, b = io.layer.weight, io.layer.bias
-        moves, shifts = W.requires_grad, b is not None and b.requires_grad
-        for parameter in [W] * moves + [b] * shifts:
-            if users.setdefault(id(parameter), k) != k:
-                _refuse_tied(users[id(parameter)], k, parameter)
-        if needs_log_det is not None and moves and not io.log_det:
+        free = [p for p in (io.layer.weight, io.layer.bias) if p is not None and p.requires_grad]
+        for parameter in free:
+            users.setdefault(id(parameter), []).append(k)
+            first = users[id(parameter)][0]
+            if first != k and (not shared or io.log_det):
+                _refuse_tied(first, k, parameter)
+        if needs_log_det is not None and io.layer.weight.requires_grad and not io.log_det:
             shape = f"{io.layer.out_features}×{io.layer.in_features}"
             raise TypeError(
                 f"{needs_log_det} needs layers with log|det W| in the loss; this model's {shape} layer has none"
             )
-        if moves and (shifts or b is None):
-            found.append(io)
-        elif (free := _free(io)) is not None:
-            found.append(free)
-    return found
+        if free and io.copies > 1 and (not shared or io.log_det):
+            _refuse_copies(k, io)
+    parts = [part for io in ios for part in _parts(io, users)]
+    uses: dict[tuple[int, ...], list[LayerIO]] = {}
+    for key, part in parts:
+        uses.setdefault(key, []).append(part)
+    return [joined(same) for same in uses.values()]
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
@@ -79,20 +75,34 @@ def gradient_of(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _free(io: LayerIO) -> LayerIO | None:
-    """O(B) at most: the layer that is trained of a captured one of which something is frozen, or None."""
+def _parts(io: LayerIO, users: dict[int, list[int]]) -> Iterator[tuple[tuple[int, ...], LayerIO]]:
+    """O(B) at most: the layers that are trained of a captured one, each with what names its parameters.
+
+    They are the layer itself, or, where something is frozen or used without the other, its weight and its bias apart.
+    """
     W, b = io.layer.weight, io.layer.bias
     for parameter in (W, b):
         if parameter is not None and not parameter.requires_grad:
             parameter.grad = None
-    if W.requires_grad:
-        return io._replace(layer=_Part(W), y=io.u)
-    if b is None or not b.requires_grad:
-        return None
-    weight = b.detach().unsqueeze(1)
-    weight.grad = gradient_of(b).unsqueeze(1)  # the same memory
-    y = b.detach().expand_as(io.y)
-    return io._replace(layer=_Part(weight), a=y.new_ones(len(y), 1), u=y, y=y, log_det=False)
+    moves, shifts = W.requires_grad, b is not None and b.requires_grad
+    if moves and (b is None or (shifts and users[id(W)] == users[id(b)])):
+        yield (id(W), id(b)), io
+        return
+    if moves:
+        yield (id(W),), io._replace(layer=Part(W), y=io.u)
+    if b is not None and shifts:
+        weight = b.detach().unsqueeze(1)
+        weight.grad = gradient_of(b).unsqueeze(1)  # the same memory
+        y = b.detach().expand_as(io.y)
+        yield (id(b),), io._replace(layer=Part(weight), a=y.new_ones(len(y), 1), u=y, y=y, log_det=False)
+
+
+def _refuse_copies(place: int, io: LayerIO) -> NoReturn:
+    """Refuse a layer whose rows are not the samples."""
+    raise TypeError(
+        f"captured layer {place}, {io.layer.out_features}×{io.layer.in_features}, sees {io.copies} rows a sample "
+        "(tokens, uses), and this direction takes one: use KFAC, EKFAC, FOOF or the layerwise direction"
+    )
 
 
 def _refuse_tied(first: int, second: int, parameter: Tensor) -> NoReturn:

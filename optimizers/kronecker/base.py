@@ -15,11 +15,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stepscale.models import Batch, Captures, CapturesSamples, LayerIO, LogDet, one_of
+from stepscale.models import (
+    Batch,
+    Captures,
+    CapturesSamples,
+    DrawsTargets,
+    HasLoss,
+    Hooked,
+    LayerIO,
+    LogDet,
+    Rest,
+    offers,
+    one_of,
+    reduced,
+    with_rule,
+)
 from stepscale.optimizers.core.facts import Facts
 from stepscale.optimizers.core.frames import Frame
 from stepscale.optimizers.core.schedule import Schedule
-from stepscale.optimizers.core.statistics import Statistics
+from stepscale.optimizers.core.statistics import Sharing, Statistics
 from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require
 from stepscale.optimizers.core.trained import trained
 from stepscale.optimizers.kronecker.moments import Moments, of_samples
@@ -47,12 +61,22 @@ class Kronecker(ABC, Generic[Kind]):
     """
 
     def __init__(
-        self, model: nn.Module, *, damping: float, frame: str, statistics: str, log_det: str, schedule: Schedule
+        self,
+        model: nn.Module,
+        *,
+        damping: float,
+        frame: str,
+        statistics: str,
+        log_det: str,
+        schedule: Schedule,
+        shared: str,
+        rest: str,
     ) -> None:
         name = type(self).__name__
-        self.model = require(model, Captures, name)
+        self.model = capturing(model, name, one_of("rest", Rest, rest))
         sampled = one_of("statistics", Statistics, statistics) is Statistics.MODEL
-        self.sampler = require(model, CapturesSamples, f"{name} (statistics=model)") if sampled else None
+        self.sampler = sampling(model, self.model, name) if sampled else None
+        self.reduce = one_of("shared", Sharing, shared) is Sharing.REDUCE
         self.relative = one_of("frame", Frame, frame) is Frame.RELATIVE
         kept = one_of("log_det", (LogDet.EXACT, LogDet.STALE), log_det)
         if damping < 0:
@@ -70,11 +94,13 @@ class Kronecker(ABC, Generic[Kind]):
     @torch.no_grad()
     def apply(self, ios: list[LayerIO], mark: Mark = no_mark) -> None:
         """Write the direction of a captured batch into ``.grad``; what is frozen has no part in it."""
-        free = trained(ios, f"{type(self).__name__} with frame=relative" if self.relative else None)
+        relative = f"{type(self).__name__} with frame=relative, unlike euclidean,"
+        free = trained(ios, relative if self.relative else None, shared=True)
         mark("gradient")
         source: list[LayerIO] | None = None
         if self.steps % self.schedule.statistics == 0:
-            source = free if self.sampler is None else trained(self.sampler.capture_samples(ios))
+            source = free if self.sampler is None else trained(self.sampler.capture_samples(ios), shared=True)
+            source = [reduced(io) for io in source] if self.reduce else source
             self.observe(source)
             mark("statistics")
         if self.steps % self.schedule.inverse == 0:
@@ -123,3 +149,28 @@ class Kronecker(ABC, Generic[Kind]):
     def _invert(self, free: list[LayerIO], source: list[LayerIO] | None) -> None:
         fresh: list[LayerIO | None] = [None] * len(free) if source is None else [*source]
         self.applied = [self.applied_to(*layer) for layer in zip(free, self.moments, fresh, strict=True)]
+
+
+def capturing(model: nn.Module, direction: str, rest: Rest) -> Captures:
+    """Return the model, or where it has no ``capture`` and modules with a rule, one that captures it by hooks.
+
+    Raises:
+        TypeError: it lacks ``capture``, and has no such modules, or no ``loss``.
+    """
+    if offers(model, Captures) or not with_rule(model):
+        return require(model, Captures, direction)
+    require(model, HasLoss, direction)
+    return Hooked(model, direction, rest)
+
+
+def sampling(model: nn.Module, captures: Captures, direction: str) -> CapturesSamples:
+    """Return what captures the model's own samples.
+
+    Raises:
+        TypeError: it lacks the method.
+    """
+    direction = f"{direction} (statistics=model, where statistics=data draws nothing)"
+    if isinstance(captures, Hooked):
+        require(model, DrawsTargets, direction)
+        return captures
+    return require(model, CapturesSamples, direction)

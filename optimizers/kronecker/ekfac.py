@@ -45,7 +45,7 @@ class Rotated:
 
     def write(self, io: LayerIO, relative: bool, damping: float) -> None:
         layer, Q_A, Q_G = io.layer, self.Q_A, self.Q_G
-        rotated = (io.delta @ Q_G).T @ (inputs(io, relative) @ Q_A).div_(len(io.delta))
+        rotated = (io.delta @ Q_G).T @ (inputs(io, relative) @ Q_A).div_(io.samples)
         if self.within is not None:
             rotated -= self.within
         elif io.log_det:
@@ -66,7 +66,8 @@ class EKFAC(Kronecker[Rotated]):
     eigenvectors of K-FAC's factors, an eigendecomposition each when they are inverted.
 
     Args:
-        model: offers ``capture``, and ``capture_samples`` where statistics come from the model.
+        model: offers ``capture``, and ``capture_samples`` where statistics come from the model; or ``loss``, and
+            ``sampled_loss``, and is captured by hooks (``stepscale.models.Hooked``).
         damping: λ, added to S itself: exact Tikhonov.
         scales: of S, ``[dim_out, dim_in (+1)]``: ``"measured"``, the second moments of g x̄ᵀ in the eigenbasis
             (EKFAC; with as little of a log-determinant's −N as K-FAC's factors have), averaged since that was made, or
@@ -74,6 +75,7 @@ class EKFAC(Kronecker[Rotated]):
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         statistics: ``"model"``, the true Fisher, or ``"data"``, the empirical.
         schedule: of statistics and eigendecompositions, and the running averages' decay.
+        shared, rest: as ``KFAC``.
 
     Raises:
         ValueError, TypeError: as ``KFAC``.
@@ -89,8 +91,19 @@ class EKFAC(Kronecker[Rotated]):
         frame: str = "relative",
         statistics: str = "model",
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
+        shared: str = "expand",
+        rest: str = "refuse",
     ) -> None:
-        super().__init__(model, damping=damping, frame=frame, statistics=statistics, log_det="exact", schedule=schedule)
+        super().__init__(
+            model,
+            damping=damping,
+            frame=frame,
+            statistics=statistics,
+            log_det="exact",
+            schedule=schedule,
+            shared=shared,
+            rest=rest,
+        )
         self.measured = one_of("scales", Scales, scales) is Scales.MEASURED
         if damping == 0:
             raise ValueError("damping must be positive: S has entries of zero, got damping=0")
@@ -119,7 +132,7 @@ class EKFAC(Kronecker[Rotated]):
 def scales_of(io: LayerIO, relative: bool, Q_A: Tensor, Q_G: Tensor) -> Tensor:
     """O(B d²): E[(Q_Gᵀ g)² (Q_Aᵀ x̄)²ᵀ], ``[dim_out, dim_in (+1)]``."""
     P, R = io.delta @ Q_G, inputs(io, relative) @ Q_A
-    return P.square_().T @ R.square_() / len(P)
+    return P.square_().T @ R.square_() / io.samples
 
 
 def eigenbasis(M: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,11 +27,12 @@ class FOOF(Kronecker[TwoSided]):
     momentum before the inverse, which would be of full rank: put it into the update.
 
     Args:
-        model: offers ``capture``.
+        model: offers ``capture``; or ``loss``, and is captured by hooks (``stepscale.models.Hooked``).
         damping: λ; the paper's 100 at B = 100 is 1.
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         log_det: ``"exact"``, one d³ product a layer and step, or ``"stale"``, as of the last inversion.
         schedule: of statistics and inverses, and the running average's decay.
+        shared, rest: as ``KFAC``.
 
     Raises:
         ValueError, TypeError, FloatingPointError, torch.linalg.LinAlgError: as ``KFAC``.
@@ -45,8 +46,19 @@ class FOOF(Kronecker[TwoSided]):
         frame: str = "relative",
         log_det: str = "exact",
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
+        shared: str = "expand",
+        rest: str = "refuse",
     ) -> None:
-        super().__init__(model, damping=damping, frame=frame, statistics="data", log_det=log_det, schedule=schedule)
+        super().__init__(
+            model,
+            damping=damping,
+            frame=frame,
+            statistics="data",
+            log_det=log_det,
+            schedule=schedule,
+            shared=shared,
+            rest=rest,
+        )
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         return of_inputs(there, io, self.relative, keep)

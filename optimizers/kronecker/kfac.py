@@ -33,7 +33,8 @@ class KFAC(Kronecker[TwoSided]):
     frame O(L (B + k) d²); in the Euclidean one a log-determinant's W⁻ᵀ is O(d³). Memory O(L d²).
 
     Args:
-        model: offers ``capture``, and ``capture_samples`` where statistics come from the model.
+        model: offers ``capture``, and ``capture_samples`` where statistics come from the model; or ``loss``, and
+            ``sampled_loss``, and is captured by hooks (``stepscale.models.Hooked``).
         damping: λ, split over the factors by factored Tikhonov with π (section 6.3); 0 for none.
         rank: k of randomised low-rank inverses (Puiu 2022, arXiv 2206.15397, by Halko, Martinsson & Tropp 2011); None
             for Cholesky's.
@@ -44,6 +45,9 @@ class KFAC(Kronecker[TwoSided]):
             part as it was when the inverses were last computed, and no d³ in between. Nothing where the loss holds no
             log-determinant.
         schedule: of statistics and inverses, and the running averages' decay.
+        shared: of rows that have one weight, as tokens: ``"expand"``, each by itself, or ``"reduce"``, the mean of the
+            inputs and the sum of the gradients (``Sharing``).
+        rest: of parameters that hooks have no rule for: ``"refuse"``, or ``"gradient"``, theirs as it is.
 
     Raises:
         ValueError: an option or a number is out of its range.
@@ -62,8 +66,19 @@ class KFAC(Kronecker[TwoSided]):
         statistics: str = "model",
         log_det: str = "exact",
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
+        shared: str = "expand",
+        rest: str = "refuse",
     ) -> None:
-        super().__init__(model, damping=damping, frame=frame, statistics=statistics, log_det=log_det, schedule=schedule)
+        super().__init__(
+            model,
+            damping=damping,
+            frame=frame,
+            statistics=statistics,
+            log_det=log_det,
+            schedule=schedule,
+            shared=shared,
+            rest=rest,
+        )
         if rank is not None and (rank < 1 or damping == 0):
             raise ValueError(
                 f"rank must be at least 1 and needs damping for what it leaves out, got rank={rank}, damping={damping}"

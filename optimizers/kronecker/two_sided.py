@@ -41,15 +41,15 @@ class TwoSided:
 
     def write(self, io: LayerIO, relative: bool, damping: float) -> None:
         """Write G⁻¹ ∇ A⁻¹, mapped back to the parameters, into ``.grad``."""
-        x, delta, rows = inputs(io, relative), io.delta, len(io.delta)
+        x, delta, B = inputs(io, relative), io.delta, io.samples
         out, width = io.layer.weight.shape
-        if not io.log_det and full_is_cheaper(rows, out, width, columns(self.left), columns(self.right)):
-            gradient = (x.T @ delta).div_(rows)
+        if not io.log_det and full_is_cheaper(len(x), out, width, columns(self.left), columns(self.right)):
+            gradient = (x.T @ delta).div_(B)
             left = gradient if self.left is None else after(gradient, self.left)
             if isinstance(self.right, LowRank):
                 return write_whole(io.layer, after(left.T, self.right))
             return write(io.layer, left, self.right, None)
-        left = delta / rows if self.left is None else after(delta, self.left).div_(rows)
+        left = delta / B if self.left is None else after(delta, self.left).div_(B)
         right = after(x, self.right)
         if relative and io.log_det:  # associated from the right, so that mapping it back costs O(B d²)
             right = map_back(right, io.layer)

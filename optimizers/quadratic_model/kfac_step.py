@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stepscale.models import Batch, Captures, FisherRoots, HasLoss, LayerIO, Tangents, slopes
 from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require, require_served
 from stepscale.optimizers.core.tangents import combined, gradients, inner, move
-from stepscale.optimizers.core.trained import trainable
+from stepscale.optimizers.core.trained import trainable, trained
 from stepscale.optimizers.kronecker.base import Kronecker
 
 SHRINK = 19 / 20  # of λ, a step: ω₁ = SHRINK ** interval
@@ -76,6 +76,7 @@ class QuadraticStep:
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = self.model.capture(batch)
+        trained(ios)  # refuses tied layers, over which the sums below would go twice
         self.direction.apply(ios, mark)
         if self.steps == 0:
             require_served(type(self.direction).__name__, (p for p in self.parameters if p.grad is None))
