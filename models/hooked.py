@@ -170,8 +170,8 @@ class Hooked:
                 off = (found[id(parameter)] - true).norm()
                 if off > torch.finfo(off.dtype).eps ** 0.5 * bounds[id(parameter)]:
                     raise TypeError(
-                        f"the gradient of {name_of(self.model, use.module)} is not of its calls alone: its weight is "
-                        "used elsewhere, or its input written over; freeze it, or use the layerwise direction"
+                        f"the gradient of {name_of(self.model, use.module)} is not of its calls alone: a parameter of "
+                        "it is used elsewhere, too; freeze it, or use the layerwise direction"
                     )
 
 

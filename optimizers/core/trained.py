@@ -85,11 +85,11 @@ def _parts(io: LayerIO, users: dict[int, list[int]]) -> Iterator[tuple[tuple[int
         if parameter is not None and not parameter.requires_grad:
             parameter.grad = None
     moves, shifts = W.requires_grad, b is not None and b.requires_grad
-    if moves and (b is None or (shifts and users[id(W)] == users[id(b)])):
+    if b is not None and moves and shifts and users[id(W)] == users[id(b)]:
         yield (id(W), id(b)), io
         return
     if moves:
-        yield (id(W),), io._replace(layer=Part(W), y=io.u)
+        yield (id(W),), io if b is None else io._replace(layer=Part(W), y=io.u)
     if b is not None and shifts:
         weight = b.detach().unsqueeze(1)
         weight.grad = gradient_of(b).unsqueeze(1)  # the same memory
