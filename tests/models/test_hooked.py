@@ -73,6 +73,15 @@ def test_patches_of_a_convolution_are_those_of_plain_loops() -> None:
     assert io.copies == model.first(batch[0])[0, 0].numel()
 
 
+def test_a_users_hook_that_changes_an_output_is_no_part_of_the_layer() -> None:
+    model, batch = example("attention")
+    model.head.register_forward_hook(lambda module, args, y: 3 * y)
+    io = captured(model, batch)[-1]
+    torch.testing.assert_close(io.y, functional.linear(io.a, model.head.weight, model.head.bias).detach())
+    model.loss(batch).backward()
+    torch.testing.assert_close(io.delta.T @ io.a / io.samples, model.head.weight.grad)
+
+
 @EXAMPLES
 def test_no_hook_stays_and_the_callers_mode_is_kept(name: str) -> None:
     model, batch = example(name)
