@@ -70,7 +70,7 @@ def after(X: Tensor, M: Symmetric) -> Tensor:
     """O(rows · d²), of low rank O(rows · d k): X M; zeros stand for the columns of X that are missing."""
     columns = X.shape[1]
     if isinstance(M, Tensor):
-        return X @ M[:columns]
+        return X @ (M if columns == len(M) else M[:columns])
     found = (X @ M.U[:columns] * -M.s) @ M.U.T
     found[:, :columns] += X
     return found.div_(M.shift)
