@@ -6,6 +6,7 @@ A convolution is the affine layer of its unfolded patches, and each position is 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from itertools import accumulate
@@ -100,9 +101,11 @@ class Hooked:
                 x = args[0] if args else named["input"]
                 uses.append(Use(cast(Ruled, module), x.detach(), y.detach().clone(), get_gradient_edge(y)))
 
+        dynamo = sys.modules.get("torch._dynamo")  # would compile the hook anew for each module, and give up at eight
+        hook_of = record if dynamo is None else dynamo.disable(record)
         assert self.batch is not None, "capture() comes first: capture_samples() has its inputs"
         places = {module: place for place, module in enumerate(with_rule(self.model))}
-        hooks = [module.register_forward_hook(record, prepend=True, with_kwargs=True) for module in places]
+        hooks = [module.register_forward_hook(hook_of, prepend=True, with_kwargs=True) for module in places]
         try:
             with torch.enable_grad():
                 value = loss(self.batch)

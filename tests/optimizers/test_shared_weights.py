@@ -1,12 +1,14 @@
 """Curvature of weights that see several rows of a sample: dense Fisher blocks, and directions by hand, in float64."""
 
 import math
+from collections import Counter
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from stepscale.bench.timing.workload import Workload
 from stepscale.models import MLP, Hooked
@@ -285,3 +287,22 @@ def test_a_language_model_is_learned_by_heart(direction: Any) -> None:
     for _ in range(20):
         step(batch)
     assert model.loss(batch).item() < 0.5 * before
+
+
+@pytest.mark.skipif(not hasattr(torch._dynamo.config, "fail_on_recompile_limit_hit"), reason="torch 2.5 has it not")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own, as it looks
+def test_a_compiled_step_captures_more_layers_than_the_compiler_makes_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by Dynamo, which by default gives up at eight versions of one function: the hook is none of its."""
+    monkeypatch.setitem(counters, "frames", Counter())  # or no later test of this process could log a step
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(9))).double()
+        model.loss = lambda batch, model=model: model(batch).square().sum(1).mean()
+        direction = FOOF(model, frame="euclidean")
+        step = torch.compile(lambda x, direction=direction: direction(x), backend="eager") if compiled else direction
+        for _ in range(2):
+            step(batch_of(6, 3))
+        found.append(gradients(model))
+    assert all(map(torch.equal, *found))
