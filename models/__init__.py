@@ -22,6 +22,7 @@ from stepscale.models.contract import (
 )
 from stepscale.models.flows.determinant import inverse_transpose, log_abs_det, log_abs_det_and_rounding, solved
 from stepscale.models.flows.flow import Flow, FlowDensity
+from stepscale.models.flows.maf import MAF
 from stepscale.models.flows.plu_flow import PLUFlow
 from stepscale.models.hooked import Hooked, Rest, with_rule
 from stepscale.models.networks.autoencoder import Autoencoder
@@ -30,6 +31,7 @@ from stepscale.models.networks.mlp import MLP
 from stepscale.models.objective import LogDet, Objective, objective_of
 
 __all__ = [
+    "MAF",
     "MLP",
     "Autoencoder",
     "Batch",

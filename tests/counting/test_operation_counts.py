@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stepscale.bench.counting.operation_counts import Allocated, OperationLog, product_flops
-from stepscale.models import Flow
+from stepscale.models import MAF, Flow
 from stepscale.optimizers import KFAC, Jacobian, Layerwise, Relative, RelativeSGD
 from stepscale.optimizers.relative import relative
 from tests.counts import OPTIMIZERS, TORCH, Row, committed, count, count_doubling, counted, differences, expected
@@ -57,6 +57,13 @@ def test_layerwise_adds_a_factorisation_and_a_solve_a_layer() -> None:
     d = 64
     backprop = 2 * (3 * L - 1) * B * d**2
     assert counts_of(Layerwise(Flow(d, L)), torch.randn(B, d)).flops == pytest.approx(backprop + L * (2 / 3 + 2) * d**3)
+
+
+def test_a_masked_autoregressive_flow_is_quadratic_without_any_determinant() -> None:
+    """Of each of 2 autoregressions a product of d × h and one of h × 2d, forward, weighed, and back but for the first."""
+    flops = [counts_of(Layerwise(MAF(d, 2)), torch.randn(B, d)).flops for d in (64, 128)]
+    assert flops == [2 * B * d**2 * (3 * (1 + 2) * 2 - 1) for d in (64, 128)]
+    assert math.log2(flops[1] / flops[0]) <= ORDERS["relative"][1]
 
 
 def test_jacobian_pays_a_factorisation_a_sample() -> None:
