@@ -40,7 +40,8 @@ NAMED = ("optimizer", "model", "data")  # groups whose choice is an axis of the 
 BUILD_NOTHING = ("timing", "training")
 SETTINGS = ("task", "memory_gib", "timeout_s", "flush_denormal", "label", "timing", "training", "hydra")
 NOT_THE_OPTIMIZERS = rf"({'|'.join([*AXES, *SETTINGS])})[.=/@]|[^=]*$"
-WHOLE = {"dim": (1, LARGEST), "batch": (1, LARGEST), "depth": (1, LARGEST), "seed": (0, 2**53)}  # least and most
+SIZES = ("dim", "batch", "depth", "data.dim")
+WHOLE = dict.fromkeys(SIZES, (1, LARGEST)) | {"seed": (0, 2**53)}  # least and most
 PLAIN = re.compile(r"([a-z_][a-z0-9_.]*)=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|true|false|null)", re.ASCII)
 NO_CHOICE = re.compile(rf"({'|'.join(GROUPS)})=(-?\d[\d.e+-]*|true|false|null|)")
 CHOICE = re.compile(rf"({'|'.join(GROUPS)})=[\w-]+")  # of a group's file, which Hydra applies before any value
@@ -130,7 +131,7 @@ def cell_of(config: DictConfig, choices: dict[str, str], words: Words, variables
     Raises:
         UsageError: a value is missing or out of its range; the message names it and what was expected.
     """
-    check_keys(config)
+    check_keys(config, choices)
     resolved = _resolved(config)
     return CellConfig(resolved, _names(resolved, choices, words), variables, config)
 
@@ -174,12 +175,18 @@ def expand(words: Words) -> list[Words]:
 def label_of(group: str, choice: str, words: Words) -> str:
     """Return the file chosen for a group, with what the command line changed in it: ``kfac[update.lr=0.1]``.
 
-    What an optimizer's file takes from elsewhere, as ``frame``, is a change of it too: other cells are no other seeds.
+    Where the command line names what is built, ``model._target_=own.NSF``, its own name stands for the file's, and what
+    is left out of the file is no change of it. What an optimizer's file takes from elsewhere, as ``frame``, is a change
+    of it too: other cells are no other seeds.
     """
     changes = [word.lstrip("+~") for word in words]
+    if named := [change.split("=")[1] for change in changes if change.startswith(f"{group}._target_=")]:
+        choice = named[-1].split(".")[-1]
+        changes = [word.lstrip("+") for word in words if not word.lstrip("+").startswith(("~", f"{group}._target_="))]
     found = [change.removeprefix(f"{group}.") for change in changes if change.startswith(f"{group}.")]
     if group == "optimizer":
         found += [change for change in changes if not re.match(NOT_THE_OPTIMIZERS, change)]
+    found = [re.sub(r"=['\"]?\$\{([^{}]*)\}['\"]?$", r"=\1", change) for change in found]  # hidden=dim of hidden=${dim}
     return choice + (f"[{','.join(sorted(found))}]" if found else "")
 
 
@@ -235,10 +242,11 @@ def check_numbers(config: DictConfig) -> None:
         UsageError: one is not.
     """
     for name, (least, most) in WHOLE.items():
-        if not _whole(config[name], least):
-            raise UsageError(f"{name} must be a whole number of at least {least}, got {config[name]!r}")
-        if config[name] > most:
-            raise UsageError(f"{name} must be at most {most}, got {config[name]}")
+        value = OmegaConf.select(config, name)
+        if not _whole(value, least):
+            raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if value > most:
+            raise UsageError(f"{name} must be at most {most}, got {value}")
     if config.threads not in (None, ALL) and not _whole(config.threads, 1):
         raise UsageError(f"threads must be null, {ALL} or a whole number of at least 1, got {config.threads!r}")
     for name in ("memory_gib", "timeout_s"):
@@ -249,7 +257,7 @@ def check_numbers(config: DictConfig) -> None:
         raise UsageError(f"flush_denormal must be true or false, got {config.flush_denormal!r}")
 
 
-def check_keys(config: DictConfig) -> None:
+def check_keys(config: DictConfig, choices: dict[str, str]) -> None:
     """See that every key has a meaning: it is one of ours, or others refer to it.
 
     What builds optimizer, model and data is called with keys of its own, and says itself which it does not know.
@@ -257,7 +265,8 @@ def check_keys(config: DictConfig) -> None:
     Raises:
         UsageError: one has none; the message says what may have been meant.
     """
-    known, lacking = known_keys(), [group for group in GROUPS if not isinstance(config.get(group), DictConfig)]
+    known = known_keys()
+    lacking = [group for group in GROUPS if group not in choices or not isinstance(config.get(group), DictConfig)]
     if lacking:
         raise UsageError(f"the configuration has no {', '.join(lacking)}: a cell needs one of the group's files")
     found = [*map(str, config), *(f"{group}.{key!s}" for group in BUILD_NOTHING for key in config[group])]

@@ -129,6 +129,14 @@ def test_other_cells_are_no_other_seeds() -> None:
     assert label_of("model", "flow", ["frame=euclidean", "model.depth=3"]) == "flow[depth=3]"
 
 
+def test_what_is_built_in_a_files_place_has_its_own_name() -> None:
+    words = ["model._target_=own.flows.NSF", "~model.depth", "+model.hidden='${dim}'", "data.dim=8", "data._target_=a.waves"]
+    assert label_of("model", "flow", words) == "NSF[hidden=dim]"
+    assert label_of("data", "photos", words) == "waves[dim=8]"
+    assert label_of("optimizer", "adam", [*words, "optimizer.update._target_=own.Lion"]) == "adam[update._target_=own.Lion]"
+    assert label_of("model", "flow", ["~model.depth"]) == "flow[depth]"
+
+
 def test_an_update_can_be_replaced_without_a_file() -> None:
     config = composed("optimizer=relative", "dim=8", "optimizer.update._target_=torch.optim.AdamW")
     assert type(built(config["optimizer"])(built(config["model"])).update) is torch.optim.AdamW

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +24,15 @@ from stepscale.bench.records.schema import Config
 from stepscale.models import Batch, each
 from stepscale.optimizers import Step
 
+UNWANTED = re.compile(r"unexpected keyword argument '(\w+)'")
 PARTS = ("direction", "update")  # of an optimizer's configuration, which are built by themselves
 
 
 def load_data(job: Job, rows: int | None) -> Dataset:
-    """Load a cell's data, that many train rows."""
+    """Load a cell's data, that many train rows, of the width that ``data.dim`` says."""
     load = _built(job.config["data"], "data")
     with _explained(job.config["data"], "data"):
-        data: Dataset = load(dim=job.cell.dim, rows=rows, seed=job.cell.seed)
+        data: Dataset = load(rows=rows, seed=job.cell.seed)
     return data
 
 
@@ -163,6 +165,8 @@ def _explained(part: Config, key: str) -> Iterator[None]:
             raise UsageError(told) from error
         given = ", ".join(f"{name}={value!r}" for name, value in part.items() if not _is_inner(name, value))
         told += f"; it was given {given}" * bool(given)
+        if unwanted := UNWANTED.search(str(error)):
+            told += f"; ~{key}.{unwanted[1]} leaves it out" * (unwanted[1] in part)
         raise (UsageError if raised_in else TargetError)(told) from error
 
 

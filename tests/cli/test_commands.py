@@ -48,7 +48,7 @@ def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
     found = [json.loads(path.read_text()) for path in (run / "records").glob("*.json")]
     assert sorted(record["cell"]["seed"] for record in found) == [0, 1]
     assert {record["status"] for record in found} == {"ok"}
-    assert {record["cell"]["model"] for record in found} == {"flow[_target_=models.Theirs]"}
+    assert {record["cell"]["model"] for record in found} == {"Theirs"}
 
 
 @pytest.mark.parametrize(

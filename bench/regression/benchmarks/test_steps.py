@@ -41,10 +41,12 @@ def workload_of(words: list[str], slow: Callable[[Step], Step]) -> Workload:
     """Three batches of a cell's data, in turns."""
     config = compose_cell(words).config
     torch.manual_seed(0)
-    size = config["batch"]
-    rows = instantiate(config["data"])(dim=config["dim"], rows=3 * size, seed=config["seed"]).train
+    size, dim = config["batch"], config["data"].get("dim", config["dim"])  # an earlier version has no data.dim
+    rows = instantiate(config["data"])(dim=dim, rows=3 * size, seed=config["seed"]).train
     parts = [rows] if isinstance(rows, torch.Tensor) else rows
-    batches = list(zip(*(part.to(DEVICE).split(size) for part in parts), strict=True))
+    if len(parts) > 1 and not parts[1].is_floating_point():
+        size //= parts[1][0].numel()  # of a text a batch counts tokens
+    batches = list(zip(*(part[: 3 * size].to(DEVICE).split(size) for part in parts), strict=True))
     model = instantiate(config["model"]).to(DEVICE)
     step = slow(instantiate(config["optimizer"])(model))
     return Workload(model, step, [batch[0] if len(batch) == 1 else batch for batch in batches])
