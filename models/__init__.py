@@ -1,6 +1,6 @@
 """What is trained: one file a model family."""
 
-from stepscale.models.batch import Batch, each, rows_of
+from stepscale.models.batch import Batch, each, rows_of, tokens_of_row
 from stepscale.models.captured_layer import LayerIO, Part, Tangents, joined, reduced, slopes
 from stepscale.models.choices import one_of
 from stepscale.models.contract import (
@@ -27,7 +27,9 @@ from stepscale.models.flows.plu_flow import PLUFlow
 from stepscale.models.hooked import Hooked, Rest, with_rule
 from stepscale.models.networks.autoencoder import Autoencoder
 from stepscale.models.networks.classifier import Classifier
+from stepscale.models.networks.convnet import ConvNet
 from stepscale.models.networks.mlp import MLP
+from stepscale.models.networks.transformer import Transformer
 from stepscale.models.objective import LogDet, Objective, objective_of
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Captures",
     "CapturesSamples",
     "Classifier",
+    "ConvNet",
     "CountsTerms",
     "DrawsTargets",
     "FisherRoots",
@@ -59,6 +62,7 @@ __all__ = [
     "Samples",
     "Tangents",
     "TracksLogProb",
+    "Transformer",
     "each",
     "inverse_transpose",
     "joined",
@@ -72,5 +76,6 @@ __all__ = [
     "rows_of",
     "slopes",
     "solved",
+    "tokens_of_row",
     "with_rule",
 ]

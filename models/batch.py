@@ -18,3 +18,9 @@ def each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 def rows_of(batch: Batch) -> int:
     """How many rows a batch has."""
     return len(batch if isinstance(batch, Tensor) else batch[0])
+
+
+def tokens_of_row(batch: Batch) -> int:
+    """How many of a batch's number a row is: as many as it has tokens with a target of their own; else one."""
+    targets = batch if isinstance(batch, Tensor) else batch[1]
+    return 1 if isinstance(batch, Tensor) or targets.is_floating_point() or targets.ndim < 2 else targets[0].numel()

@@ -17,7 +17,7 @@ def by_hydra(words: list[str]) -> Any:
         return OmegaConf.to_container(compose("config", words), resolve=True)
 
 
-@pytest.mark.parametrize("model", ["flow", "autoencoder", "classifier", "plu_flow"])
+@pytest.mark.parametrize("model", ["flow", "classifier", "transformer", "convnet"])
 @pytest.mark.parametrize(
     "words",
     [
@@ -40,6 +40,30 @@ def test_a_cell_is_what_hydra_composes(model: str, words: list[str]) -> None:
     assert compose_cell(words).config == by_hydra(words)
     assert compose_cell([*words, "seed=8"]).config == by_hydra([*words, "seed=8"]), "the copy left the first as it was"
     assert compose_cell(words).config == by_hydra(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "widths"),
+    [
+        (["dim=64"], (64, 64, 56)),
+        (["dim=64", "data.dim=8"], (64, 8, 8)),
+        (["dim=64", "model=transformer"], (64, 64, 64)),
+        (["dim=64", "data.dim=16", "model=transformer"], (64, 16, 16)),
+        (["dim=32", "model=convnet"], (32, 64, 64)),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_the_width_of_the_data_is_dim_or_a_number_of_its_own(words: list[str], widths: tuple[int, int, int]) -> None:
+    cell = compose_cell(words)
+    assert (cell.config["dim"], cell.config["data"]["dim"], cell.at(56)["data"]["dim"]) == widths
+
+
+def test_a_users_model_says_which_of_its_arguments_grows() -> None:
+    own = ["model._target_=own.NSF", "~model.dim", "+model.features='${data.dim}'", "+model.hidden='${dim}'"]
+    cell = compose_cell([*own, "data.dim=8", "dim=64"])
+    expected = {"_target_": "own.NSF", "features": 8, "hidden": 64, "depth": 2}
+    assert cell.config["model"] == expected and cell.at(72)["model"] == expected | {"hidden": 72}
+    assert cell.names["model"] == "NSF[features=data.dim,hidden=dim]" and cell.names["data"] == "photos[dim=8]"
 
 
 def test_a_thousand_cells_are_composed_once_for_each_choice_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +96,7 @@ def test_a_thousand_cells_are_composed_once_for_each_choice_of_groups(monkeypatc
         (["model._target_=null"], "model=flow has no _target_"),
         (["dim=99999999999"], "dim must be at most 2147483647, got 99999999999"),
         ([f"label={'x' * 20_000}"], "a text of 20000 letters, 10000 are the most"),
+        (["data.dim=1.5"], "data.dim must be a whole number of at least 1, got 1.5"),
         (["dim=0"], "dim must be a whole number of at least 1, got 0"),
         (["seed=1.5"], "seed must be a whole number of at least 0, got 1.5"),
         (["dim"], "missing EQUAL"),

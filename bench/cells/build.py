@@ -21,7 +21,7 @@ from stepscale.bench.data.dataset import Dataset
 from stepscale.bench.errors import TargetError, UsageError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Config
-from stepscale.models import Batch, each
+from stepscale.models import Batch, each, tokens_of_row
 from stepscale.optimizers import Step
 
 UNWANTED = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -34,6 +34,19 @@ def load_data(job: Job, rows: int | None) -> Dataset:
     with _explained(job.config["data"], "data"):
         data: Dataset = load(rows=rows, seed=job.cell.seed)
     return data
+
+
+def rows_of_batch(data: Batch, batch: int) -> int:
+    """Return the rows of a cell's ``batch``, which counts tokens where each has a target of its own.
+
+    Raises:
+        UsageError: they are no whole rows.
+    """
+    tokens = tokens_of_row(data)
+    if batch % tokens:
+        near = max(1, round(batch / tokens)) * tokens
+        raise UsageError(f"batch={batch} counts tokens, and the data's rows have {tokens}: set batch={near}, or data.dim")
+    return batch // tokens
 
 
 def number_type(dtype: str) -> torch.dtype:

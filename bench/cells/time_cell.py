@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from stepscale.bench.cells.build import build, load_data, moved, number_type
+from stepscale.bench.cells.build import build, load_data, moved, number_type, rows_of_batch
 from stepscale.bench.cells.job import Job
 from stepscale.bench.counting.products import products_of
+from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import memory
 from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.notes import Notes
@@ -20,7 +21,7 @@ from stepscale.bench.timing.limit import limit_of
 from stepscale.bench.timing.log_period import log_growth
 from stepscale.bench.timing.time_step import Settings, measure
 from stepscale.bench.timing.workload import Workload
-from stepscale.models import Batch, each
+from stepscale.models import Batch, each, rows_of
 
 BATCHES = 3  # rotated, so that no step finds its batch in the cache
 
@@ -69,6 +70,8 @@ def time_cell(job: Job, device: torch.device, record: Record, turn: Callable[[],
 def batches_of(job: Job, device: torch.device) -> tuple[list[Batch], str | None]:
     """Return a few batches of a cell's data on its device, and what is to be noted of the data."""
     data = load_data(job, BATCHES * job.cell.batch)
-    rows, size = moved(data.train, device, number_type(job.cell.dtype)), job.cell.batch
+    rows, size = moved(data.train, device, number_type(job.cell.dtype)), rows_of_batch(data.train, job.cell.batch)
+    if rows_of(rows) < BATCHES * size:
+        raise UsageError(f"the data have {rows_of(rows)} train rows, {BATCHES} batches have {BATCHES * size}: lower batch")
     cut = lambda k: each(rows, lambda part: part[k * size : (k + 1) * size])  # noqa: E731
     return [cut(k) for k in range(BATCHES)], data.note

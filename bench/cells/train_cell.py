@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from stepscale.bench.cells.build import build, load_data, moved, number_type
+from stepscale.bench.cells.build import build, load_data, moved, number_type, rows_of_batch
 from stepscale.bench.cells.failures import fault_of_start
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cells.time_cell import BATCHES
@@ -45,7 +45,7 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     rows = data.train
     train, validation, held_out = (moved(split, device, dtype) for split in data.splits)
     data = data._replace(train=train, validation=validation, held_out=held_out)
-    stream = Stream(data.train, job.cell.batch, job.cell.seed)
+    stream = Stream(data.train, rows_of_batch(data.train, job.cell.batch), job.cell.seed)
     _warm_up(job, stream, device, dtype)
     run = Training(*build(job, device, dtype), data, stream, settings)
     record.data = _facts(data, run.model)

@@ -198,7 +198,8 @@ def _ends(record: Record, training: Trained) -> Row:
     final, offset = training.final, record.data.bits_offset if record.data else None
     result: Row = msgspec.structs.asdict(final)
     if final.held_out_nats is not None and offset is not None:
-        result["held_out_bits"] = offset - final.held_out_nats / (record.cell.dim * math.log(2))
+        width = record.config["data"].get("dim", record.cell.dim)  # records of earlier versions have data as wide as dim
+        result["held_out_bits"] = offset - final.held_out_nats / (width * math.log(2))
     return result
 
 

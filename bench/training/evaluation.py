@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.bench.machine import generators
-from stepscale.models import Batch, HasLoss, each, rows_of
+from stepscale.models import Batch, HasLoss, each, rows_of, tokens_of_row
 from stepscale.optimizers import Averaged, Paired, Step
 
-ROWS = 8_192  # evaluated at once
+ROWS = 8_192  # evaluated at once, or as many tokens
 SEED = 0  # of what a loss draws: every evaluation draws the same
 
 
@@ -38,11 +38,11 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
 @torch.no_grad()
 def mean_log_likelihood(exact: HasLoss, batch: Batch) -> float:
     """O(L (n d² + d³)): mean over rows ``[n, dim]`` in nats, by a float64 model; twice the same, whatever it draws."""
-    count, parts = rows_of(batch), []
+    count, parts, size = rows_of(batch), [], max(1, ROWS // tokens_of_row(batch))
     rows = batch if isinstance(batch, Tensor) else batch[0]
     with generators.kept(rows.device, SEED):
-        for first in range(0, count, ROWS):
-            part = each(batch, lambda rows: _doubled(rows[first : first + ROWS]))  # noqa: B023 - called at once
+        for first in range(0, count, size):
+            part = each(batch, lambda rows: _doubled(rows[first : first + size]))  # noqa: B023 - called at once
             parts.append(-rows_of(part) * exact.loss(part).item())
     return math.fsum(parts) / count
 

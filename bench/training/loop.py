@@ -17,7 +17,7 @@ from stepscale.bench.machine.clock import Clock
 from stepscale.bench.records.schema import Curve, Final
 from stepscale.bench.training.batches import Stream
 from stepscale.bench.training.evaluation import judged, mean_log_likelihood
-from stepscale.models import HasLoss, each, objective_of, offers
+from stepscale.models import HasLoss, each, objective_of, offers, tokens_of_row
 from stepscale.optimizers import StateDict, Step, Tracked
 
 GROWTH, LONGEST = 1.2, 2_000  # evaluations: each this factor of steps after the last, and no more steps apart
@@ -31,7 +31,7 @@ class Settings:
     max_steps: int | None
     time_limit_s: float | None  # of steps: loading and evaluating do not count
     rows: int | None  # to train on; None for as many as the data think right
-    evaluation_rows: int  # of each split, for a point of the curve; the final figures use all
+    evaluation_rows: int  # of each split, or so many tokens, for a point of the curve; the final figures use all
     patience: int | None  # evaluations without a better validation likelihood that end it
     checkpoint_s: float
     pictures: int  # samples and filters kept, where rows are images
@@ -168,6 +168,7 @@ class Training:
         """
         exact = model.double()
         assert offers(exact, HasLoss)  # it has been trained by it
+        rows = None if rows is None else max(1, rows // tokens_of_row(self.data.validation))
         validation = mean_log_likelihood(exact, each(self.data.validation, lambda part: part[:rows]))
         held_out = None
         if not self.settings.trial:

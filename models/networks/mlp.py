@@ -108,9 +108,8 @@ class MLP(nn.Module):
         elif self.output is Output.BERNOULLI:
             mean = torch.sigmoid(y)
             delta = mean - (torch.rand_like(mean) < mean).to(mean.dtype)
-        else:  # the largest of logits and Gumbel noise is categorical; torch.multinomial stops at NaN, and the device
-            gumbel = -torch.empty_like(y).exponential_().log()
-            delta = torch.softmax(y, dim=1) - self._expanded((y + gumbel).argmax(1), y)
+        else:
+            delta = torch.softmax(y, dim=1) - self._expanded(drawn(y), y)
         return self._captured([(io.a, io.u, io.y) for io in ios], delta)
 
     @torch.no_grad()
@@ -199,6 +198,15 @@ class MLP(nn.Module):
         if self.output is Output.CATEGORICAL:
             return -functional.cross_entropy(y, targets, reduction="none")
         return -0.5 * (y - targets).square().sum(1) - 0.5 * y.shape[1] * math.log(2 * math.pi)
+
+
+@torch.no_grad()
+def drawn(logits: Tensor) -> Tensor:
+    """Draw a class of each row of logits, ``[rows, classes]``, by the generator of their device: ``[rows]``.
+
+    The largest of logits and Gumbel noise is categorical; ``torch.multinomial`` stops at NaN, and the device.
+    """
+    return (logits - torch.empty_like(logits).exponential_().log()).argmax(1)
 
 
 def check_labels(targets: Tensor, classes: int) -> None:

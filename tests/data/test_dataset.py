@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from stepscale.bench.data import dataset, mixtures, photographs, toy_densities
+from stepscale.bench.data import dataset, photographs, synthetic
 
 pytestmark = pytest.mark.numerical
 
@@ -19,7 +19,7 @@ def test_photos_have_the_dim_asked_for(dim: int) -> None:
         assert torch.isfinite(part).all()
 
 
-@pytest.mark.parametrize("loader", [photographs.photos, mixtures.mixture, toy_densities.toy])
+@pytest.mark.parametrize("loader", [photographs.photos, synthetic.mixture, synthetic.toy])
 def test_evaluation_rows_are_as_many_as_train_rows_up_to_a_limit(loader: Any) -> None:
     assert [len(part) for part in loader(dim=2, rows=2_500, seed=0).splits] == [2_500, 2_000, 2_000]
     assert [len(part) for part in loader(dim=2, rows=7, seed=0).splits] == [7, 7, 7]
@@ -69,7 +69,7 @@ def test_no_pixel_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(part[0], part[-1]) for part in seen] == [(0, 383), (384, 511), (512, 639)]
 
 
-@pytest.mark.parametrize("loader", [photographs.photos, mixtures.mixture, toy_densities.toy])
+@pytest.mark.parametrize("loader", [photographs.photos, synthetic.mixture, synthetic.toy])
 def test_the_mean_can_be_left_in(loader: Any) -> None:
     centred, whole = (loader(dim=2, rows=500, seed=0, centre=centre) for centre in (True, False))
     mean = whole.train.double().mean(dim=0)
@@ -99,17 +99,17 @@ def test_patches_are_the_squarest(dim: int, shape: tuple[int, int]) -> None:
 
 
 def test_unmixed_sources_are_laplace_and_mixed_ones_are_not_independent() -> None:
-    noise = mixtures.mixture(dim=8, rows=20_000, seed=0, depth=0).train.double()
+    noise = synthetic.mixture(dim=8, rows=20_000, seed=0, depth=0).train.double()
     kurtosis = (noise**4).mean() / (noise**2).mean() ** 2
     assert kurtosis.item() == pytest.approx(6, abs=0.4)
     assert (torch.corrcoef(noise.T) - torch.eye(8)).abs().max() < 0.05
-    mixed = mixtures.mixture(dim=8, rows=20_000, seed=0, depth=2).train.double()
+    mixed = synthetic.mixture(dim=8, rows=20_000, seed=0, depth=2).train.double()
     assert (torch.corrcoef(mixed.T) - torch.eye(8)).abs().max() > 0.2
 
 
 @pytest.mark.parametrize(("depth", "rows"), [(0, 20_000), (1, 20_000)])
 def test_the_mixing_undone_gives_independent_laplace_sources(depth: int, rows: int) -> None:
-    found = mixtures.mixture(dim=6, rows=rows, seed=0, depth=depth, centre=False)
+    found = synthetic.mixture(dim=6, rows=rows, seed=0, depth=depth, centre=False)
     assert found.mixing is not None and found.mixing.dtype == torch.float64
     for part in found.splits:
         sources = torch.linalg.solve(found.mixing, part.double().T)
@@ -120,7 +120,7 @@ def test_the_mixing_undone_gives_independent_laplace_sources(depth: int, rows: i
 
 
 def test_different_mixings_leave_the_same_entropy() -> None:
-    one, other = (mixtures.mixture(dim=16, rows=20_000, seed=seed) for seed in (0, 1))
+    one, other = (synthetic.mixture(dim=16, rows=20_000, seed=seed) for seed in (0, 1))
     assert one.mixing is not None and other.mixing is not None
     assert (one.mixing - other.mixing).abs().max() > 0.1
     log_dets = [torch.linalg.slogdet(found.mixing).logabsdet.item() for found in (one, other)]
@@ -128,12 +128,12 @@ def test_different_mixings_leave_the_same_entropy() -> None:
 
 
 def test_no_matrix_is_the_mixing_of_a_deeper_mixture() -> None:
-    assert mixtures.mixture(dim=3, rows=10, seed=0, depth=2).mixing is None
+    assert synthetic.mixture(dim=3, rows=10, seed=0, depth=2).mixing is None
 
 
 @pytest.mark.parametrize("name", ["moons", "circles", "pinwheel", "eight_gaussians"])
 def test_toy_densities_are_in_the_plane_and_drawn_by_the_seed(name: str) -> None:
-    found, same, other = (toy_densities.toy(dim=2, rows=300, seed=seed, name=name) for seed in (0, 0, 1))
+    found, same, other = (synthetic.toy(dim=2, rows=300, seed=seed, name=name) for seed in (0, 0, 1))
     assert torch.equal(found.train, same.train) and not torch.equal(found.train, other.train)
     assert len(torch.cat(found.splits).unique(dim=0)) == 900
     assert found.train.double().std(correction=0).item() == pytest.approx(1)
@@ -141,14 +141,14 @@ def test_toy_densities_are_in_the_plane_and_drawn_by_the_seed(name: str) -> None
 
 
 def test_circles_are_two_circles() -> None:
-    radius = toy_densities.toy(dim=2, rows=2_000, seed=0, name="circles").train.norm(dim=1)
+    radius = synthetic.toy(dim=2, rows=2_000, seed=0, name="circles").train.norm(dim=1)
     outer = radius > radius.mean()
     assert outer.double().mean().item() == pytest.approx(0.5, abs=0.05)
     assert (radius[outer].mean() / radius[~outer].mean()).item() == pytest.approx(2, abs=0.05)
 
 
 def test_eight_gaussians_are_evenly_filled_and_their_width_is_an_eighth_of_their_radius() -> None:
-    x = toy_densities._eight_gaussians(8_000, np.random.default_rng(0))
+    x = synthetic._eight_gaussians(8_000, np.random.default_rng(0))
     angle = np.arange(8) * np.pi / 4
     offsets = x[:, None] - 4 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     nearest = (offsets**2).sum(axis=2).argmin(axis=1)
@@ -157,7 +157,7 @@ def test_eight_gaussians_are_evenly_filled_and_their_width_is_an_eighth_of_their
 
 
 def test_a_pinwheel_unwound_has_five_straight_arms() -> None:
-    x = toy_densities._pinwheel(8_000, np.random.default_rng(0))
+    x = synthetic._pinwheel(8_000, np.random.default_rng(0))
     radius, angle = np.hypot(*x.T), np.arctan2(x[:, 1], x[:, 0])
     straight = (angle - np.exp(radius) / 4) * 5 / (2 * np.pi)  # a whole number at the middle of every arm
     arm = straight.round()
@@ -169,6 +169,6 @@ def test_a_pinwheel_unwound_has_five_straight_arms() -> None:
 
 def test_toy_data_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="toy data have dim 2, got dim=256; set dim=2"):
-        toy_densities.toy(dim=256, rows=3, seed=0)
+        synthetic.toy(dim=256, rows=3, seed=0)
     with pytest.raises(ValueError, match="named spiral; choose moons, circles, pinwheel or eight_gaussians"):
-        toy_densities.toy(dim=2, rows=3, seed=0, name="spiral")
+        synthetic.toy(dim=2, rows=3, seed=0, name="spiral")

@@ -104,6 +104,14 @@ def test_phases_add_up_to_the_step_that_the_blocks_saw(tmp_path: Path) -> None:
     assert (row["cheap_ms"], row["peak_ms"]) == pytest.approx((0.5, 1.5))
 
 
+def test_bits_are_of_a_dimension_of_the_data_and_not_of_what_grows() -> None:
+    made = training_record("relative", 0, dim=64)
+    made.training.final.held_out_nats = -8 * math.log(2)
+    of_dim = tables.row(made)["held_out_bits"]
+    made.config["data"]["dim"] = 8
+    assert (of_dim, tables.row(made)["held_out_bits"]) == pytest.approx((6 + 8 / 64, 6 + 1))
+
+
 def test_the_drift_is_the_worst_seen() -> None:
     made = training_record("relative", 0)
     made.training.curve.drift_nats = [None, 1e-3, -4e-3, 2e-3]

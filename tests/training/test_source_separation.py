@@ -10,7 +10,7 @@ import torch
 from picard import picard
 from picard.densities import Tanh
 
-from stepscale.bench.data import mixtures
+from stepscale.bench.data import synthetic
 from stepscale.bench.training import source_separation
 from stepscale.models import Flow
 from stepscale.optimizers import RelativeSGD
@@ -43,7 +43,7 @@ def test_sources_are_told_apart_as_well_as_by_fast_ica(mixings: int) -> None:
     """
     ours, theirs, same = [], [], []
     for seed in range(mixings):
-        mixed = mixtures.mixture(16, 5_000, seed=seed)
+        mixed = synthetic.mixture(16, 5_000, seed=seed)
         torch.manual_seed(seed)
         model = Flow(16, depth=1, base="logistic")
         step = RelativeSGD(model, lr=0.25, bound=1)

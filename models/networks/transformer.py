@@ -1,0 +1,106 @@
+"""A causal language model: L blocks of width d, trained to predict the symbol that follows each.
+
+Vaswani et al. 2017, "Attention is all you need", arXiv 1706.03762; normalised before each part (Xiong et al. 2020, arXiv
+2002.04745).
+
+Tensors are ``[rows, context, …]``; rows × context is the number of tokens T, which stands where the batch stands.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stepscale.models.batch import Batch
+from stepscale.models.networks.mlp import drawn
+from stepscale.models.objective import Objective
+
+WIDEST_HEAD = 64
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)): four d × d matrices, and two of d × 4d. O(T (d² + context d)).
+
+    Queries, keys and values have a matrix each: what preconditions matrices then treats each by itself.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.heads = dim // head_width(dim)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.widen, self.narrow = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, between = self.norms
+        x = x + self._attended(before(x))
+        return x + self.narrow(functional.gelu(self.widen(between(x))))
+
+    def _attended(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(seen.transpose(1, 2).flatten(2))
+
+
+class Transformer(nn.Module):
+    """A causal language model. A step O(T (L (d² + context d) + symbols d)), of T = rows × context tokens.
+
+    The head is not tied to the embedding: its gradient is that of one affine layer, which directions that precondition a
+    layer can take, and with 256 symbols tying would save little.
+
+    Args:
+        dim: width d.
+        depth: number L of blocks.
+        context: most tokens of a row.
+        symbols: number of them.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, dim: int, depth: int = 2, *, context: int = 64, symbols: int = 256) -> None:
+        super().__init__()
+        if min(dim, depth, context) < 1 or symbols < 2:
+            raise ValueError(
+                "dim, depth and context must be at least 1 and symbols at least 2, "
+                f"got dim={dim}, depth={depth}, context={context}, symbols={symbols}"
+            )
+        self.objective = Objective(unit=f"nats per {'byte' if symbols == 256 else 'token'}", of_targets=True)
+        self.embedding, self.places = nn.Embedding(symbols, dim), nn.Embedding(context, dim)
+        self.blocks = nn.ModuleList(Block(dim) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, symbols, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for block in self.blocks:  # whose sum would grow with the depth (Radford et al. 2019)
+            for layer in (block.out, block.narrow):
+                nn.init.normal_(layer.weight, std=0.02 / (2 * depth) ** 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """O(T (L (d² + context d) + symbols d)): logits of the symbol after each, ``[rows, context, symbols]``."""
+        x = self.embedding(tokens) + self.places.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean negative log-likelihood of the targets, in nats per token; tokens and targets ``[rows, context]``.
+
+        Raises:
+            ValueError: the batch is no such pair.
+        """
+        tokens, targets = (batch, batch) if isinstance(batch, Tensor) else batch
+        if tokens.is_floating_point() or targets is tokens:
+            raise ValueError("a language model needs int64 tokens and the token after each: use data=bytes")
+        return functional.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
+
+    def sampled_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the loss of targets drawn from the model's own prediction, each given the same tokens."""
+        logits = self(batch[0]).flatten(0, 1)
+        return functional.cross_entropy(logits, drawn(logits))
+
+
+def head_width(dim: int) -> int:
+    """Return the greatest divisor of a width up to 64: 64 itself, the width where it is smaller."""
+    return next(width for width in range(min(dim, WIDEST_HEAD), 0, -1) if dim % width == 0)
