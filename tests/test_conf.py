@@ -151,10 +151,11 @@ def test_other_cells_are_no_other_seeds() -> None:
 
 
 def test_what_is_built_in_a_files_place_has_its_own_name() -> None:
-    words = ["model._target_=own.flows.NSF", "~model.depth", "+model.hidden='${dim}'", "data.dim=8", "data._target_=a.waves"]
+    words = ["model._target_=own.flows.NSF", "~model.depth", "+model.hidden='${dim}'"]
+    words += ["data.dim=8", "data._target_=a.waves", "optimizer.update._target_=own.Lion"]
     assert label_of("model", "flow", words) == "NSF[hidden=dim]"
     assert label_of("data", "photos", words) == "waves[dim=8]"
-    assert label_of("optimizer", "adam", [*words, "optimizer.update._target_=own.Lion"]) == "adam[update._target_=own.Lion]"
+    assert label_of("optimizer", "adam", words) == "adam[update._target_=own.Lion]"
     assert label_of("model", "flow", ["~model.depth"]) == "flow[depth]"
 
 

@@ -45,7 +45,9 @@ def rows_of_batch(data: Batch, batch: int) -> int:
     tokens = tokens_of_row(data)
     if batch % tokens:
         near = max(1, round(batch / tokens)) * tokens
-        raise UsageError(f"batch={batch} counts tokens, and the data's rows have {tokens}: set batch={near}, or data.dim")
+        raise UsageError(
+            f"batch={batch} counts tokens, and the data's rows have {tokens}: set batch={near}, or data.dim"
+        )
     return batch // tokens
 
 

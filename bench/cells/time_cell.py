@@ -71,7 +71,7 @@ def batches_of(job: Job, device: torch.device) -> tuple[list[Batch], str | None]
     """Return a few batches of a cell's data on its device, and what is to be noted of the data."""
     data = load_data(job, BATCHES * job.cell.batch)
     rows, size = moved(data.train, device, number_type(job.cell.dtype)), rows_of_batch(data.train, job.cell.batch)
-    if rows_of(rows) < BATCHES * size:
-        raise UsageError(f"the data have {rows_of(rows)} train rows, {BATCHES} batches have {BATCHES * size}: lower batch")
+    if (there := rows_of(rows)) < BATCHES * size:
+        raise UsageError(f"the data have {there} train rows, {BATCHES} batches have {BATCHES * size}: lower batch")
     cut = lambda k: each(rows, lambda part: part[k * size : (k + 1) * size])  # noqa: E731
     return [cut(k) for k in range(BATCHES)], data.note

@@ -35,7 +35,7 @@ def text(dim: int, rows: int | None, seed: int, path: str | None = None) -> Data
     symbols = np.frombuffer(found, np.uint8)
     cuts = np.split(symbols, [len(symbols) * 6 // 8, len(symbols) * 7 // 8])
     if len(cuts[-1]) <= dim:
-        raise ValueError(f"{note}: {len(found)} in all, and a row is of {dim}; expected {8 * (dim + 1)}: lower data.dim")
+        raise ValueError(f"{note}: {len(found)} in all, a row is of {dim}; expected {8 * (dim + 1)}: lower data.dim")
     few = max(1, EVALUATION_TOKENS // dim)
     limits = MOST_ROWS if rows is None else rows, few, few
     train, validation, held_out = (
@@ -57,7 +57,7 @@ def _library() -> tuple[bytes, str]:
     folder = Path(sysconfig.get_path("stdlib"))
     paths = sorted(folder.glob("*.py"))
     if not paths:
-        raise FileNotFoundError(f"there are no sources of Python's standard library in {folder}: set data.path to a text")
+        raise FileNotFoundError(f"no sources of Python's standard library are in {folder}: set data.path to a text")
     order = np.random.default_rng(FILES_SEED).permutation(len(paths))
     note = f"bytes of the {len(paths)} modules of Python {platform.python_version()}'s standard library"
     return b"\n".join(paths[k].read_bytes() for k in order), note

@@ -1,8 +1,8 @@
 """A masked autoregressive flow: its Jacobians are triangular, so that no determinant is computed at all.
 
-Papamakarios, Pavlakou & Murray 2017, "Masked autoregressive flow for density estimation", arXiv 1705.07057, of the masked
-networks of Germain et al. 2015, arXiv 1502.03509. It is the contrast to ``Flow``: quadratic by its architecture and not
-by its gradient, at the price of Jacobians that are triangular, and of samples that take a pass for every dimension.
+Papamakarios, Pavlakou & Murray 2017, "Masked autoregressive flow for density estimation", arXiv 1705.07057, of the
+masked networks of Germain et al. 2015, arXiv 1502.03509. It is the contrast to ``Flow``: quadratic by its architecture
+and not by its gradient. The price is a family of triangular Jacobians, and samples of a pass for every dimension.
 
 Tensors are row batches, ``[batch, dim]``.
 """
@@ -10,6 +10,7 @@ Tensors are row batches, ``[batch, dim]``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ class MaskedLinear(nn.Linear):
 class Autoregression(nn.Module):
     """u_i = (x_i − μ_i) e^(−α_i), μ_i and α_i of x_1 … x_(i−1) by one masked network; starts as the identity.
 
-    Input i has degree i, hidden unit k degree k mod (d − 1) + 1, counted from 1 and from 0. A hidden unit sees inputs of
-    its own degree and below, an output those below its own.
+    Input i has degree i, hidden unit k degree k mod (d − 1) + 1, counted from 1 and from 0. A hidden unit sees inputs
+    of its own degree and below, an output hidden units below its own.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -87,7 +88,8 @@ class MAF(nn.Module):
         if dim < 1 or depth < 1 or hidden < 1:
             raise ValueError(f"dim, depth and hidden must be at least 1, got dim={dim}, depth={depth}, hidden={hidden}")
         self.dim = dim
-        self.parts = nn.ModuleList(Autoregression(dim, hidden) for _ in range(depth))
+        self.parts: Sequence[Autoregression]
+        self.parts = nn.ModuleList(Autoregression(dim, hidden) for _ in range(depth))  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """O(L B d h): the noise of each row of ``x``."""

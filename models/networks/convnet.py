@@ -39,7 +39,7 @@ class ConvNet(nn.Module):
         super().__init__()
         if min(dim, depth) < 1 or classes < 2:
             raise ValueError(
-                f"dim and depth must be at least 1 and classes at least 2, got dim={dim}, depth={depth}, classes={classes}"
+                f"dim and depth must be at least 1, classes at least 2, got dim={dim}, depth={depth}, classes={classes}"
             )
         self.side, self.checked = math.isqrt(pixels), False
         if pixels < 1 or self.side**2 != pixels:

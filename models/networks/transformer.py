@@ -1,14 +1,15 @@
 """A causal language model: L blocks of width d, trained to predict the symbol that follows each.
 
-Vaswani et al. 2017, "Attention is all you need", arXiv 1706.03762; normalised before each part (Xiong et al. 2020, arXiv
-2002.04745).
+Vaswani et al. 2017, "Attention is all you need", arXiv 1706.03762; normalised before each part (Xiong et al. 2020,
+arXiv 2002.04745).
 
 Tensors are ``[rows, context, …]``; rows × context is the number of tokens T, which stands where the batch stands.
 """
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,7 +39,9 @@ class Block(nn.Module):
         return x + self.narrow(functional.gelu(self.widen(between(x))))
 
     def _attended(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
         seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(seen.transpose(1, 2).flatten(2))
 
@@ -46,8 +49,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A causal language model. A step O(T (L (d² + context d) + symbols d)), of T = rows × context tokens.
 
-    The head is not tied to the embedding: its gradient is that of one affine layer, which directions that precondition a
-    layer can take, and with 256 symbols tying would save little.
+    The head is not tied to the embedding: its gradient is that of one affine layer, which directions that precondition
+    a layer can take, and with 256 symbols tying would save little.
 
     Args:
         dim: width d.
@@ -68,21 +71,17 @@ class Transformer(nn.Module):
             )
         self.objective = Objective(unit=f"nats per {'byte' if symbols == 256 else 'token'}", of_targets=True)
         self.embedding, self.places = nn.Embedding(symbols, dim), nn.Embedding(context, dim)
-        self.blocks = nn.ModuleList(Block(dim) for _ in range(depth))
+        self.blocks = nn.Sequential(*(Block(dim) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, symbols, bias=False)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:  # whose sum would grow with the depth (Radford et al. 2019)
-            for layer in (block.out, block.narrow):
-                nn.init.normal_(layer.weight, std=0.02 / (2 * depth) ** 0.5)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:  # what the blocks add would grow with their number (Radford et al. 2019)
+                added = name.endswith(("out.weight", "narrow.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth) if added else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """O(T (L (d² + context d) + symbols d)): logits of the symbol after each, ``[rows, context, symbols]``."""
         x = self.embedding(tokens) + self.places.weight[: tokens.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
+        return self.head(self.norm(self.blocks(x)))
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of the targets, in nats per token; tokens and targets ``[rows, context]``.

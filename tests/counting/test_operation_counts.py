@@ -60,7 +60,7 @@ def test_layerwise_adds_a_factorisation_and_a_solve_a_layer() -> None:
 
 
 def test_a_masked_autoregressive_flow_is_quadratic_without_any_determinant() -> None:
-    """Of each of 2 autoregressions a product of d × h and one of h × 2d, forward, weighed, and back but for the first."""
+    """Two autoregressions of d × h and h × 2d: forward, weighed, and back but for the first."""
     flops = [counts_of(Layerwise(MAF(d, 2)), torch.randn(B, d)).flops for d in (64, 128)]
     assert flops == [2 * B * d**2 * (3 * (1 + 2) * 2 - 1) for d in (64, 128)]
     assert math.log2(flops[1] / flops[0]) <= ORDERS["relative"][1]

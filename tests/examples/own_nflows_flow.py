@@ -1,4 +1,4 @@
-"""A flow of nflows, as wide as its data: ``stepscale model._target_=own_nflows_flow.NflowsMAF optimizer=adam dim=64``."""
+"""A flow of nflows: ``stepscale model._target_=own_nflows_flow.NflowsMAF optimizer=adam dim=64``."""
 
 from nflows.flows.autoregressive import MaskedAutoregressiveFlow
 from torch import Tensor, nn

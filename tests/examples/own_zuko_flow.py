@@ -1,6 +1,7 @@
 """A flow of another library, here zuko: an adapter gives it ``loss``. Its hidden width grows, and the data's does not.
 
-stepscale model._target_=own_zuko_flow.ZukoNSF ~model.dim '+model.features=${data.dim}' '+model.hidden=${dim}' data.dim=8 dim=32
+stepscale model._target_=own_zuko_flow.ZukoNSF optimizer=adam data.dim=8 dim=32,64 \\
+  ~model.dim '+model.features=${data.dim}' '+model.hidden=${dim}' -m
 """
 
 import torch
