@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from stepscale.bench.__main__ import COMMANDS
+from stepscale.bench.config import compose_cell, searchable
 from stepscale.bench.regression import self_check
 from stepscale.models import contract
 from tests import readme_tables
@@ -41,6 +42,16 @@ def test_the_four_lines_build_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> N
     model = built(composed("dim=4")["model"])
     step = built(OmegaConf.create(lines))(model)
     assert step.direction.bias == "plain" and type(step.update).__name__ == "SignDescent"
+
+
+def test_the_file_that_says_what_grows_is_a_model(tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "models" / "README.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "zuko_nsf.yaml").write_text(lines)
+    words = searchable(["--config-dir", str(tmp_path), "model=zuko_nsf", "data.dim=8", "dim=64"])
+    cell = compose_cell(words)
+    assert cell.names["model"] == "zuko_nsf"
+    assert cell.config["model"] == {"_target_": "own_zuko_flow.ZukoNSF", "features": 8, "hidden": 64, "depth": 2}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -36,7 +36,7 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {name: _median_end(part[name], worst) for name, worst in WORST.items()}
         row["low"], row["high"] = ok["held_out_nats"].min(), ok["held_out_nats"].max()
         row["fast_ica_amari"] = ok["fast_ica_amari"].dropna().median()
-        row["caveat"] = next(iter(part["caveat"].dropna()), None)
+        row |= {name: next(iter(part[name].dropna()), None) for name in ("caveat", "unit")}
         rows.append(row)
     return pd.DataFrame(rows)
 

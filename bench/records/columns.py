@@ -19,11 +19,11 @@ class Column(NamedTuple):
 
 AXES = {
     "optimizer": Column("", "the optimizer's file, with what was changed in it: `kfac[update.lr=0.1]`"),
-    "model": Column("", "the model's file, with what was changed in it"),
-    "data": Column("", "the data's file, with what was changed in it"),
-    "dim": Column("", "width d of the data and of every layer"),
-    "batch": Column("rows", "rows B of a step"),
-    "depth": Column("", "affine layers L"),
+    "model": Column("", "the model's file, or your own class, with what was changed in it"),
+    "data": Column("", "the data's file, or your own loader, with what was changed in it"),
+    "dim": Column("", "width d of every layer, and of the data unless data.dim says otherwise"),
+    "batch": Column("rows", "rows B of a step; of a language model its tokens, rows × context"),
+    "depth": Column("", "affine layers L; blocks of a transformer, transforms of a masked flow, convolutions"),
     "dtype": Column("", "number type; tf32 is float32 whose products round their factors"),
     "device": Column("", "cpu or cuda"),
     "threads": Column("", "threads of the CPU"),
@@ -215,6 +215,7 @@ TRAINING = {
     "targets.steps": Column("steps", "to the target: median over seeds, infinite where half of them missed it"),
     "seconds": Column("s", "of steps, without loading and evaluating; median over seeds in `training`"),
     "targets.seconds": Column("s", "of steps, to the target: median over seeds, infinite where half of them missed it"),
+    "unit": Column("", "of the likelihoods: nats, a row; of a language model nats per byte or per token"),
     "validation_nats": Column("nats a row", "mean log-likelihood of the validation rows; as held_out_nats"),
     "held_out_nats": Column(
         "nats a row",

@@ -177,6 +177,7 @@ def _training_figures(record: Record) -> Row:
         return result
     training = record.training
     result |= {"steps": training.steps, "seconds": training.seconds, "stopped_by": training.stopped_by}
+    result["unit"] = training.number.unit
     step_ms = 1e3 * training.seconds / training.steps if training.steps else None
     result |= {"step_ms": step_ms, "halved": training.curve.halved[-1]}
     result |= {"drift_nats": training.drift_nats, "contended": training.contended}
@@ -206,7 +207,7 @@ def _ends(record: Record, training: Trained) -> Row:
 FACTS = ("status", "reason", "identity", "task")
 TRAINING_FIGURES = {
     **dict.fromkeys(("trial", "contended"), "boolean"),
-    **dict.fromkeys(("stopped_by", "tuned", "budget", "caveat"), "object"),
+    **dict.fromkeys(("stopped_by", "tuned", "budget", "caveat", "unit"), "object"),
     **dict.fromkeys(("steps", "seconds", "step_ms", "validation_nats", "held_out_nats", "held_out_bits"), "float"),
     **dict.fromkeys(("amari", "fast_ica_amari", "halved", "drift_nats", "tuning_trials", "tuning_s"), "float"),
 }

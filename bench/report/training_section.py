@@ -12,7 +12,7 @@ import pandas as pd
 from stepscale.bench.analysis import learning_curves
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import NO_BOUND
+from stepscale.bench.records.schema import NO_BOUND, Number
 from stepscale.bench.report import style, training_figures
 from stepscale.bench.report.page import Section, Shown, TableRow, measured, varying
 from stepscale.bench.report.style import Drawn
@@ -67,6 +67,8 @@ def likelihoods(results: pd.DataFrame) -> pd.DataFrame:
     table = results.assign(held_out_nats=pd.Series(nats, results.index), seeds=seeds).drop(
         columns=["ok", "low", "high"]
     )
+    if set(table["unit"].dropna()) <= {Number().unit}:
+        table = table.drop(columns="unit")
     units = {"held_out_nats": "held-out nats [seeds' range]", "held_out_bits": "bits a dim", "step_ms": "ms a step"}
     return table.dropna(axis=1, how="all").rename(columns=units | {"drift_nats": "drift, nats", "seconds": "s"})
 
@@ -108,7 +110,7 @@ def findings(runs: pd.DataFrame, joined: pd.DataFrame, results: pd.DataFrame) ->
             continue
         bits = f", {best['held_out_bits']:.3f} bits per dim" if np.isfinite(best["held_out_bits"]) else ""
         found.append(
-            f"Best at the end{place}: `{best['optimizer']}`, {best['held_out_nats']:.2f} nats"
+            f"Best at the end{place}: `{best['optimizer']}`, {best['held_out_nats']:.2f} {best['unit']}"
             f" [{best['low']:.2f}, {best['high']:.2f}]{bits}."
         )
         if part["amari"].notna().any():

@@ -29,7 +29,7 @@ def _trained(training: Trained) -> str:
     """Say what a training run came to."""
     final = training.final
     assert final is not None
-    held_out = "" if final.held_out_nats is None else f"held out {final.held_out_nats:.2f} nats, "
+    held_out = "" if final.held_out_nats is None else f"held out {final.held_out_nats:.2f} {training.number.unit}, "
     flag = " contended" if training.contended else ""
     spent = f"{training.steps} steps in {training.seconds:.1f} s"
     return f"{held_out}validation {final.validation_nats:.2f}; {spent}{flag}"

@@ -1,6 +1,7 @@
 """Targets, times to them and profiles from made-up curves whose truth is known; and the section they become."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ from msgspec.structs import asdict
 
 from stepscale.bench.analysis import learning_curves
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import Curve, Record, Status
-from stepscale.bench.report import write
+from stepscale.bench.records.schema import Curve, Number, Record, Status
+from stepscale.bench.report import training_section, write
 from tests.support.synthetic import record
 from tests.support.training import END_S, RUNS, train_record
 
@@ -52,6 +53,19 @@ def test_profiles_count_misses_as_never(run: Path) -> None:
     assert found[found["optimizer"] == "relative"]["share"].max() == 1
     assert found[found["optimizer"] == "layerwise"]["share"].max() == 0.5
     assert found[found["optimizer"] == "slow"]["share"].max() == 0
+
+
+def test_likelihoods_of_another_unit_say_so(run: Path, tmp_path: Path) -> None:
+    of_rows = training_section.section(tables.load(run, "train"), tables.curves(run), run, "made")
+    assert "unit" not in of_rows.headline["Held-out likelihood"] and "nats per byte" not in " ".join(of_rows.findings)
+    for seed in (1, 2):
+        made = train_record("layerwise", seed)
+        made.training.number = Number(unit="nats per byte")
+        store.save(made, tmp_path / "text")
+    own = tmp_path / "text"
+    found = training_section.section(tables.load(own, "train"), tables.curves(own), own, "made")
+    assert found.headline["Held-out likelihood"]["unit"].tolist() == ["nats per byte"]
+    assert re.search(r"Best at the end.*: `layerwise`, -?[\d.]+ nats per byte \[", " ".join(found.findings))
 
 
 def test_trials_are_in_no_result(run: Path) -> None:
