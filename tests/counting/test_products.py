@@ -17,6 +17,7 @@ from stepscale.bench.counting.products import products_of, record_products
 from stepscale.bench.notes import Notes
 from stepscale.bench.records.operations import Operand, ProductSpec
 from stepscale.bench.timing.limit import limit_of
+from stepscale.models import ConvNet as NetworkOfConvolutions
 from stepscale.models import Flow
 
 aten = torch.ops.aten
@@ -127,6 +128,17 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
     model, batch = made(name)
     products = record_products(model, batch)
     assert sum(product.flops for product in products) == flops_of(model, batch) > 0
+
+
+def test_convolutions_are_counted_as_the_products_of_their_unfolded_patches() -> None:
+    """[B · places, 9 · inputs] × [9 · inputs, outputs]: forward, for the filters, and for what is no image."""
+    model = NetworkOfConvolutions(5, 2, pixels=16)
+    products = record_products(model, (torch.rand(B, 16), torch.randint(0, 10, (B,))))
+    first, second, head = 2 * B * 16 * 9 * 5, 2 * B * 4 * 9 * 5 * 5, 2 * B * 5 * 10
+    assert sum(product.flops for product in products) == 2 * first + 3 * second + 3 * head
+    limit = limit_of(model, B, products)
+    assert limit is not None and limit.flops == 2 * first + 3 * second + 3 * head
+    limit.run(1)
 
 
 class Seen(TorchDispatchMode):
