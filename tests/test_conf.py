@@ -75,11 +75,12 @@ def test_optimizer_moves_a_model_without_captured_layers_or_says_why_it_cannot(n
     before = [parameter.clone() for parameter in model.parameters()]
     try:
         step = built(config["optimizer"])(model)
+        for _ in range(3):
+            step(data.train)
     except TypeError as refusal:
-        assert name not in OF_LOSS_ALONE and f"needs {type(model).__name__}." in str(refusal)
+        said = str(refusal)
+        assert name not in OF_LOSS_ALONE and (f"needs {type(model).__name__}." in said or "has no rule for" in said)
         return
-    for _ in range(3):
-        step(data.train)
     for old, new in zip(before, model.parameters(), strict=True):
         assert torch.isfinite(new).all() and not torch.equal(old, new)
 

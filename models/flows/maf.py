@@ -19,17 +19,22 @@ from torch.nn import functional
 from stepscale.models.objective import LogDet, Objective
 
 
-class MaskedLinear(nn.Linear):
-    """y = x (M ∘ W)ᵀ + b, with a mask M of zeros and ones, ``[outputs, inputs]``."""
+class MaskedLinear(nn.Module):
+    """y = x (M ∘ W)ᵀ + b, with a mask M of zeros and ones, ``[outputs, inputs]``.
+
+    It is no ``nn.Linear``, of which directions believe that the gradient of W is δᵀx.
+    """
 
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask.shape[1], mask.shape[0])
+        super().__init__()
+        layer = nn.Linear(mask.shape[1], mask.shape[0])
+        self.weight, self.bias = layer.weight, layer.bias
         self.register_buffer("mask", mask.to(self.weight.dtype))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(input, self.mask * self.weight, self.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.mask * self.weight, self.bias)
 
 
 class Autoregression(nn.Module):

@@ -94,6 +94,10 @@ class Transformer(nn.Module):
             raise ValueError("a language model needs int64 tokens and the token after each: use data=bytes")
         return functional.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
 
+    def loss_terms(self, batch: tuple[Tensor, Tensor]) -> int:
+        """How many terms the loss of a batch is the mean of: its tokens."""
+        return batch[0].numel()
+
     def sampled_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the loss of targets drawn from the model's own prediction, each given the same tokens."""
         logits = self(batch[0]).flatten(0, 1)

@@ -63,6 +63,7 @@ def test_loss_is_nats_per_token() -> None:
     log_probs = torch.log_softmax(model(batch[0]), -1)
     each = [log_probs[row, place, batch[1][row, place]] for row in range(4) for place in range(5)]
     torch.testing.assert_close(model.loss(batch), -torch.stack(each).mean())
+    assert model.loss_terms(batch) == len(each)
     assert objective_of(model).unit == "nats per token" and objective_of(Transformer(4)).unit == "nats per byte"
     assert math.isclose(Transformer(8).loss(text()).item(), math.log(256), rel_tol=0.01), "it starts knowing nothing"
 
