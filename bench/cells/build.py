@@ -24,7 +24,7 @@ from stepscale.bench.records.schema import Config
 from stepscale.models import Batch, each, tokens_of_row
 from stepscale.optimizers import Step
 
-UNWANTED = re.compile(r"unexpected keyword argument '(\w+)'")
+REFUSED = re.compile(r"unexpected keyword argument '(\w+)'")
 PARTS = ("direction", "update")  # of an optimizer's configuration, which are built by themselves
 
 
@@ -180,8 +180,8 @@ def _explained(part: Config, key: str) -> Iterator[None]:
             raise UsageError(told) from error
         given = ", ".join(f"{name}={value!r}" for name, value in part.items() if not _is_inner(name, value))
         told += f"; it was given {given}" * bool(given)
-        if unwanted := UNWANTED.search(str(error)):
-            told += f"; ~{key}.{unwanted[1]} leaves it out" * (unwanted[1] in part)
+        if (refused := REFUSED.search(str(error))) and refused[1] in part:
+            told += f"; drop what it does not know by ~{key}.{refused[1]}"
         raise (UsageError if raised_in else TargetError)(told) from error
 
 
