@@ -1,5 +1,6 @@
 """Cells measured for real, in a process of their own, on tiny problems; times are looked at by nobody."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,15 @@ def test_a_model_without_a_known_product_is_measured_without_a_ratio(tmp_path: P
     assert (found.timing.blocks.limit_s, found.counts.limit_flops) == ([], None)
     assert "declares no products" in found.notes["limit"]
     assert store.encode(found)
+
+
+def test_kernels_that_cannot_be_counted_are_timed_without_a_ratio_and_named(tmp_path: Path) -> None:
+    only = ["model._target_=tests.support.theirs.OwnAttention", "~model.depth"]
+    found = measure_cell(logged(job(tmp_path, *only, optimizer="layerwise")))
+    assert found.status == "ok", found.reason
+    row = tables.row(found)
+    assert row["step_ms"] > 0 and math.isnan(row["ratio"]) and "none of its loss's are known" in found.notes["limit"]
+    assert row["uncounted"] == "attention, attention_backward"
 
 
 def test_a_reason_that_goes_on_in_the_next_line_is_whole() -> None:

@@ -67,6 +67,36 @@ class Convolution(torch.nn.Conv1d):
         return self(batch.unsqueeze(1)).square().mean()
 
 
+@torch.library.custom_op("theirs::attention", mutates_args=())
+def attention(x: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(x @ x.T, 1) @ x
+
+
+@torch.library.custom_op("theirs::attention_backward", mutates_args=())
+def attention_backward(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    seen, of_seen = torch.softmax(x @ x.T, 1), gradient @ x.T
+    of_scores = seen * (of_seen - (of_seen * seen).sum(1, keepdim=True))
+    return seen.T @ gradient + (of_scores + of_scores.T) @ x
+
+
+torch.library.register_autograd(
+    "theirs::attention",
+    lambda ctx, gradient: attention_backward(gradient.contiguous(), ctx.saved_tensors[0]),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+)
+
+
+class OwnAttention(torch.nn.Module):
+    """A kernel of another library, whose products nobody sees."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        return attention(batch * self.scale).square().mean()
+
+
 class NoProduct(torch.nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
