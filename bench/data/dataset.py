@@ -41,7 +41,8 @@ class Rescaling(NamedTuple):
 class Dataset(NamedTuple):
     """Three splits, a remark for the record, and what is known of the rows.
 
-    A split is float32, ``[rows, dim]``, or such inputs and their targets, or int64 tokens, alone or with those that follow.
+    A split is float32, ``[rows, dim]``, or such inputs and their targets, or int64 tokens, alone or with
+    those that follow.
     """
 
     train: Batch
