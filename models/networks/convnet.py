@@ -20,8 +20,8 @@ FILTER = 3
 class ConvNet(nn.Module):
     """``depth`` convolutions of ``dim`` channels, halved images between them, and a linear head. A step O(L B P d²).
 
-    P is the number of pixels. After the first convolution, every one but the last is followed by a pooling where the
-    image can be halved still.
+    P is the number of pixels. Every convolution but the last is followed by a pooling, where the image can still be
+    halved.
 
     Args:
         dim: channels d of every convolution.
