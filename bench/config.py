@@ -370,7 +370,8 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         wanted = str(error.missing_cfg_file).split("/")[-1]
         deeper = [
-            path.parent.name for path in sorted((CONF / str(error.missing_cfg_file).split("/")[0]).glob(f"*/{wanted}.yaml"))
+            path.parent.name
+            for path in sorted((CONF / str(error.missing_cfg_file).split("/")[0]).glob(f"*/{wanted}.yaml"))
         ]
         near = [f"{deeper[0]}/{wanted}"] if deeper else difflib.get_close_matches(wanted, error.options, n=1)
         choices = f"did you mean {near[0]}?" if near else f"there are {', '.join(error.options)}"

@@ -120,8 +120,8 @@ def _built(part: Config, key: str) -> Any:
             return instantiate(part, _convert_="all")
         except InstantiationException as error:
             for place, target in _targets(part, key):
-                if missing := _missing(target):
-                    raise UsageError(f"{place}._target_={target}: {missing}") from error
+                if lacking := missing(target):
+                    raise UsageError(f"{place}._target_={target}: {lacking}") from error
             cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
@@ -137,7 +137,7 @@ def _targets(part: object, key: str) -> Iterator[tuple[str, str]]:
             yield from _targets(value, f"{key}.{name}")
 
 
-def _missing(target: str) -> str | None:
+def missing(target: str) -> str | None:
     """Say what of a dotted name is not there, and what may have been meant; None where all of it is."""
     names, found = target.split("."), None
     for count in range(1, len(names) + 1):
@@ -182,9 +182,17 @@ def _explained(part: Config, key: str) -> Iterator[None]:
             raise UsageError(told) from error
         given = ", ".join(f"{name}={value!r}" for name, value in part.items() if not _is_inner(name, value))
         told += f"; it was given {given}" * bool(given)
-        if (refused := REFUSED.search(str(error))) and refused[1] in part:
-            told += f"; drop what it does not know by ~{key}.{refused[1]}"
+        told += _remedy(part, key, str(error))
         raise (UsageError if raised_in else TargetError)(told) from error
+
+
+def _remedy(part: Config, key: str, said: str) -> str:
+    """Say how a part of a configuration may be mended by what its call said, where that is known."""
+    if (refused := REFUSED.search(said)) and refused[1] in part:
+        return f"; drop what it does not know by ~{key}.{refused[1]}"
+    if "only supports 2D" in said:
+        return "; stepscale.optimizers.split gives it the matrices alone, as in optimizer=library/muon"
+    return ""
 
 
 def _raised_in(error: BaseException) -> str:

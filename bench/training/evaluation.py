@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +24,26 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
     """
     update = step.update if isinstance(step, Paired) else step
     if not isinstance(update, Averaged):
-        return deepcopy(model).eval()
+        return _copied(model, update)
     trained = [parameter.detach().clone() for parameter in model.parameters()]
     update.eval()
     try:
-        return deepcopy(model).eval()
+        return _copied(model, update)
     finally:
         update.train()
         with torch.no_grad():
             for parameter, value in zip(model.parameters(), trained, strict=True):
                 parameter.copy_(value)
+
+
+def _copied(model: nn.Module, update: object) -> nn.Module:
+    """Copy a model in eval mode, without the hooks of its update, to which the rows would be a batch of training."""
+    found = deepcopy(model, {id(update): update})
+    for module in found.modules():
+        hooks = module._forward_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, MethodType) and hook.__self__ is update]:
+            del hooks[key]
+    return found.eval()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -132,15 +133,9 @@ def optimizer_of(model: nn.Module, update: Update) -> torch.optim.Optimizer:
 
     Raises:
         TypeError: all parameters are frozen, or an update that takes the model leaves some of them out.
-        ValueError: the update refuses them; of one for matrices alone the message names ``split``.
     """
     parameters = trainable(model)
-    try:
-        optimizer = update(model if takes_model(update) else parameters)
-    except ValueError as error:
-        if "2D" in str(error):
-            raise ValueError(f"{error}: give it the matrices alone by stepscale.optimizers.split") from error
-        raise
+    optimizer = update(model if takes_model(update) else parameters)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if left := [tuple(parameter.shape) for parameter in parameters if id(parameter) not in held]:
         raise TypeError(
@@ -154,7 +149,10 @@ def optimizer_of(model: nn.Module, update: Update) -> torch.optim.Optimizer:
 
 def takes_model(update: Update) -> bool:
     """Whether an update is built of the model: its first parameter is called so."""
-    return next(iter(inspect.signature(update).parameters), None) == "model"
+    made = inspect.unwrap(update)
+    while isinstance(made, functools.partial):  # whose own signature fails where a keyword of it is wrong
+        made = inspect.unwrap(made.func)
+    return next(iter(inspect.signature(made).parameters), None) == "model"
 
 
 def needs_closure(update: torch.optim.Optimizer) -> bool:
@@ -167,7 +165,8 @@ def is_steady(update: torch.optim.Optimizer) -> bool:
     """Whether an update does the same work in every step: torch's own do, but for RAdam, whose sixth differs."""
     if isinstance(update, Split):
         return all(map(is_steady, update.parts))
-    return type(update).__module__.startswith("torch.optim.") and not isinstance(update, torch.optim.RAdam)
+    module = f"{type(update).__module__}."  # torch.optim itself, of Adafactor and Muon
+    return module.startswith("torch.optim.") and not isinstance(update, torch.optim.RAdam)
 
 
 def scheduler_of(update: torch.optim.Optimizer, scheduler: Scheduler) -> torch.optim.lr_scheduler.LRScheduler:
