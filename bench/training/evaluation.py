@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from types import MethodType
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,11 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
     """
     update = step.update if isinstance(step, Paired) else step
     if not isinstance(update, Averaged):
-        return _copied(model, update)
+        return copied(model).eval()
     trained = [parameter.detach().clone() for parameter in model.parameters()]
     update.eval()
     try:
-        return _copied(model, update)
+        return copied(model).eval()
     finally:
         update.train()
         with torch.no_grad():
@@ -36,14 +37,19 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
                 parameter.copy_(value)
 
 
-def _copied(model: nn.Module, update: object) -> nn.Module:
-    """Copy a model in eval mode, without the hooks of its update, to which the rows would be a batch of training."""
-    found = deepcopy(model, {id(update): update})
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model, without the hooks of an update, to which any rows would be a batch of training."""
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    updates = {id(hook.__self__): hook.__self__ for hook in hooks if _is_an_updates(hook)}
+    found = deepcopy(model, updates)  # they stay themselves
     for module in found.modules():
-        hooks = module._forward_hooks
-        for key in [key for key, hook in hooks.items() if isinstance(hook, MethodType) and hook.__self__ is update]:
-            del hooks[key]
-    return found.eval()
+        for key in [key for key, hook in module._forward_hooks.items() if _is_an_updates(hook)]:
+            del module._forward_hooks[key]
+    return found
+
+
+def _is_an_updates(hook: object) -> TypeGuard[MethodType]:
+    return isinstance(hook, MethodType) and isinstance(hook.__self__, torch.optim.Optimizer)
 
 
 @torch.no_grad()

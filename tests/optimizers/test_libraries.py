@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepscale.bench.cells.failures import fault_of_start
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.data.photographs import photos
 from stepscale.bench.machine import generators
@@ -194,3 +195,4 @@ def test_a_run_that_hooks_the_model_is_judged_and_taken_up_again(tmp_path: Path,
     assert_same(list(again.model.parameters()), list(whole.model.parameters()))
     assert again.final() == whole.final()
     assert any(module._forward_hooks for module in again.model.modules()), "the run's own hooks are there still"
+    assert fault_of_start(again.model, again.stream.at(0)) is None
