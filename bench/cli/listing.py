@@ -73,8 +73,13 @@ def entry_of(path: Path) -> Entry:
 
 def leading_comment(text: str) -> str:
     """Return the comment that a file begins with, up to a semicolon, in one line; a directive of Hydra's is none."""
+    return comment_parts(text)[0]
+
+
+def comment_parts(text: str) -> list[str]:
+    """Return the comment that a file begins with, as it is parted by semicolons."""
     first = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return " ".join(line.lstrip("# ") for line in first if not line.startswith("# @")).split("; ")[0]
+    return " ".join(line.lstrip("# ") for line in first if not line.startswith("# @")).split("; ")
 
 
 def target_of(path: Path) -> str | None:

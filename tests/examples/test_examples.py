@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 SCRIPTS = sorted(path for path in HERE.glob("*.py") if path.stem not in ("__init__", "test_examples"))
@@ -12,6 +13,7 @@ SAID = {  # what a script prints; the library's has its own test
     "own_model": "x limit",
     "own_optimizer": "after: ",
     "reading_records": "processes differ most at",
+    "updates": "SINGD: ",
 }
 
 
@@ -21,7 +23,10 @@ def test_every_script_is_tested() -> None:
 
 @pytest.mark.parametrize("name", SAID)
 def test_it_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "updates" and not hasattr(torch.optim, "Muon"):
+        pytest.skip(f"torch {torch.__version__} is older than its Muon")
     monkeypatch.chdir(HERE.parent.parent)
+    monkeypatch.syspath_prepend(HERE)
     runpy.run_path(str(HERE / f"{name}.py"), run_name="__main__")
     assert SAID[name] in capsys.readouterr().out
 
@@ -36,6 +41,11 @@ def test_your_own_optimizer_learns(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     runpy.run_path(str(HERE / "own_optimizer.py"), run_name="__main__")
     before, after = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines())
     assert after < before - 1
+
+
+def test_the_page_of_the_optimizers_shows_the_updates() -> None:
+    shown = (HERE / "updates.py").read_text().split('"""\n\n', 1)[1]
+    assert f"```python\n{shown}```" in (HERE.parent.parent / "optimizers" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

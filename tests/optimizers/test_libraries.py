@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from stepscale.bench.cells.failures import fault_of_start
+from stepscale.bench.cli import listing
+from stepscale.bench.config import CONF
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.data.photographs import photos
 from stepscale.bench.machine import generators
@@ -21,7 +23,7 @@ from stepscale.bench.notes import Notes
 from stepscale.bench.timing.log_period import counts_of, log_here
 from stepscale.bench.timing.workload import Workload
 from stepscale.bench.training import checkpoint, loop
-from stepscale.optimizers import Layerwise, pair
+from stepscale.optimizers import Averaged, Closure, Layerwise, Split, pair
 from tests.support.compose import built, composed
 from tests.support.libraries import LIBRARY, need
 from tests.support.training import training_of
@@ -116,6 +118,21 @@ def test_its_learning_rate_suits_photographs(name: str) -> None:
     before = found.model.loss(data.held_out).item()  # type: ignore[operator]
     found.run(40)
     assert found.model.loss(data.held_out).item() < before - 5  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_it_joins_as_its_file_says(name: str) -> None:
+    step: Any = workload(name).step
+    found = {
+        "a closure alone": step.closure is Closure.FIRST,
+        "a closure beside `.grad`": step.closure is Closure.AGAIN,
+        "a graph behind `.grad`": step.direction.graph,
+        "`split`": isinstance(step.update, Split),
+        "the model, which it hooks": any(module._forward_hooks for module in step.direction.model.modules()),
+        "`train()` and `eval()`": isinstance(step.update, Averaged) and not isinstance(step.update, Split),
+    }
+    _, said = listing.comment_parts((CONF / "optimizer" / f"{name}.yaml").read_text())
+    assert [said] == ([how for how, true in found.items() if true] or ["`.grad` alone"])
 
 
 @pytest.mark.parametrize("name", LIBRARY)
