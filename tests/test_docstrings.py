@@ -10,7 +10,8 @@ MODULES = [
     "bench.records.tables",
     "bench.timing.one_step",
     "models.flows.flow",
-    "optimizers.core.step", "optimizers.core.update",
+    "optimizers.core.step",
+    "optimizers.core.update",
     "optimizers.relative.relative",
 ]
 
