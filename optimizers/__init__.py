@@ -13,7 +13,7 @@ from stepscale.optimizers.core.step import (
     pair,
     require,
 )
-from stepscale.optimizers.core.update import Averaged, Closure, Split, StateDict, split
+from stepscale.optimizers.core.update import Averaged, Closure, Split, StateDict, averaged, parts_of, split
 from stepscale.optimizers.exact.autodiff import Jacobian, Layerwise
 from stepscale.optimizers.exact.explicit_inverse import ExplicitInverse
 from stepscale.optimizers.exact.self_normalizing import SelfNormalizing
@@ -55,9 +55,11 @@ __all__ = [
     "Step",
     "StochasticTrace",
     "Tracked",
+    "averaged",
     "facts_of",
     "no_mark",
     "pair",
+    "parts_of",
     "require",
     "split",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stepscale.bench.machine import generators
 from stepscale.models import Batch, HasLoss, each, rows_of
-from stepscale.optimizers import Averaged, Paired, Step
+from stepscale.optimizers import Paired, Step, averaged
 
 ROWS = 8_192  # evaluated at once
 SEED = 0  # of what a loss draws: every evaluation draws the same
@@ -24,17 +24,24 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
     The model itself is left as it was, bit for bit; an update's own way back may round.
     """
     update = step.update if isinstance(step, Paired) else step
-    if not isinstance(update, Averaged):
+    moving = [part for part in averaged(update) if _has_stepped(part)]  # before, the average is where it begins
+    if not moving:
         return copied(model).eval()
     trained = [parameter.detach().clone() for parameter in model.parameters()]
-    update.eval()
+    for part in moving:
+        part.eval()
     try:
         return copied(model).eval()
     finally:
-        update.train()
+        for part in moving:
+            part.train()
         with torch.no_grad():
             for parameter, value in zip(model.parameters(), trained, strict=True):
                 parameter.copy_(value)
+
+
+def _has_stepped(update: object) -> bool:
+    return not isinstance(update, torch.optim.Optimizer) or bool(update.state)
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -65,14 +65,12 @@ class Split(torch.optim.Optimizer):
             part.step()
 
     def train(self) -> None:
-        for part in self.parts:
-            if isinstance(part, Averaged):
-                part.train()
+        for part in averaged(self):
+            part.train()
 
     def eval(self) -> None:
-        for part in self.parts:
-            if isinstance(part, Averaged):
-                part.eval()
+        for part in averaged(self):
+            part.eval()
 
     def state_dict(self) -> StateDict:
         return {"parts": [part.state_dict() for part in self.parts]}
@@ -142,9 +140,19 @@ def optimizer_of(model: nn.Module, update: Update) -> torch.optim.Optimizer:
             f"{type(optimizer).__name__} would not train parameters of shapes {', '.join(map(str, left))}: "
             "freeze them, or use another update"
         )
-    if isinstance(optimizer, Averaged):
-        optimizer.train()
+    for part in averaged(optimizer):
+        part.train()
     return optimizer
+
+
+def parts_of(update: object) -> Sequence[object]:
+    """Return the updates of which one is made; of any but a ``Split`` itself."""
+    return update.parts if isinstance(update, Split) else [update]
+
+
+def averaged(update: object) -> list[Averaged]:
+    """Return those of an update's parts that are judged elsewhere than they train."""
+    return [part for part in parts_of(update) if isinstance(part, Averaged)]
 
 
 def takes_model(update: Update) -> bool:
@@ -163,10 +171,9 @@ def needs_closure(update: torch.optim.Optimizer) -> bool:
 
 def is_steady(update: torch.optim.Optimizer) -> bool:
     """Whether an update does the same work in every step: torch's own do, but for RAdam, whose sixth differs."""
-    if isinstance(update, Split):
-        return all(map(is_steady, update.parts))
-    module = f"{type(update).__module__}."  # torch.optim itself, of Adafactor and Muon
-    return module.startswith("torch.optim.") and not isinstance(update, torch.optim.RAdam)
+    modules = [f"{type(part).__module__}." for part in parts_of(update)]  # torch.optim itself, of Adafactor and Muon
+    torchs_own = all(module.startswith("torch.optim.") for module in modules)
+    return torchs_own and not any(isinstance(part, torch.optim.RAdam) for part in parts_of(update))
 
 
 def scheduler_of(update: torch.optim.Optimizer, scheduler: Scheduler) -> torch.optim.lr_scheduler.LRScheduler:

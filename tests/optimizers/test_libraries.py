@@ -24,12 +24,11 @@ from stepscale.bench.notes import Notes
 from stepscale.bench.timing.log_period import counts_of, log_here
 from stepscale.bench.timing.workload import Workload
 from stepscale.bench.training import checkpoint, loop
+from stepscale.bench.training.evaluation import judged
 from stepscale.optimizers import Averaged, Closure, Layerwise, Split, pair
 from tests.support.compose import built, composed
 from tests.support.libraries import LIBRARY, need
 from tests.support.training import training_of
-
-pytestmark = [pytest.mark.numerical, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 DIM = 8
 RELATIVE = "optimizer.direction._target_=stepscale.optimizers.Relative"
@@ -194,6 +193,16 @@ def test_a_schedule_free_run_is_judged_as_the_library_judges_it() -> None:
     assert not all(torch.equal(value, trained_at[name]) for name, value in model.state_dict().items())
     loss = model.double().eval().loss(run.data.held_out.double()).item()  # type: ignore[union-attr]
     assert run.final().held_out_nats == pytest.approx(run.unit_nats - loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["library/splus", "library/schedule_free"])
+def test_before_its_first_step_an_average_is_where_it_starts(name: str) -> None:
+    """SPlus fails where it is asked for one."""
+    found = workload(name)
+    assert_same(list(judged(found.model, found.step).parameters()), parameters(found))
+    found.run(12)
+    average = list(judged(found.model, found.step).parameters())
+    assert not any(torch.equal(one, other) for one, other in zip(average, parameters(found), strict=True))
 
 
 def test_a_run_that_hooks_the_model_is_judged_and_taken_up_again(tmp_path: Path, monkeypatch: Any) -> None:
