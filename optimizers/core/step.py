@@ -163,7 +163,7 @@ class Paired:
                 with torch.no_grad():
                     loss = self.loss(batch)
                 mark("gradient")
-            return loss
+            return None if loss is None else loss.detach()
 
         self.update.step(again)  # type: ignore[arg-type] # torch's closures return numbers
 

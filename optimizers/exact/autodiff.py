@@ -35,7 +35,7 @@ class Layerwise(Stateless):
         else:
             loss.backward()
         mark("gradient")
-        return loss.detach()
+        return loss
 
     def _differentiate(self, loss: Tensor) -> None:
         """Write gradients that have a graph; ``backward(create_graph=True)`` would warn, and leave them in cycles."""
@@ -84,7 +84,7 @@ class Jacobian(Stateless):
             self.checked = True
         loss.backward()
         mark("gradient")
-        return loss.detach()
+        return loss
 
 
 def check_log_dets(matrices: Tensor, log_dets: Tensor) -> None:
