@@ -39,12 +39,10 @@ def _solve(A: Tensor, B: Tensor, factor: float) -> float:
     return factor * A.shape[-1] * B.numel()
 
 
-def _svd(A: Tensor, full_matrices: bool = False, compute_uv: bool = True, **rest: object) -> float:
-    """Count Golub's and Reinsch's way: singular values alone, with thin bases, or with whole ones."""
+def _svd(A: Tensor, full: bool = False, *rest: object) -> float:
+    """Count Golub's and Reinsch's way, with thin or whole bases; values alone are computed with bases while logged."""
     m, n = float(max(A.shape[-2:])), float(min(A.shape[-2:]))
-    thin = 14 * m * n**2 + 8 * n**3
-    whole = 4 * m**2 * n + 8 * m * n**2 + 9 * n**3
-    one = (whole if full_matrices else thin) if compute_uv else 4 * m * n**2 - 4 / 3 * n**3
+    one = 4 * m**2 * n + 8 * m * n**2 + 9 * n**3 if full else 14 * m * n**2 + 8 * n**3
     return math.prod(A.shape[:-2]) * one
 
 
@@ -117,7 +115,6 @@ RULES: dict[object, Callable[..., float]] = {
     aten._scaled_dot_product_cudnn_attention: _attention,
     aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
 }
-BY_KEYWORD = {aten._linalg_svd}  # whose work a keyword decides
 # the two factors' places among an operation's arguments
 FACTORS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
 SYNCHRONISING = {aten._local_scalar_dense, aten.nonzero, aten._linalg_check_errors}
@@ -191,19 +188,12 @@ class OperationLog(TorchDispatchMode):
             Logged(
                 name=operation.__name__,
                 shapes=tuple(tuple(tensor.shape) for tensor in given or made),
-                flops=_flops(operation, args, kwargs or {}),
+                flops=RULES[operation](*args) if operation in RULES else None,
                 elements=0 if _is_view(func) else _touched([*given, *made]),
                 uncounted=operation not in RULES and operation not in FREE and _may_be_matrix_work(func),
             )
         )
         return result
-
-
-def _flops(operation: OpOverloadPacket, args: Sequence[Any], kwargs: Keywords) -> float | None:
-    """Return an operation's FLOPs by its rule; None where it has none."""
-    if operation not in RULES:
-        return None
-    return RULES[operation](*args, **(kwargs if operation in BY_KEYWORD else {}))
 
 
 def _typed(a: Tensor, b: Tensor) -> TypedProduct:
