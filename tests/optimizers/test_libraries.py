@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stepscale.bench.cells.build import build_step
 from stepscale.bench.cells.failures import fault_of_start
+from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.cli import listing
 from stepscale.bench.config import CONF
 from stepscale.bench.counting.operation_counts import OperationLog
@@ -21,12 +22,15 @@ from stepscale.bench.data.photographs import photos
 from stepscale.bench.machine import generators
 from stepscale.bench.machine.clock import WallClock
 from stepscale.bench.notes import Notes
+from stepscale.bench.records import tables
+from stepscale.bench.records.schema import UNMARKED
 from stepscale.bench.timing.log_period import counts_of, log_here
 from stepscale.bench.timing.workload import Workload
 from stepscale.bench.training import checkpoint, loop
 from stepscale.bench.training.evaluation import judged
 from stepscale.optimizers import Averaged, Closure, Layerwise, Split, pair
 from tests.support.compose import built, composed
+from tests.support.jobs import job, logged
 from tests.support.libraries import LIBRARY, need
 from tests.support.training import training_of
 
@@ -233,3 +237,14 @@ def test_a_run_that_hooks_the_model_is_judged_and_taken_up_again(tmp_path: Path,
     assert again.final() == whole.final()
     assert any(module._forward_hooks for module in again.model.modules()), "the run's own hooks are there still"
     assert fault_of_start(again.model, again.stream.at(0)) is None
+
+
+@pytest.mark.slow
+def test_a_cell_of_one_is_measured(tmp_path: Path) -> None:
+    need("library/soap")
+    found = measure_cell(logged(job(tmp_path, "model=autoencoder", optimizer="library/soap", dim=16)))
+    assert found.status == "ok", found.reason
+    row = tables.row(found)
+    assert row["period"] == 10 and row["ratio"] > 1 and row["cheap_ms"] <= row["peak_ms"]
+    assert set(row["phases_ms"]) - {UNMARKED} == {"gradient", "update"}
+    assert not found.notes and found.direction.cosine == pytest.approx(1, abs=1e-3)
