@@ -182,7 +182,7 @@ def _explained(part: Config, key: str) -> Iterator[None]:
             raise UsageError(told) from error
         given = ", ".join(f"{name}={value!r}" for name, value in part.items() if not _is_inner(name, value))
         told += f"; it was given {given}" * bool(given)
-        told += _remedy(part, key, str(error))
+        told += _remedy(part, key, one_line(error))
         raise (UsageError if raised_in else TargetError)(told) from error
 
 

@@ -201,7 +201,8 @@ def explained(update: torch.optim.Optimizer) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        name, said = type(update).__name__, f"{type(error).__name__}: {error}"
+        words = [part for part in error.args if isinstance(part, str)]  # a message of its own may raise
+        name, said = type(update).__name__, f"{type(error).__name__}: {' '.join(words)}"
         if "closure" in said.lower():
             raise TypeError(
                 f"{name}.step needs a closure: say optimizer.closure=again, which evaluates before it and when it asks,"
