@@ -44,7 +44,7 @@ SIZES = ("dim", "batch", "depth", "data.dim")
 WHOLE = dict.fromkeys(SIZES, (1, LARGEST)) | {"seed": (0, 2**53)}  # least and most
 PLAIN = re.compile(r"([a-z_][a-z0-9_.]*)=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|true|false|null)", re.ASCII)
 NO_CHOICE = re.compile(rf"({'|'.join(GROUPS)})=(-?\d[\d.e+-]*|true|false|null|)")
-CHOICE = re.compile(rf"({'|'.join(GROUPS)})=[\w-]+")  # of a group's file, which Hydra applies before any value
+CHOICE = re.compile(rf"({'|'.join(GROUPS)})=[\w/-]+")  # of a group's file, which Hydra applies before any value
 Words = list[str]
 
 
@@ -378,7 +378,11 @@ def _sentence(error: Exception) -> str:
         return f"there is no key {unknown[1]!r} to change; {_meant(unknown[1], _dotted_keys())}"
     if isinstance(error, MissingConfigException) and error.options:
         wanted = str(error.missing_cfg_file).split("/")[-1]
-        near = difflib.get_close_matches(wanted, error.options, n=1)
+        deeper = [
+            path.parent.name
+            for path in sorted((CONF / str(error.missing_cfg_file).split("/")[0]).glob(f"*/{wanted}.yaml"))
+        ]
+        near = [f"{deeper[0]}/{wanted}"] if deeper else difflib.get_close_matches(wanted, error.options, n=1)
         choices = f"did you mean {near[0]}?" if near else f"there are {', '.join(error.options)}"
         return f"{first}; {choices}"
     return first

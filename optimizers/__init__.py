@@ -3,11 +3,9 @@
 from stepscale.optimizers.core.facts import Facts, facts_of
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.step import (
-    Averaged,
     Direction,
     Mark,
     Paired,
-    StateDict,
     Stateless,
     Step,
     Tracked,
@@ -15,6 +13,7 @@ from stepscale.optimizers.core.step import (
     pair,
     require,
 )
+from stepscale.optimizers.core.update import Averaged, Closure, Split, StateDict, averaged, parts_of, split
 from stepscale.optimizers.exact.autodiff import Jacobian, Layerwise
 from stepscale.optimizers.exact.explicit_inverse import ExplicitInverse
 from stepscale.optimizers.exact.self_normalizing import SelfNormalizing
@@ -34,6 +33,7 @@ __all__ = [
     "FOOF",
     "KFAC",
     "Averaged",
+    "Closure",
     "Direction",
     "ExplicitInverse",
     "Facts",
@@ -49,13 +49,17 @@ __all__ = [
     "RelativeSGD",
     "Schedule",
     "SelfNormalizing",
+    "Split",
     "StateDict",
     "Stateless",
     "Step",
     "StochasticTrace",
     "Tracked",
+    "averaged",
     "facts_of",
     "no_mark",
     "pair",
+    "parts_of",
     "require",
+    "split",
 ]

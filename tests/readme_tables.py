@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from stepscale.bench.cli import listing
 from stepscale.bench.records import tables
@@ -35,6 +36,26 @@ def optimizers() -> str:
         }
         for found, files in sorted(names.items(), key=lambda item: (item[0].__module__, item[0].__name__))
     ]
+    return pd.DataFrame(rows).to_markdown(index=False, tablefmt="github")
+
+
+def libraries() -> str:
+    """One row a file of another package's optimizer: its period, what it is built of, what it does."""
+    rows = []
+    for path in sorted((CONF / "optimizer" / "library").glob("*.yaml")):
+        text = path.read_text()
+        config, (does, joins) = yaml.safe_load(text), listing.comment_parts(text)
+        varies = config.get("closure") == "first"
+        rows.append(
+            {
+                "`optimizer=`": f"`library/{path.stem}`",
+                "package": f"`{listing.package_of(path)}`",
+                "update": listing.update_of(path),
+                "what it does": does,
+                "joins by": joins,
+                "period": "none" if varies else config.get("period", 1),
+            }
+        )
     return pd.DataFrame(rows).to_markdown(index=False, tablefmt="github")
 
 
@@ -134,6 +155,7 @@ def columns() -> str:
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "optimizers": ("optimizers/README.md", optimizers),
+    "libraries": ("optimizers/README.md", libraries),
     "excerpt": ("README.md", excerpt),
     "predictions": ("results/README.md", predictions),
     "settings": ("bench/README.md", settings),

@@ -82,6 +82,7 @@ def test_a_thousand_cells_are_composed_once_for_each_choice_of_groups(monkeypatc
     ("words", "message"),
     [
         (["optimizer=relativ"], "Could not find 'optimizer/relativ'; did you mean relative?"),
+        (["optimizer=soap"], "Could not find 'optimizer/soap'; did you mean library/soap?"),
         (["optimizer=zzz"], "there are adam, ekfac"),
         (["optimizer.update.rate=1"], "no key 'optimizer.update.rate' to change; did you mean optimizer.update.lr?"),
         (["colour=3"], "no key 'colour' to change; stepscale --cfg job shows the keys there are"),

@@ -11,6 +11,7 @@ MODULES = [
     "bench.timing.one_step",
     "models.flows.flow",
     "optimizers.core.step",
+    "optimizers.core.update",
     "optimizers.relative.relative",
 ]
 

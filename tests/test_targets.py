@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +41,8 @@ def of_files() -> list[str]:
 
 @pytest.mark.parametrize("target", [*of_files(), *OLD])
 def test_a_target_of_a_file_is_there(target: str) -> None:
+    if target == "torch.optim.Muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip(f"torch {torch.__version__} is older than its Muon")
     assert callable(pkgutil.resolve_name(target))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
@@ -24,8 +25,9 @@ from stepscale.bench.records.schema import Config
 from stepscale.models import Batch, each, tokens_of_row
 from stepscale.optimizers import Step
 
+PARTS = ("direction", "update", "scheduler")  # of an optimizer's configuration, which are built by themselves
+LIBRARIES = ("pytorch_optimizer", "schedulefree", "singd")  # which the extra `optimizers` installs
 REFUSED = re.compile(r"unexpected keyword argument '(\w+)'")
-PARTS = ("direction", "update")  # of an optimizer's configuration, which are built by themselves
 
 
 def load_data(job: Job, rows: int | None) -> Dataset:
@@ -100,8 +102,8 @@ def build_step(config: Config, model: nn.Module) -> Step:
     for name, part in parts.items():
         if isinstance(part, dict) and "_target_" in part and not part.get("_partial_"):
             raise UsageError(
-                f"{name} lacks `_partial_: true`; in an optimizer's file _target_, direction and update each want"
-                " `_partial_: true`"
+                f"{name} lacks `_partial_: true`; in an optimizer's file _target_, direction, update and scheduler"
+                " each want `_partial_: true`"
             )
     built = {name: _named(config[name], f"optimizer.{name}") for name in PARTS if isinstance(config.get(name), dict)}
     make = _built({key: value for key, value in config.items() if key not in built}, "optimizer")
@@ -114,6 +116,7 @@ def _named(part: Config, key: str) -> Callable[..., Any]:
     """Build a part of an optimizer, whose errors are to name its key."""
     make = _built(part, key)
 
+    @functools.wraps(make)  # whose parameters tell what it is built of
     def made(*arguments: object) -> Any:
         with _explained(part, key):
             return make(*arguments)
@@ -131,15 +134,25 @@ def _built(part: Config, key: str) -> Any:
         try:
             return instantiate(part, _convert_="all")
         except InstantiationException as error:
-            if missing := _missing(str(part.get("_target_"))):
-                raise UsageError(f"{key}._target_={part.get('_target_')}: {missing}") from error
+            for place, target in _targets(part, key):
+                if lacking := missing(target):
+                    raise UsageError(f"{place}._target_={target}: {lacking}") from error
             cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise cause
 
 
-def _missing(target: str) -> str | None:
+def _targets(part: object, key: str) -> Iterator[tuple[str, str]]:
+    """Yield every ``_target_`` of a part of a configuration, with the key that it is at."""
+    if isinstance(part, dict):
+        if isinstance(target := part.get("_target_"), str):
+            yield key, target
+        for name, value in part.items():
+            yield from _targets(value, f"{key}.{name}")
+
+
+def missing(target: str) -> str | None:
     """Say what of a dotted name is not there, and what may have been meant; None where all of it is."""
     names, found = target.split("."), None
     for count in range(1, len(names) + 1):
@@ -153,10 +166,14 @@ def _missing(target: str) -> str | None:
         else:
             continue
         if found is None:
-            return f"there is no module {names[0]}; your own must be importable from the folder you work in"
+            remedy = "your own must be importable from the folder you work in"
+            if names[0] in LIBRARIES:
+                remedy = "pip install 'stepscale[optimizers]' installs it"
+            return f"there is no module {names[0]}; {remedy}"
         near = difflib.get_close_matches(names[count - 1], dir(found), n=1)
+        version = f" (torch {torch.__version__})" if names[0] == "torch" else ""
         return (
-            f"there is no {names[count - 1]} in {'.'.join(names[: count - 1])}"
+            f"there is no {names[count - 1]} in {'.'.join(names[: count - 1])}{version}"
             + f"; did you mean {near[0]}?" * bool(near)
         )
     return None
@@ -180,9 +197,17 @@ def _explained(part: Config, key: str) -> Iterator[None]:
             raise UsageError(told) from error
         given = ", ".join(f"{name}={value!r}" for name, value in part.items() if not _is_inner(name, value))
         told += f"; it was given {given}" * bool(given)
-        if (refused := REFUSED.search(str(error))) and refused[1] in part:
-            told += f"; drop what it does not know by ~{key}.{refused[1]}"
+        told += _remedy(part, key, one_line(error))
         raise (UsageError if raised_in else TargetError)(told) from error
+
+
+def _remedy(part: Config, key: str, said: str) -> str:
+    """Say how a part of a configuration may be mended by what its call said, where that is known."""
+    if (refused := REFUSED.search(said)) and refused[1] in part:
+        return f"; drop what it does not know by ~{key}.{refused[1]}"
+    if "only supports 2D" in said:
+        return "; stepscale.optimizers.split gives it the matrices alone, as in optimizer=library/muon"
+    return ""
 
 
 def _raised_in(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from stepscale.bench.errors import DivergedError, TooSlowError, UsageError, Wron
 from stepscale.bench.machine import generators
 from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Status
+from stepscale.bench.training.evaluation import copied
 from stepscale.models import Batch, Captures, HasLoss, log_abs_det_and_rounding, offers
 
 OUT_OF_MEMORY = (
@@ -63,7 +63,7 @@ def fault_of_start(model: nn.Module, batch: Batch) -> str | None:
     gradient: it is one cause. The model stays as it is, and so do the generators.
     """
     device = next(model.parameters()).device
-    exact, rows = deepcopy(model).double(), moved(batch, device, torch.float64)
+    exact, rows = copied(model).double(), moved(batch, device, torch.float64)
     modules = dict(exact.named_modules())
     assert offers(exact, HasLoss)
     with generators.kept(device):

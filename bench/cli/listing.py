@@ -43,13 +43,18 @@ def lines(group: str) -> Iterator[str]:
     for package, entries in itertools.groupby(entries_of(group), lambda entry: entry.package):
         if package:
             yield f"  {package}"
-        yield from (f"    {entry.name:<18} {entry.remark}" for entry in entries)
+        yield from (f"    {entry.name:<24} {entry.remark}" for entry in entries)
 
 
 def entries_of(group: str) -> list[Entry]:
-    """Return the files of a group, by package and by name."""
-    found = [entry_of(path) for path in (CONF / group).glob("*.yaml")]
-    return sorted(found, key=lambda entry: (entry.package, entry.name))
+    """Return the files of a group, by package and by name, those of its folders last."""
+    found = [entry_of(path) for path in files(group)]
+    return sorted(found, key=lambda entry: ("/" in entry.name, entry.package, entry.name))
+
+
+def files(group: str) -> list[Path]:
+    """List the files of a group and of its folders."""
+    return sorted((CONF / group).rglob("*.yaml"))
 
 
 def entry_of(path: Path) -> Entry:
@@ -58,6 +63,8 @@ def entry_of(path: Path) -> Entry:
     if target is None:
         return Entry(path.stem, "", remark)
     built = pkgutil.resolve_name(target)
+    if path.parent.parent.name == "optimizer":  # of another package, and about its update
+        return Entry(f"{path.parent.name}/{path.stem}", package_of(path), f"{update_of(path)}: {remark}")
     remark = remark or (built.__doc__ or "").strip().split("\n")[0].replace("``", "")
     if path.parent.name != "optimizer":
         return Entry(path.stem, "", remark)
@@ -66,8 +73,13 @@ def entry_of(path: Path) -> Entry:
 
 def leading_comment(text: str) -> str:
     """Return the comment that a file begins with, up to a semicolon, in one line; a directive of Hydra's is none."""
+    return comment_parts(text)[0]
+
+
+def comment_parts(text: str) -> list[str]:
+    """Return the comment that a file begins with, as it is parted by semicolons."""
     first = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return " ".join(line.lstrip("# ") for line in first if not line.startswith("# @")).split("; ")[0]
+    return " ".join(line.lstrip("# ") for line in first if not line.startswith("# @")).split("; ")
 
 
 def target_of(path: Path) -> str | None:
@@ -82,9 +94,18 @@ def target_of(path: Path) -> str | None:
     return found
 
 
+def package_of(path: Path) -> str:
+    """Name the package of an optimizer's update; of one of several parts, of the first."""
+    update = yaml.safe_load(path.read_text(encoding="utf-8"))["update"]
+    target: str = update.get("matrices", update)["_target_"]
+    return target.split(".")[0]
+
+
 def update_of(path: Path) -> str:
-    """Name the update of an optimizer's file."""
+    """Name the update of an optimizer's file; of one of several parts, each."""
     update = yaml.safe_load(path.read_text(encoding="utf-8")).get("update")
     if update is None:
         return "its own update"
-    return update["_target_"].split(".")[-1] + " with momentum" * bool(update.get("momentum"))
+    parts = [update[part] for part in ("matrices", "rest") if part in update] or [update]
+    names = [part["_target_"].split(".")[-1] + " with momentum" * bool(part.get("momentum")) for part in parts]
+    return " + ".join(names)

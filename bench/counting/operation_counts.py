@@ -39,6 +39,13 @@ def _solve(A: Tensor, B: Tensor, factor: float) -> float:
     return factor * A.shape[-1] * B.numel()
 
 
+def _svd(A: Tensor, full: bool = False, *rest: object) -> float:
+    """Count Golub's and Reinsch's way, with thin or whole bases; values alone are computed with bases while logged."""
+    m, n = float(max(A.shape[-2:])), float(min(A.shape[-2:]))
+    one = 4 * m**2 * n + 8 * m * n**2 + 9 * n**3 if full else 14 * m * n**2 + 8 * n**3
+    return math.prod(A.shape[:-2]) * one
+
+
 def _convolution(
     x: Tensor,
     weight: Tensor,
@@ -89,6 +96,7 @@ RULES: dict[object, Callable[..., float]] = {
     aten.cholesky_inverse: _cubic(2 / 3),
     aten.linalg_inv_ex: _cubic(8 / 3),  # torch solves against the identity; LAPACK's own inverse takes 2
     aten._linalg_eigh: _cubic(9),  # with eigenvectors, by the symmetric QR algorithm
+    aten._linalg_svd: _svd,
     aten.linalg_qr: lambda A, *rest: (
         4.0 * A.numel() * A.shape[-1] - _cubic(4 / 3)(A[..., : A.shape[-1], :])
     ),  # Q, R thin

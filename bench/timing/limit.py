@@ -63,7 +63,7 @@ def limit_of(
     kind: str | None = own
     if offers(model, HasProducts):
         shapes = list(model.products(rows))
-        kind = type_of(shapes, seen, own)
+        kind = type_of([shape for shape in shapes if rows in shape] or shapes, seen, own)  # an update has none of rows
         products = declared(parameters, shapes, kind) if kind else None
     elif any(type_of([shape], seen, kind) != kind for kind, shape in _typed(products or [])):
         kind = None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pkgutil
 import signal
 import time
+from collections.abc import Set
 from copy import deepcopy
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -17,7 +20,7 @@ from stepscale.bench.atomic import atomic_write
 from stepscale.bench.errors import StoppedError
 from stepscale.bench.notes import Notes, one_line
 from stepscale.bench.training.loop import Training
-from stepscale.optimizers import StateDict
+from stepscale.optimizers import Paired, StateDict, Step, parts_of
 
 DAMAGED = ".damaged"  # is added to the name of one that is set aside
 
@@ -42,7 +45,7 @@ class Checkpoint:
             return
         untouched = deepcopy(self.training.state_dict())
         try:
-            self.training.load_state_dict(read(self.path))
+            self.training.load_state_dict(read(self.path, packages_of(self.training.step)))
         except Exception as error:
             self.training.load_state_dict(untouched)
             self._set_aside(f"is damaged ({one_line(error)}), and training started anew")
@@ -94,19 +97,37 @@ def write(state: StateDict, path: Path) -> None:
         file.write(content.getbuffer())
 
 
-def read(path: Path) -> StateDict:
-    """Read a state.
+def packages_of(step: Step) -> set[str]:
+    """Name the packages of a step's update, whose state may be of classes of their own."""
+    update = step.update if isinstance(step, Paired) else step
+    return {type(part).__module__.partition(".")[0] for part in parts_of(update)} - {"torch"}
+
+
+def read(path: Path, packages: Set[str] = frozenset()) -> StateDict:
+    """Read a state, of numbers, text, tensors, and of instances of classes of these packages.
 
     Raises:
         ValueError: it is no checkpoint, or not the one that was written.
         OSError: it cannot be read.
-        pickle.UnpicklingError: it holds more than numbers, text and tensors.
+        pickle.UnpicklingError: it holds anything else.
     """
     line, _, content = path.read_bytes().partition(b"\n")
     if line != _digest(content):
         raise ValueError("its content has not the SHA-256 that it was written with")
-    state: StateDict = torch.load(io.BytesIO(content), weights_only=True)
+    with torch.serialization.safe_globals(_classes(content, packages)):
+        state: StateDict = torch.load(io.BytesIO(content), weights_only=True)
     return state
+
+
+def _classes(content: bytes, packages: Set[str]) -> list[Any]:
+    """Return the classes of these packages that a state holds instances of, as of an update's structured matrices."""
+    try:
+        from torch.serialization import get_unsafe_globals_in_checkpoint
+    except ImportError:  # torch 2.5: there such a run starts anew
+        return []
+    names = get_unsafe_globals_in_checkpoint(io.BytesIO(content))
+    found = [pkgutil.resolve_name(name) for name in names if name.split(".")[0] in packages]
+    return [one for one in found if isinstance(one, type)]
 
 
 def _digest(content: bytes | memoryview) -> bytes:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from types import MethodType
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from stepscale.bench.machine import generators
 from stepscale.models import Batch, HasLoss, each, rows_of, tokens_of_row
-from stepscale.optimizers import Averaged, Paired, Step
+from stepscale.optimizers import Paired, Step, averaged
 
 ROWS = 8_192  # evaluated at once, or as many tokens
 SEED = 0  # of what a loss draws: every evaluation draws the same
@@ -22,17 +24,39 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
     The model itself is left as it was, bit for bit; an update's own way back may round.
     """
     update = step.update if isinstance(step, Paired) else step
-    if not isinstance(update, Averaged):
-        return deepcopy(model).eval()
+    moving = [part for part in averaged(update) if _has_stepped(part)]  # before, the average is where it begins
+    if not moving:
+        return copied(model).eval()
     trained = [parameter.detach().clone() for parameter in model.parameters()]
-    update.eval()
+    for part in moving:
+        part.eval()
     try:
-        return deepcopy(model).eval()
+        return copied(model).eval()
     finally:
-        update.train()
+        for part in moving:
+            part.train()
         with torch.no_grad():
             for parameter, value in zip(model.parameters(), trained, strict=True):
                 parameter.copy_(value)
+
+
+def _has_stepped(update: object) -> bool:
+    return not isinstance(update, torch.optim.Optimizer) or bool(update.state)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model, without the hooks of an update, to which any rows would be a batch of training."""
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    updates = {id(hook.__self__): hook.__self__ for hook in hooks if _is_an_updates(hook)}
+    found = deepcopy(model, updates)  # they stay themselves
+    for module in found.modules():
+        for key in [key for key, hook in module._forward_hooks.items() if _is_an_updates(hook)]:
+            del module._forward_hooks[key]
+    return found
+
+
+def _is_an_updates(hook: object) -> TypeGuard[MethodType]:
+    return isinstance(hook, MethodType) and isinstance(hook.__self__, torch.optim.Optimizer)
 
 
 @torch.no_grad()

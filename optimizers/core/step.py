@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, lacking
+from stepscale.models import Batch, HasLoss, lacking, offers, one_of
 from stepscale.optimizers.core.facts import Facts, facts_of
-from stepscale.optimizers.core.trained import trainable
+from stepscale.optimizers.core.update import (
+    Closure,
+    Scheduler,
+    Update,
+    explained,
+    is_steady,
+    load_update,
+    needs_closure,
+    optimizer_of,
+    scheduler_of,
+)
+from stepscale.optimizers.core.update import StateDict as StateDict
 
 Mark = Callable[[str], None]
 """Called after a phase with its name."""
-
-
-StateDict: TypeAlias = dict[str, Any]
-"""Numbers, tensors, and lists and dicts of them, as torch's own."""
 
 
 Part = TypeVar("Part")
@@ -31,14 +37,14 @@ def no_mark(phase: str) -> None:
 
 
 class Direction(Protocol):
-    """Writes ``.grad`` of every parameter of the model it was built with; returns nothing.
+    """Writes ``.grad`` of every parameter of the model it was built with; returns the loss where it has computed it.
 
     A wrapper around another direction passes on the other's ``facts``, whole.
     """
 
     @property
     def facts(self) -> Facts: ...
-    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None: ...
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> Tensor | None: ...
     def state_dict(self) -> StateDict: ...
     def load_state_dict(self, state: StateDict) -> None: ...
 
@@ -68,19 +74,6 @@ class Tracked(Protocol):
         ...
 
 
-@runtime_checkable
-class Averaged(Protocol):
-    """An update that trains at other parameters than it is judged at, as a schedule-free one; it begins in training."""
-
-    def train(self) -> None:
-        """Bring the model to the parameters at which gradients are to be taken."""
-        ...
-
-    def eval(self) -> None:
-        """Bring the model to the parameters by which it is to be judged."""
-        ...
-
-
 class Stateless:
     """What a direction that remembers nothing has for a state."""
 
@@ -98,16 +91,32 @@ class Stateless:
 class Paired:
     """The step of a direction and an update.
 
+    Args:
+        direction: writes ``.grad``.
+        update: moves the parameters.
+        period: the update's own, None where it is not known.
+        closure: whether the update evaluates again; None where its signature says it.
+        loss: of a batch, which a closure returns where the direction does not.
+
     Raises:
-        ValueError: ``period``, the update's own, is no whole number of at least 1.
+        ValueError: ``period`` is no whole number of at least 1, or ``closure`` is no ``Closure``.
     """
 
-    def __init__(self, direction: Direction, update: torch.optim.Optimizer, period: int | None = None) -> None:
+    def __init__(
+        self,
+        direction: Direction,
+        update: torch.optim.Optimizer,
+        period: int | None = None,
+        *,
+        closure: Closure | None = None,
+        loss: Callable[[Batch], Tensor] | None = None,
+    ) -> None:
         if period is not None and (not isinstance(period, int) or period < 1):
             raise ValueError(f"optimizer.period must be null or a whole number of at least 1, got {period!r}")
-        self.direction, self.update, facts = direction, update, facts_of(direction)
-        # torch's own do the same work in every step, but for RAdam, which rectifies from the sixth on
-        steady = type(update).__module__.startswith("torch.optim.") and not isinstance(update, torch.optim.RAdam)
+        self.direction, self.update, self.loss, facts = direction, update, loss, facts_of(direction)
+        self.closure = one_of("closure", Closure, closure) if closure else _closure_of(update)
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        steady = is_steady(update) and self.closure is None
         self.facts = replace(
             facts,
             period=math.lcm(facts.period, period or 1),
@@ -116,15 +125,47 @@ class Paired:
         self.parameters = [p for group in update.param_groups for p in group["params"]]
         # autograd leaves out what the loss does not use, as everywhere in torch
         self.checked = not self.facts.writes_in_place
+        self.begun = False
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        if self.closure is not Closure.FIRST:
+            self.evaluate(batch, mark)
+        if self.begun:
+            self.move(batch, mark)
+        else:
+            with explained(self.update):
+                self.move(batch, mark)
+            self.begun = True
+        if self.scheduler is not None:
+            self.scheduler.step()
+        mark("update")
+
+    def evaluate(self, batch: Batch, mark: Mark) -> Tensor | None:
+        """Have the direction write the gradients at the parameters as they are; return the loss, where it tells."""
         if not self.facts.writes_in_place:
             for parameter in self.parameters:  # zero_grad(set_to_none=True) without its 20 µs of bookkeeping
                 parameter.grad = None
-        self.direction(batch, mark)
+        loss = self.direction(batch, mark)
         self.check_once()
-        self.update.step()
-        mark("update")
+        return loss
+
+    def move(self, batch: Batch, mark: Mark) -> None:
+        """Have the update step; each evaluation that it asks for meanwhile costs what it costs."""
+        if self.closure is None:
+            self.update.step()
+            return
+
+        @torch.enable_grad()
+        def again() -> Tensor | None:
+            mark("update")  # what it has done since the last evaluation
+            loss = self.evaluate(batch, mark)
+            if loss is None and self.loss is not None:
+                with torch.no_grad():
+                    loss = self.loss(batch)
+                mark("gradient")
+            return None if loss is None else loss.detach()
+
+        self.update.step(again)  # type: ignore[arg-type] # torch's closures return numbers
 
     def check_once(self) -> None:
         """See, after the first direction, that it has written every gradient."""
@@ -133,23 +174,42 @@ class Paired:
             self.checked = True
 
     def state_dict(self) -> StateDict:
-        return {"direction": self.direction.state_dict(), "update": self.update.state_dict()}
+        state = {"direction": self.direction.state_dict(), "update": self.update.state_dict()}
+        return state if self.scheduler is None else state | {"scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
         self.direction.load_state_dict(state["direction"])
         load_update(self.update, state["update"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
+
+def _closure_of(update: torch.optim.Optimizer) -> Closure | None:
+    return Closure.FIRST if needs_closure(update) else None
 
 
 def pair(
     model: nn.Module,
     direction: Callable[[nn.Module], Direction],
-    update: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+    update: Update,
     period: int | None = None,
+    *,
+    closure: Closure | None = None,
+    scheduler: Scheduler | None = None,
 ) -> Paired:
     """Pair any direction with any torch optimizer.
 
-    ``period`` is the number of steps after which the update's work repeats, as of one that renews a preconditioner
-    every 10. Where it is None the harness finds it by watching, unless the update is torch's own.
+    Args:
+        model: what is trained.
+        direction: builds the direction from the model.
+        update: builds a torch optimizer of the parameters that are trained; of the model, where its first parameter is
+            called ``model``.
+        period: steps after which the update's work repeats, as of one that renews a preconditioner every 10. Where it
+            is None the harness finds it by watching, unless the update is torch's own.
+        closure: ``again`` for an update that wants the gradients and a closure that evaluates them anew (SAM),
+            ``first`` for one that evaluates everything itself. None takes ``first`` where its signature needs a closure
+            (``torch.optim.LBFGS``), else none is passed.
+        scheduler: builds a schedule of the update's learning rates, stepped after each of its steps.
 
     Example:
         >>> from stepscale.models import Flow
@@ -160,56 +220,17 @@ def pair(
         <LogDet.EXACT: 'exact'>
 
     Raises:
-        ValueError: ``period`` is no whole number of at least 1.
-        TypeError: the direction has no ``facts``. Or the update's ``step`` needs a closure (``torch.optim.LBFGS``): a
-            direction evaluates no loss. Or, at the first step, the direction leaves out a parameter.
+        ValueError: ``period`` is no whole number of at least 1, or the update refuses the parameters.
+        TypeError: the direction has no ``facts``; the update leaves out a parameter; the schedule needs a metric. Or,
+            at the first step, the direction leaves out a parameter, or the update needs what it was not given.
     """
-    return Paired(direction(model), optimizer_of(model, update), period)
-
-
-def load_update(update: torch.optim.Optimizer, state: StateDict) -> None:
-    """Take up an update's state, each tensor in the type it was saved in.
-
-    ``torch.optim.Optimizer.load_state_dict`` casts it to the parameter's: float32 masters and momenta of bfloat16
-    weights would be rounded, and counters made fractions. A wrapper's state of another form is its own affair.
-    """
-    update.load_state_dict(state)
-    saved = state.get("state", {})
-    for group, named in zip(update.param_groups, state.get("param_groups", []), strict=False):
-        for parameter, key in zip(group["params"], named["params"], strict=True):
-            if key in saved and parameter in update.state:
-                update.state[parameter] = _as_saved(update.state[parameter], saved[key])
-
-
-def _as_saved(loaded: Any, saved: Any) -> Any:
-    """Return what was loaded, but tensors of another type than the saved ones' as they were saved."""
-    if isinstance(saved, Tensor):
-        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
-    if isinstance(saved, dict):
-        return {name: _as_saved(part, saved[name]) if name in saved else part for name, part in loaded.items()}
-    if isinstance(saved, list | tuple):
-        return type(saved)(_as_saved(*parts) for parts in zip(loaded, saved, strict=True))
-    return loaded
-
-
-def optimizer_of(
-    model: nn.Module, update: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-) -> torch.optim.Optimizer:
-    """Build a torch optimizer of what is trained of a model; one that is ``Averaged`` is told that training begins.
-
-    Raises:
-        TypeError: its ``step`` needs a closure, or all parameters are frozen.
-    """
-    optimizer = update(trainable(model))
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise TypeError(
-            f"{type(optimizer).__name__}.step needs a closure that evaluates the loss again; "
-            "an update may use .grad alone"
-        )
-    if isinstance(optimizer, Averaged):
-        optimizer.train()
-    return optimizer
+    built = direction(model)
+    moving = optimizer_of(model, update)
+    loss = model.loss if offers(model, HasLoss) else None
+    step = Paired(built, moving, period, closure=closure, loss=loss)
+    if scheduler is not None:
+        step.scheduler = scheduler_of(moving, scheduler)
+    return step
 
 
 def require_served(what: str, left: Iterable[Tensor]) -> None:

@@ -14,22 +14,35 @@ from stepscale.optimizers.core.step import Mark, Stateless, no_mark, require
 class Layerwise(Stateless):
     """O(L (B d² + d³)): autodiff through ``model.loss``, on ``Flow`` one LU a layer, for value and gradient.
 
-    The honest baseline. It needs nothing but ``loss``, so it serves any model.
+    The honest baseline. It needs nothing but ``loss``, so it serves any model. With ``graph`` an update may
+    differentiate ``.grad`` again, to estimate a Hessian matrix; the graph lives until the next step begins.
     """
 
     facts = Facts(log_det=LogDet.EXACT, exact=True)
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = require(model, HasLoss, "layerwise")
+    def __init__(self, model: nn.Module, graph: bool = False) -> None:
+        self.model, self.graph = require(model, HasLoss, "layerwise"), graph
+        self.parameters = list(model.parameters())
         self.checked = False
 
-    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> Tensor:
         loss = self.model.loss(batch)
         if not self.checked:
             require_differentiable(type(self.model).__name__, loss)
             self.checked = True
-        loss.backward()
+        if self.graph:
+            self._differentiate(loss)
+        else:
+            loss.backward()
         mark("gradient")
+        return loss
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Write gradients that have a graph; ``backward(create_graph=True)`` would warn, and leave them in cycles."""
+        trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
 
 
 def require_differentiable(model: str, loss: object) -> None:
@@ -62,7 +75,7 @@ class Jacobian(Stateless):
         self.model = require(model, Invertible, "jacobian")
         self.checked = False
 
-    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> Tensor:
         if not isinstance(batch, Tensor):
             raise TypeError("the jacobian direction is of the density of rows, and this batch has targets, too")
         loss, jacobians, log_dets = jacobian_loss(self.model, batch)
@@ -71,6 +84,7 @@ class Jacobian(Stateless):
             self.checked = True
         loss.backward()
         mark("gradient")
+        return loss
 
 
 def check_log_dets(matrices: Tensor, log_dets: Tensor) -> None:

@@ -6,15 +6,16 @@ the distribution by little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from stepscale.models import Batch, slopes
-from stepscale.optimizers.core.step import Mark, Paired, no_mark, optimizer_of
+from stepscale.optimizers.core.step import Mark, Paired, no_mark
 from stepscale.optimizers.core.tangents import gradients
+from stepscale.optimizers.core.update import Update, optimizer_of
 from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.quadratic_model.kfac_step import kronecker_of
 
@@ -40,7 +41,7 @@ class KLClipped(Paired):
         self,
         model: nn.Module,
         direction: Callable[[nn.Module], Kronecker[Any]],
-        update: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        update: Update,
         *,
         kappa: float = 1e-3,
     ) -> None:
@@ -48,6 +49,8 @@ class KLClipped(Paired):
             raise ValueError(f"kappa must be positive, got {kappa}")
         self.natural = kronecker_of(model, direction)
         super().__init__(self.natural, optimizer_of(model, update))
+        if self.closure is not None:
+            raise TypeError(f"{type(self.update).__name__}.step needs a closure, whose gradients would not be clipped")
         self.kappa = kappa
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ def test_every_file_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     listing.main([])
     printed = capsys.readouterr().out.splitlines()
     for group in listing.GROUPS:
-        for path in (listing.CONF / group).glob("*.yaml"):
-            (line, *_) = (line for line in printed if line.split()[:1] == [path.stem])
+        for path in (listing.CONF / group).rglob("*.yaml"):
+            name = path.relative_to(listing.CONF / group).with_suffix("")
+            (line, *_) = (line for line in printed if line.split()[:1] == [str(name)])
             assert len(line.split()) >= 3, f"{group}/{path.name} says nothing of itself"
 
 
@@ -23,6 +24,16 @@ def test_optimizers_stand_under_the_package_of_their_method() -> None:
     assert packages["kfac"] == packages["foof"] == "stepscale.optimizers.kronecker"
     assert packages["relative_fused"] == "stepscale.optimizers.relative"
     assert packages["adam"] == "stepscale.optimizers.exact"
+
+
+def test_other_packages_optimizers_stand_last() -> None:
+    lines = list(listing.lines("optimizer"))
+    first = lines.index("  pytorch_optimizer")
+    assert [line.strip() for line in lines[first:] if not line.startswith("    ")] == [
+        "pytorch_optimizer", "schedulefree", "singd", "torch",
+    ]  # fmt: skip
+    assert not any("library/" in line for line in lines[:first])
+    assert any("library/muon" in line and "Muon + AdamW: five Newton–Schulz" in line for line in lines[first:])
 
 
 def test_a_line_says_method_update_and_cost() -> None:

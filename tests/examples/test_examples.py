@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.config import compose_cell
@@ -22,6 +23,7 @@ SAID = {  # what a script prints; the library's has its own test
     "own_optimizer": "after: ",
     "own_zuko_flow": "x limit",
     "reading_records": "processes differ most at",
+    "updates": "SINGD: ",
 }
 
 
@@ -31,8 +33,11 @@ def test_every_script_is_tested() -> None:
 
 @pytest.mark.parametrize("name", SAID)
 def test_it_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "updates" and not hasattr(torch.optim, "Muon"):
+        pytest.skip(f"torch {torch.__version__} is older than its Muon")
     pytest.importorskip(LIBRARY.get(name, "torch"), reason=f"{LIBRARY.get(name)} is not installed")
     monkeypatch.chdir(HERE.parent.parent)
+    monkeypatch.syspath_prepend(HERE)
     runpy.run_path(str(HERE / f"{name}.py"), run_name="__main__")
     assert SAID[name] in capsys.readouterr().out
 
@@ -47,6 +52,11 @@ def test_your_own_optimizer_learns(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     runpy.run_path(str(HERE / "own_optimizer.py"), run_name="__main__")
     before, after = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines())
     assert after < before - 1
+
+
+def test_the_page_of_the_optimizers_shows_the_updates() -> None:
+    shown = (HERE / "updates.py").read_text().split('"""\n\n', 1)[1]
+    assert f"```python\n{shown}```" in (HERE.parent.parent / "optimizers" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

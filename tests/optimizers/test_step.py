@@ -53,11 +53,6 @@ def test_phases_are_marked_in_order() -> None:
     assert phases == ["gradient", "update"]
 
 
-def test_an_update_that_needs_a_closure_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"LBFGS\.step needs a closure"):
-        pair(generic_flow(), Layerwise, partial(torch.optim.LBFGS, lr=1.0))
-
-
 @pytest.mark.parametrize(
     "build",
     [

@@ -134,7 +134,7 @@ def session(tmp_path: Path, body: str) -> Session:
     folder.mkdir()
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_it.py").write_text(HEAD + body)
-    return Session("A1", tmp_path, ["-p", "no:benchmark"], {}, folder)
+    return Session("A1", [tmp_path], ["-p", "no:benchmark"], {}, folder)
 
 
 def test_a_session_tells_what_it_wants_found_and_failed(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ INPUTS = [
     cell("optimizer.update._target_=torchh.optim.Adam", "there is no module torchh; your own must be importable"),
     cell("model._target_=theirs.Modell", "there is no Modell in theirs; did you mean Model?"),
     cell("model._target_=theirs", "model._target_=theirs"),
-    cell("optimizer.update._target_=torch.optim.LBFGS", "LBFGS.step needs a closure"),
+    cell("optimizer.update._target_=torch.optim.Muon", "stepscale.optimizers.split gives it the matrices alone"),
     cell("optimizer.direction._partial_=false", "`_partial_: true`"),
     cell("optimizer.direction.bias=none", "bias must be one of plain, affine, official, got 'none'"),
     cell("training.max_step=3", "did you mean training.max_steps?"),

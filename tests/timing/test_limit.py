@@ -13,6 +13,7 @@ from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.counting.products import record_products
 from stepscale.bench.notes import Notes
+from stepscale.bench.records.operations import PeriodLog
 from stepscale.bench.timing import limit
 from stepscale.bench.timing.limit import Limit, limit_of, type_of
 from stepscale.bench.timing.log_period import log_here
@@ -152,6 +153,13 @@ class Plain(Layerwise):
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         hidden = self.model.first(batch).relu()  # type: ignore[attr-defined]
         self.model.second(hidden).square().mean().backward()  # type: ignore[attr-defined]
+
+
+def test_an_updates_own_products_do_not_take_the_limit_away() -> None:
+    """With more rows than ``dim`` the limit has a product [d, d] × [d, d], as Newton and Schulz have in bfloat16."""
+    own = [("float32", (40, 8, 8)), ("float32", (8, 40, 8)), ("bfloat16", (8, 8, 8))]
+    notes, log = Notes(), PeriodLog(period=1, lengths=[0], sequence=[], kinds=[], synchronisations=0, products=own)
+    assert types(limit_of(Flow(8), 40, None, log, notes)) == {torch.float32} and not notes
 
 
 def test_the_type_of_a_limit() -> None:

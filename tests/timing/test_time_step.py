@@ -126,10 +126,10 @@ def test_what_follows_the_last_mark_is_counted(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_work_without_a_count_makes_no_two_steps_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``svd`` has no rule: a period with one every 5 steps must be walked whole."""
+    """``eig`` has no rule: a period with one every 5 steps must be walked whole."""
 
     def eigen(self: SimulatedStep, batch: object, mark: time_step.Callable = lambda phase: None) -> None:
-        torch.linalg.svd(torch.eye(2))
+        torch.linalg.eig(torch.eye(2))
         self.clock.move(self.all_seconds[self.count % self.facts.period])
         mark("gradient")
         self.count += 1
