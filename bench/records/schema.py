@@ -316,6 +316,14 @@ class _TrainingSettings(Struct):
     """What is read of a configuration's ``training``."""
 
     trial: bool
+    max_steps: Amount | None = None
+    time_limit_s: Amount | None = None
+
+
+class _DataSettings(Struct):
+    """What is read of a configuration's ``data``; earlier records have no width of its own."""
+
+    dim: Size | None = None
 
 
 class _TimedBy(Struct):
@@ -330,6 +338,7 @@ class _TrainedBy(Struct):
 
     task: Task
     training: _TrainingSettings
+    data: _DataSettings
     optimizer: Config
 
 

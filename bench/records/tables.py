@@ -199,7 +199,7 @@ def _ends(record: Record, training: Trained) -> Row:
     final, offset = training.final, record.data.bits_offset if record.data else None
     result: Row = msgspec.structs.asdict(final)
     if final.held_out_nats is not None and offset is not None:
-        width = record.config["data"].get("dim", record.cell.dim)  # which earlier records say no more of
+        width = record.config["data"].get("dim") or record.cell.dim  # which earlier records say no more of
         result["held_out_bits"] = offset - final.held_out_nats / (width * math.log(2))
     return result
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.bench.cells.measure import measure_cell
-from stepscale.bench.data.toy_densities import toy
+from stepscale.bench.data.synthetic import toy
 from stepscale.bench.notes import Notes
 from stepscale.bench.records import store
 from stepscale.bench.timing.workload import Workload

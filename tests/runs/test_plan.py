@@ -15,7 +15,8 @@ from stepscale.bench.runs.folders import folder_of
 from stepscale.bench.runs.plan import Plan, plan_multirun, plan_sweep
 
 PEERS = Path(__file__).parent.parent / "peers"
-OPTIMIZERS = {path.stem for path in (CONF / "optimizer").glob("*.yaml")}
+FOLDER = CONF / "optimizer"
+OPTIMIZERS = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")}
 
 
 def values(cells: list[list[str]], key: str) -> list[str]:
