@@ -19,12 +19,17 @@ from stepscale.optimizers.exact.explicit_inverse import ExplicitInverse
 from stepscale.optimizers.exact.self_normalizing import SelfNormalizing
 from stepscale.optimizers.exact.stochastic_trace import StochasticTrace
 from stepscale.optimizers.fisher.batch_fisher import NaturalGradient
+from stepscale.optimizers.fisher.mfac import MFAC, InverseFisher
 from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.kronecker.ekfac import EKFAC
 from stepscale.optimizers.kronecker.foof import FOOF
 from stepscale.optimizers.kronecker.kfac import KFAC
+from stepscale.optimizers.kronecker.mini_block import MiniBlock
+from stepscale.optimizers.kronecker.shampoo import Shampoo
+from stepscale.optimizers.kronecker.tnt import TNT
 from stepscale.optimizers.quadratic_model.kfac_step import QuadraticStep
 from stepscale.optimizers.quadratic_model.kl_clipped import KLClipped
+from stepscale.optimizers.quadratic_model.trust_region import TrustRegion
 from stepscale.optimizers.relative.fused import RelativeSGD
 from stepscale.optimizers.relative.relative import Relative
 
@@ -32,16 +37,20 @@ __all__ = [
     "EKFAC",
     "FOOF",
     "KFAC",
+    "MFAC",
+    "TNT",
     "Averaged",
     "Closure",
     "Direction",
     "ExplicitInverse",
     "Facts",
+    "InverseFisher",
     "Jacobian",
     "KLClipped",
     "Kronecker",
     "Layerwise",
     "Mark",
+    "MiniBlock",
     "NaturalGradient",
     "Paired",
     "QuadraticStep",
@@ -49,12 +58,14 @@ __all__ = [
     "RelativeSGD",
     "Schedule",
     "SelfNormalizing",
+    "Shampoo",
     "Split",
     "StateDict",
     "Stateless",
     "Step",
     "StochasticTrace",
     "Tracked",
+    "TrustRegion",
     "averaged",
     "facts_of",
     "no_mark",

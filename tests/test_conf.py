@@ -36,7 +36,7 @@ def test_optimizer_builds_steps_and_moves_every_parameter(name: str, dtype: torc
 
 
 ON_FLOWS_ALONE = {
-    "naive", "relative", "relative_adam", "relative_fused", "relative_momentum",
+    "naive", "relative", "relative_adam", "relative_fused", "relative_mfac", "relative_momentum",
     "inverse", "stale_inverse", "stochastic_trace", "self_normalizing",
 }  # fmt: skip
 

@@ -103,11 +103,11 @@ class Kronecker(ABC, Generic[Kind]):
             source = [reduced(io) for io in source] if self.reduce else source
             self.observe(source)
             mark("statistics")
-        if self.steps % self.schedule.inverse == 0:
+        renewed = self.steps % self.schedule.inverse == 0 or (self.steps < self.schedule.eager and source is not None)
+        if renewed:
             self._invert(free, source)
             mark("inverse")
-        for io, applied in zip(free, self.applied, strict=True):
-            applied.write(io, self.relative, self.damping)
+        self.write(free, renewed)
         mark("precondition")
         self.steps += 1
 
@@ -133,6 +133,11 @@ class Kronecker(ABC, Generic[Kind]):
         keep = min(1 - 1 / self.updates, self.schedule.decay)
         there: list[Moments | None] = [*self.moments] or [None] * len(source)
         self.moments = [self.average(moments, io, keep) for moments, io in zip(there, source, strict=True)]
+
+    def write(self, free: list[LayerIO], renewed: bool) -> None:
+        """Write each layer's direction into ``.grad``; ``renewed`` says whether what is applied has just been made."""
+        for io, applied in zip(free, self.applied, strict=True):
+            applied.write(io, self.relative, self.damping)
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         """O(B d²): take a batch into a layer's moments, which keep that share of what they were; in place."""

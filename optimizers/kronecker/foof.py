@@ -12,19 +12,18 @@ from torch import nn
 from stepscale.models import LayerIO
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
-from stepscale.optimizers.core.step import StateDict
-from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.kronecker.moments import Moments, of_inputs
+from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
 
 
-class FOOF(Kronecker[TwoSided]):
+class FOOF(WithMomentum):
     """∇ (A + λ I)⁻¹: O(L (B d² + d³)), and O(L d³) an inversion. Without log-determinants or with stale ones O(L B d²).
 
     A is the mean of x̄ x̄ᵀ over data. In the relative frame and undamped it is the relative gradient where E[u uᵀ] = I,
     u = a Wᵀ: that takes the input covariance from the model instead of measuring it. The paper omits biases; here they
-    are in x̄. It sums over a batch where this takes means: its λ and learning rate are ours times B, and ours have no
-    momentum before the inverse, which would be of full rank: put it into the update.
+    are in x̄. It sums over a batch where this takes means: its λ and learning rate are ours times B. Its momentum stands
+    before the inverse, as ``momentum`` does.
 
     Args:
         model: offers ``capture``; or ``loss``, and is captured by hooks (``stepscale.models.Hooked``).
@@ -32,7 +31,7 @@ class FOOF(Kronecker[TwoSided]):
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         log_det: ``"exact"``, one d³ product a layer and step, or ``"stale"``, as of the last inversion.
         schedule: of statistics and inverses, and the running average's decay.
-        shared, rest: as ``KFAC``.
+        shared, rest, momentum: as ``KFAC``.
 
     Raises:
         ValueError, TypeError, FloatingPointError, torch.linalg.LinAlgError: as ``KFAC``.
@@ -48,9 +47,11 @@ class FOOF(Kronecker[TwoSided]):
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
         shared: str = "expand",
         rest: str = "refuse",
+        momentum: float = 0.0,
     ) -> None:
         super().__init__(
             model,
+            momentum=momentum,
             damping=damping,
             frame=frame,
             statistics="data",
@@ -65,6 +66,3 @@ class FOOF(Kronecker[TwoSided]):
 
     def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
         return TwoSided(cholesky_inverse(moments.A, self.damping)).keeping_log_det(io, self.relative, self.stale)
-
-    def restored(self, saved: StateDict) -> TwoSided:
-        return TwoSided.restored(saved)

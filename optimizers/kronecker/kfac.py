@@ -19,13 +19,12 @@ from stepscale.models import LayerIO
 from stepscale.optimizers.core.low_rank import Symmetric, randomized_inverse
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
-from stepscale.optimizers.core.step import StateDict
-from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.kronecker.moments import Moments
+from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
 
 
-class KFAC(Kronecker[TwoSided]):
+class KFAC(WithMomentum):
     """G⁻¹ ∇ A⁻¹: O(L (B d² + d³)), O(L d³) an inversion; of rank k, or with no or stale log-determinants, O(L B d²).
 
     Damping is factored Tikhonov's. Statistics from model samples cost another backward pass, on the flow an LU a
@@ -48,6 +47,7 @@ class KFAC(Kronecker[TwoSided]):
         shared: of rows that have one weight, as tokens: ``"expand"``, each by itself, or ``"reduce"``, the mean of the
             inputs and the sum of the gradients (``Sharing``).
         rest: of parameters that hooks have no rule for: ``"refuse"``, or ``"gradient"``, theirs as it is.
+        momentum: μ of gradients, before the inverses (``momentum.py``); 0 leaves momentum to the update.
 
     Raises:
         ValueError: an option or a number is out of its range.
@@ -68,9 +68,11 @@ class KFAC(Kronecker[TwoSided]):
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
         shared: str = "expand",
         rest: str = "refuse",
+        momentum: float = 0.0,
     ) -> None:
         super().__init__(
             model,
+            momentum=momentum,
             damping=damping,
             frame=frame,
             statistics=statistics,
@@ -90,9 +92,6 @@ class KFAC(Kronecker[TwoSided]):
         A_shift, G_shift = factored_damping(A, G, self.damping)
         inverses = TwoSided(self._inverse(A, A_shift), self._inverse(G, G_shift))
         return inverses.keeping_log_det(io, self.relative, self.stale)
-
-    def restored(self, saved: StateDict) -> TwoSided:
-        return TwoSided.restored(saved)
 
     def _inverse(self, M: Tensor, shift: Tensor) -> Symmetric:
         return cholesky_inverse(M, shift) if self.rank is None else randomized_inverse(M, shift, self.rank)

@@ -1,8 +1,8 @@
 """What is averaged: a layer's second moments, one for each side of its gradient ``[dim_out, dim_in (+1)]``.
 
-All are means over samples (Fisher scale); of a sample's several rows, as tokens, A is the mean and G the sum
-(``Sharing``; of a convolution: Grosse & Martens 2016, arXiv 1602.01407). Another method takes other moments of the same
-two sides, as S Sᵀ and SᵀS of mean gradients S: one more function here that returns ``Moments``.
+K-FAC's are means over samples (Fisher scale); of a sample's several rows, as tokens, A is the mean and G the sum
+(``Sharing``; of a convolution: Grosse & Martens 2016, arXiv 1602.01407). TNT, Shampoo and mini-block Fisher take S Sᵀ
+and SᵀS of a batch's mean gradient S, which has at most as high a rank as there are rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stepscale.models import LayerIO
-from stepscale.optimizers.core.frames import inputs
+from stepscale.optimizers.core.frames import inputs, log_det_gradient
 
 
 @dataclass
@@ -51,3 +51,63 @@ def averaged(moments: Tensor | None, x: Tensor, count: int, keep: float) -> Tens
     if moments is None:
         return x.T @ x / count
     return moments.addmm_(x.T, x, beta=keep, alpha=(1 - keep) / count)
+
+
+def of_mean_gradients(
+    there: Moments | None, io: LayerIO, relative: bool, keep: float, weight: float, *, both: bool = True
+) -> Moments:
+    """Take S Sᵀ and SᵀS of the mean gradient S = gᵀx̄/B − [N, 0], times ``weight``, into moments; or SᵀS alone.
+
+    Of n rows fewer than about 0.6 d it is O(n² d + n d²), by Gram matrices of rows; else S is formed, O(d³). The
+    Euclidean frame's N is O(d³) in either case.
+    """
+    A, G = squares(io, relative, both)
+    if there is None:
+        return Moments(A.mul_(weight), None if G is None else G.mul_(weight))
+    if G is not None:
+        G = there.both[1].mul_(keep).add_(G, alpha=weight)
+    return Moments(there.A.mul_(keep).add_(A, alpha=weight), G)
+
+
+def squares(io: LayerIO, relative: bool, both: bool = True) -> tuple[Tensor, Tensor | None]:
+    """SᵀS, ``[dim_in (+1)] * 2``, and S Sᵀ, ``[dim_out] * 2``; cost as ``of_mean_gradients``."""
+    x, g, B, d = inputs(io, relative), io.delta, io.samples, io.layer.in_features
+    if not rows_are_cheaper(len(x), g.shape[1], x.shape[1]):
+        S = mean_gradient(io, relative)
+        return S.T @ S, S @ S.T if both else None
+    A = (x.T @ ((g @ g.T) @ x)).div_(B**2)
+    G = (g.T @ ((x @ x.T) @ g)).div_(B**2) if both else None
+    if io.log_det:
+        N = None if relative else log_det_gradient(io.layer)  # else it is I
+        _take_away(A, x.T @ (g if N is None else g @ N) / B, None if N is None else N.T)
+        if G is not None:
+            a = x[:, :d]
+            _take_away(G, g.T @ (a if N is None else a @ N.T) / B, N)
+    return A, G
+
+
+def _take_away(square: Tensor, cross: Tensor, N: Tensor | None) -> None:
+    """Make a square of gᵀx̄/B that of gᵀx̄/B − [N, 0], by their product; N is I where there is none. In place."""
+    columns = cross.shape[1]
+    square[:, :columns].sub_(cross)
+    square[:columns].sub_(cross.T)
+    if N is None:
+        square.diagonal()[:columns].add_(1)
+    else:
+        square[:columns, :columns].addmm_(N, N.T)
+
+
+def mean_gradient(io: LayerIO, relative: bool) -> Tensor:
+    """O(B d²): S, ``[dim_out, dim_in (+1)]``; with a log-determinant in the Euclidean frame O(d³)."""
+    S = io.delta.T @ inputs(io, relative) / io.samples
+    if io.log_det and relative:
+        S.diagonal().sub_(1)
+    elif io.log_det:
+        S[:, : io.layer.in_features].sub_(log_det_gradient(io.layer))
+    return S
+
+
+def rows_are_cheaper(rows: int, out: int, width: int) -> bool:
+    """Whether Gram matrices of so many rows are less work than to form the gradient ``[out, width]`` and square it."""
+    by_rows = 4 * rows**2 * (out + width) + 2 * rows * (out**2 + width**2)
+    return by_rows < 2 * out * width * (rows + out + width)

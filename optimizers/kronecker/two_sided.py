@@ -55,6 +55,16 @@ class TwoSided:
             right = map_back(right, io.layer)
         return write(io.layer, left, right, self.log_det_part(io.layer, relative) if io.log_det else None)
 
+    def whole(self, D: Tensor) -> Tensor:
+        """O(d³), of low rank O(k d²): G⁻¹ D A⁻¹ of a dense D ``[dim_out, dim_in (+1)]`` in the frame."""
+        return after(self._from_left(D), self.right)
+
+    def log_det_part_in_frame(self, layer: nn.Linear, relative: bool) -> Tensor:
+        """G⁻¹ [N, 0] A⁻¹ in the frame; made with the inverses in the relative one, else O(d³)."""
+        if not relative:
+            return self._from_left(after(log_det_gradient(layer), self.right))
+        return self._from_left(first_rows(self.right, layer.in_features)) if self.within is None else self.within
+
     def log_det_part(self, layer: nn.Linear, relative: bool) -> Tensor:
         """G⁻¹ [N, 0] A⁻¹ in the parameters; its bias column is not zero.
 
@@ -66,7 +76,7 @@ class TwoSided:
             return map_back(self.within, layer)
         if relative and isinstance(self.right, LowRank):
             return self._from_left(mapped_rows(self.right, layer))
-        return self._from_left(after(log_det_gradient(layer), self.right))
+        return self.log_det_part_in_frame(layer, relative)
 
     def state_dict(self) -> StateDict:
         return {**vars(self), "right": plain(self.right), "left": plain(self.left)}

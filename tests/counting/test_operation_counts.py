@@ -29,6 +29,12 @@ ORDERS = {
     "kfac_whole": (2.5, 3.0),
     "ekfac": (2.5, 3.01),
     "foof": (2.3, 3.0),
+    "tnt": (2.4, 3.0),
+    "tnt_trusted": (2.4, 3.0),
+    "shampoo": (2.5, 3.05),  # eigendecompositions
+    "mini_block": (2.3, 3.0),
+    "mfac": (2.7, 3.0),  # of layerwise, whose determinant is cubic
+    "relative_mfac": (1.99, 2.05),
     "natural": (1.9, 2.05),
     "inverse": (2.7, 3.0),
     "stale_inverse": (2.2, 3.0),

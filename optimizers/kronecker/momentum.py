@@ -1,0 +1,110 @@
+"""Momentum before the preconditioner, as it is published, at O(B d²) a step between inversions.
+
+The preconditioner P is constant between inversions. So both the gradients' running sum m and v = P m are kept:
+
+    m ← μ m + S,    v ← μ v + P S,
+
+with S = gᵀx̄/B − [N, 0] the mean gradient, whose first part has at most as high a rank as there are rows, and
+v ← P m anew after an inversion. Momentum behind the preconditioner, as in the update, is something else: a sum of
+directions of which the older were made with older inverses, and fails in the first steps of TNT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepscale.models import LayerIO
+from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back, write_whole
+from stepscale.optimizers.core.low_rank import after, columns
+from stepscale.optimizers.core.step import StateDict
+from stepscale.optimizers.kronecker.base import Kronecker
+from stepscale.optimizers.kronecker.two_sided import TwoSided, full_is_cheaper
+
+
+@dataclass
+class Velocity:
+    """Momentum of one layer in its frame, ``[dim_out, dim_in (+1)]`` each."""
+
+    m: Tensor  # of gradients
+    v: Tensor  # of what is applied to them
+
+    def move(self, io: LayerIO, applied: TwoSided, relative: bool, momentum: float, renewed: bool) -> None:
+        """O(B d²), O(d³) after an inversion: take in a captured layer's gradient, in place.
+
+        With a log-determinant the Euclidean frame's N costs O(d³) in every step.
+        """
+        x, delta, B, d = inputs(io, relative), io.delta, io.samples, io.layer.in_features
+        self.m.addmm_(delta.T, x, beta=momentum, alpha=1 / B)
+        if io.log_det and relative:
+            self.m.diagonal().sub_(1)
+        elif io.log_det:
+            self.m[:, :d].sub_(log_det_gradient(io.layer))
+        out, width = io.layer.weight.shape
+        dense = full_is_cheaper(len(x), out, width, columns(applied.left), columns(applied.right))
+        if renewed or (dense and not io.log_det):
+            self.v.copy_(applied.whole(self.m))
+            return
+        left = delta if applied.left is None else after(delta, applied.left)
+        self.v.addmm_(left.T, after(x, applied.right), beta=momentum, alpha=1 / B)
+        if io.log_det:
+            self.v.sub_(applied.log_det_part_in_frame(io.layer, relative))
+
+
+class WithMomentum(Kronecker[TwoSided]):
+    """A direction of two matrices a layer that may own its momentum; the update then has none.
+
+    Attributes:
+        momentum: μ.
+        velocities: of each layer that is trained; none where μ = 0.
+    """
+
+    def __init__(self, model: nn.Module, *, momentum: float, **common: Any) -> None:
+        super().__init__(model, **common)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        if momentum and self.stale:
+            raise ValueError(
+                "momentum is mapped back through the weights in every step, at d³: log_det=stale would save nothing; "
+                "set log_det=exact, or momentum=0 and the update's own"
+            )
+        self.momentum = momentum
+        self.velocities: list[Velocity] = []
+
+    def write(self, free: list[LayerIO], renewed: bool) -> None:
+        if not self.momentum:
+            return super().write(free, renewed)
+        if not self.velocities:
+            shapes = [(io.delta.shape[1], inputs(io, self.relative).shape[1]) for io in free]
+            self.velocities = [
+                Velocity(io.delta.new_zeros(shape), io.delta.new_zeros(shape))
+                for io, shape in zip(free, shapes, strict=True)
+            ]
+        for io, applied, velocity in zip(free, self.applied, self.velocities, strict=True):
+            velocity.move(io, applied, self.relative, self.momentum, renewed)
+            mapped = self.relative and io.log_det
+            write_whole(io.layer, map_back(velocity.v, io.layer) if mapped else velocity.v)
+
+    @torch.no_grad()
+    def shrink(self, by: Tensor) -> None:
+        """O(P): make all momentum shorter, as the step that it has led to is."""
+        for velocity in self.velocities:
+            velocity.m.mul_(by)
+            velocity.v.mul_(by)
+
+    def state_dict(self) -> StateDict:
+        return {**super().state_dict(), "velocities": [dict(vars(velocity)) for velocity in self.velocities]}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        super().load_state_dict({name: part for name, part in state.items() if name != "velocities"})
+        own = {id(tensor) for velocity in self.velocities for tensor in vars(velocity).values()}
+        self.velocities = [
+            Velocity(**{name: part if id(part) in own else part.clone() for name, part in saved.items()})
+            for saved in state["velocities"]
+        ]
+
+    def restored(self, saved: StateDict) -> TwoSided:
+        return TwoSided.restored(saved)
