@@ -1,5 +1,6 @@
 """TNT, Shampoo, mini-block Fisher and momentum before the inverses, against dense matrices of gradients by autograd."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -8,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Batch, Flow
+from stepscale.bench.counting.operation_counts import OperationLog
+from stepscale.models import Batch, Classifier, Flow
 from stepscale.optimizers import KFAC, TNT, MiniBlock, Schedule, Shampoo, TrustRegion, pair
 from stepscale.optimizers.kronecker.moments import rows_are_cheaper
 from stepscale.optimizers.kronecker.momentum import WithMomentum
+from stepscale.optimizers.kronecker.tnt import normalised
 from tests.conftest import batch_of, generic_flow
 from tests.support.dense import dense_fisher, network
 
@@ -183,8 +186,6 @@ def test_tnt_s_factors_have_the_trace_of_the_squares() -> None:
     tnt = TNT(model, frame="euclidean", statistics="data", damping=0.0, schedule=Schedule(1, 1))
     tnt.observe(model.capture(batch))
     A, G = tnt.moments[0].both
-    from stepscale.optimizers.kronecker.tnt import normalised
-
     U, V = normalised(A, G)
     torch.testing.assert_close(U.trace() * V.trace(), G.trace())
     torch.testing.assert_close(U.trace() / len(U), V.trace() / len(V))
@@ -246,6 +247,20 @@ def test_the_trust_region_shortens_step_and_momentum_alike(name: str) -> None:
         step(batch)
         assert_alike(model, other)
     assert shortened
+
+
+@pytest.mark.parametrize("method", [TNT, Shampoo, MiniBlock, partial(KFAC, momentum=0.9)])
+def test_between_inversions_no_product_is_cubic(method: Callable[..., WithMomentum]) -> None:
+    """Counted, of 16 rows; the dense form of momentum between two matrices is two products of d³ a layer."""
+    flops = []
+    for dim in (128, 256):
+        direction = method(Classifier(dim, 3, classes=10), frame="euclidean", schedule=Schedule(1, 20))
+        batch = torch.randn(16, dim), torch.randint(0, 10, (16,))
+        direction(batch)
+        with OperationLog() as log:
+            direction(batch)
+        flops.append(log.flops)
+    assert math.log2(flops[1] / flops[0]) < 2.05
 
 
 def test_state_goes_on_where_it_was() -> None:
