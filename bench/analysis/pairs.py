@@ -111,7 +111,7 @@ def _pairs_of(part: pd.DataFrame) -> list[Pair]:
 def _gap(one: Timed, other: Timed) -> Gap:
     """Compare two cells of one seed."""
     if one.turns is not None and one.turns == other.turns:
-        # in plain Python: of so few rounds NumPy takes ten times as long, and a large run has 10⁵ pairs
+        # in plain Python: NumPy takes much longer over so few rounds, and a large run has very many pairs
         logs = [math.log(ms / others) for ms, others in zip(one.round_ms, other.round_ms, strict=False)]
         middle = median(logs)
         # the sd of normal values is 1.48 times their median deviation, and a median's error 1.25 times a mean's

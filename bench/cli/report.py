@@ -18,7 +18,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="stepscale report", description="Write a run's report from its records.")
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(words).folder
-    gc.disable()  # which would go through all records again and again, a quarter of the time; nothing here is cyclic
+    gc.disable()  # which would go through all records again and again; nothing here is cyclic
     show(folder, *store.read_all(folder))
 
 

@@ -228,7 +228,7 @@ def check_pictures(arrays: dict[str, np.ndarray]) -> None:
 def read_all(run: Path) -> tuple[list[Record], list[str]]:
     """Return a run's whole records, and what is wrong with the others.
 
-    Parts that are equal in many records are in memory once: 10,000 records take a third of the memory.
+    Parts that are equal in many records are in memory once.
     """
     records: list[Record] = []
     complaints: list[str] = []

@@ -49,7 +49,7 @@ def trained(ios: list[LayerIO], needs_log_det: str | None = None, *, shared: boo
     there = [p for io in ios for p in (io.layer.weight, io.layer.bias) if p is not None]
     plain = all(io.copies == 1 and (io.log_det or needs_log_det is None) for io in ios)
     if plain and all(p.requires_grad for p in there) and len({id(p) for p in there}) == len(there):
-        return ios  # as nearly always; what follows takes a tenth of a small step
+        return ios  # as nearly always; what follows shows in a small step
     users: dict[int, list[int]] = {}
     for k, io in enumerate(ios):
         free = [p for p in (io.layer.weight, io.layer.bias) if p is not None and p.requires_grad]

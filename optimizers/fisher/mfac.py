@@ -64,14 +64,14 @@ class MFAC(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moving = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not moving:
-            return loss
-        whole = self._whole(moving[0][1])
+        parameters = [(group, p) for group in self.param_groups for p in group["params"]]
+        whole = self._whole(parameters[0][1])
         place = whole["step"] % self.window
-        for group, parameter in moving:
+        for group, parameter in parameters:
             self._keep(group, parameter, place)
-        rows = [self.state[parameter]["gradients"] for _, parameter in moving]
+        rows = [state["gradients"] for _, p in parameters if "gradients" in (state := self.state[p])]
+        if not rows:
+            return loss
         shares = [products(kept, kept[place]).to(whole["gram"].device) for kept in rows]
         gram = torch.stack(shares).sum(0)
         if not torch.isfinite(gram).all():  # the wait for the device
@@ -79,8 +79,10 @@ class MFAC(torch.optim.Optimizer):
         whole["gram"][place] = whole["gram"][:, place] = gram
         whole["step"] += 1
         weights = self._weights(whole["gram"], place)
-        for (group, parameter), kept in zip(moving, rows, strict=True):
-            self._move(group, parameter, combined(weights, kept).view_as(parameter))
+        for group, parameter in parameters:
+            if parameter.grad is not None:
+                kept = self.state[parameter]["gradients"]
+                self._move(group, parameter, combined(weights, kept).view_as(parameter))
         return loss
 
     def _weights(self, gram: Tensor, place: int) -> Tensor:
@@ -100,12 +102,14 @@ class MFAC(torch.optim.Optimizer):
         return state
 
     def _keep(self, group: dict[str, Any], parameter: nn.Parameter, place: int) -> None:
-        """O(P): write today's gradient over the oldest."""
-        state = self.state[parameter]
+        """O(P): write today's gradient over the oldest; of a parameter that is frozen now it is zero."""
+        state, gradient = self.state[parameter], parameter.grad
+        if gradient is None:
+            if "gradients" in state:
+                state["gradients"][place] = 0
+            return
         if "gradients" not in state:
             state["gradients"] = parameter.new_zeros(self.window, parameter.numel())  # zeros weigh nothing
-        gradient = parameter.grad
-        assert gradient is not None
         if group["weight_decay"]:
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
         state["gradients"][place] = gradient.flatten()

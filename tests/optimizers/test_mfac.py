@@ -61,6 +61,27 @@ def test_momentum_and_weight_decay() -> None:
         torch.testing.assert_close(p.detach(), theta, rtol=1e-10, atol=1e-10)
 
 
+def test_a_parameter_without_a_gradient_has_none_in_the_window_and_stays() -> None:
+    """The first one, which holds what is of all parameters."""
+    parameters = [
+        nn.Parameter(torch.zeros(10, dtype=torch.float64)),
+        nn.Parameter(torch.zeros(20, dtype=torch.float64)),
+    ]
+    optimizer = MFAC(parameters, lr=1.0, window=WINDOW, damping=0.1)
+    window = []
+    for step, g in enumerate(gradients("apart", 12)):
+        frozen = 3 <= step < 6
+        g = torch.cat([torch.zeros(10, dtype=torch.float64), g[10:]]) if frozen else g
+        before = [p.detach().clone() for p in parameters]
+        parameters[0].grad, parameters[1].grad = None if frozen else g[:10].clone(), g[10:].clone()
+        optimizer.step()
+        window = [*window, g][-WINDOW:]
+        moved = [old - p.detach() for old, p in zip(before, parameters, strict=True)]
+        exact = dense(torch.stack(window), 0.1, g)
+        torch.testing.assert_close(moved[1], exact[10:], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(moved[0], torch.zeros_like(moved[0]) if frozen else exact[:10], rtol=1e-9, atol=1e-9)
+
+
 def test_its_state_goes_on_where_it_was() -> None:
     model, other = (Flow(6).double() for _ in range(2))
     other.load_state_dict(model.state_dict())
