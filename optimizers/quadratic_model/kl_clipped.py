@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from stepscale.models import Batch, slopes
-from stepscale.optimizers.core.step import Mark, Paired, no_mark
+from stepscale.models import LayerIO, slopes
 from stepscale.optimizers.core.tangents import gradients
-from stepscale.optimizers.core.update import Update, optimizer_of
+from stepscale.optimizers.core.update import Update
 from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.quadratic_model.kfac_step import kronecker_of
+from stepscale.optimizers.quadratic_model.shortened import Shortened
 
 
-class KLClipped(Paired):
+class KLClipped(Shortened[Kronecker[Any]]):
     """A direction shortened so that η² Dᵀ∇ ≤ κ, and an update; O(B P) beside them, O(L d³) where log-determinants are.
 
     Dᵀ∇ is about Dᵀ F D for a natural direction D, so
@@ -45,24 +44,7 @@ class KLClipped(Paired):
         *,
         kappa: float = 1e-3,
     ) -> None:
-        if not kappa > 0:
-            raise ValueError(f"kappa must be positive, got {kappa}")
-        self.natural = kronecker_of(model, direction)
-        super().__init__(self.natural, optimizer_of(model, update))
-        if self.closure is not None:
-            raise TypeError(f"{type(self.update).__name__}.step needs a closure, whose gradients would not be clipped")
-        self.kappa = kappa
+        super().__init__(model, kronecker_of(model, direction), update, kappa)
 
-    @torch.no_grad()
-    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        ios = self.natural.model.capture(batch)
-        self.natural.apply(ios, mark)
-        self.check_once()
-        tangents = gradients([io.layer for io in ios])
-        change = self.update.param_groups[0]["lr"] ** 2 * slopes(ios, tangents).mean().abs()
-        share = (self.kappa / change).sqrt().clamp_max(1)
-        for parameter in self.parameters:
-            if parameter.grad is not None:  # one frozen since has none
-                parameter.grad.mul_(share)
-        self.update.step()
-        mark("update")
+    def change(self, ios: list[LayerIO]) -> Tensor:
+        return slopes(ios, gradients([io.layer for io in ios])).mean().abs()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from stepscale.models import Batch, FisherRoots
-from stepscale.optimizers.core.step import Mark, Paired, no_mark, require
+from stepscale.models import FisherRoots, LayerIO
+from stepscale.optimizers.core.step import require
 from stepscale.optimizers.core.tangents import gradients
-from stepscale.optimizers.core.update import Update, optimizer_of
+from stepscale.optimizers.core.update import Update
 from stepscale.optimizers.kronecker.momentum import WithMomentum
+from stepscale.optimizers.quadratic_model.shortened import Shortened
 
 
-class TrustRegion(Paired):
+class TrustRegion(Shortened[WithMomentum]):
     """A direction with momentum, shortened to η² vᵀF v ≤ κ, and an update; O(B P) beside them, O(L d³) on the flow.
 
     v is the momentum behind the inverses, and F the true Fisher matrix of the batch, so that a step changes the model's
@@ -29,40 +29,31 @@ class TrustRegion(Paired):
         kappa: κ.
 
     Raises:
-        ValueError: ``kappa`` is not positive.
+        ValueError: ``kappa`` is not positive, or the update has a momentum.
         TypeError: the direction owns no momentum, the update's ``step`` needs a closure, or the model lacks the method.
     """
 
     def __init__(
         self, model: nn.Module, direction: Callable[[nn.Module], WithMomentum], update: Update, *, kappa: float = 1.0
     ) -> None:
-        if not kappa > 0:
-            raise ValueError(f"kappa must be positive, got {kappa}")
         self.fisher = require(model, FisherRoots, "trust region's")
-        self.moving = direction(model)
-        if not isinstance(self.moving, WithMomentum) or not self.moving.momentum:
+        moving = direction(model)
+        if not isinstance(moving, WithMomentum) or not moving.momentum:
             raise TypeError(
-                f"{type(self.moving).__name__} owns no momentum: give a trust region TNT, Shampoo, MiniBlock, KFAC or "
-                "FOOF with momentum above 0"
+                f"{type(moving).__name__} owns no momentum: give a trust region TNT, Shampoo, MiniBlock, KFAC or FOOF "
+                "with momentum above 0"
             )
-        super().__init__(self.moving, optimizer_of(model, update))
-        if self.closure is not None:
-            raise TypeError(
-                f"{type(self.update).__name__}.step needs a closure, whose gradients would not be shortened"
+        super().__init__(model, moving, update, kappa)
+        if any(group.get("momentum") for group in self.update.param_groups):
+            raise ValueError(
+                f"{type(self.update).__name__} has a momentum of its own, which is not shortened: "
+                "set optimizer.update.momentum=0"
             )
-        self.kappa = kappa
 
-    @torch.no_grad()
-    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        ios = self.moving.model.capture(batch)
-        self.moving.apply(ios, mark)
-        self.check_once()
+    def change(self, ios: list[LayerIO]) -> Tensor:
         roots = self.fisher.fisher_roots(ios, [gradients([io.layer for io in ios])])[0]
-        change = self.update.param_groups[0]["lr"] ** 2 * roots.square().sum() / len(roots)
-        share = (self.kappa / change).sqrt().clamp_max(1)
-        self.moving.shrink(share)
-        for parameter in self.parameters:
-            if parameter.grad is not None:  # one frozen since has none
-                parameter.grad.mul_(share)
-        self.update.step()
-        mark("update")
+        return roots.square().sum() / len(roots)
+
+    def shorten(self, share: Tensor) -> None:
+        super().shorten(share)
+        self.natural.shrink(share)

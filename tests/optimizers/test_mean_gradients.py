@@ -289,5 +289,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         Shampoo(model, damping=0.0)
     with pytest.raises(TypeError, match="KFAC owns no momentum"):
         TrustRegion(model, KFAC, partial(torch.optim.SGD, lr=LR))
+    with pytest.raises(ValueError, match=r"SGD has a momentum of its own.*optimizer\.update\.momentum=0"):
+        TrustRegion(model, TNT, partial(torch.optim.SGD, lr=LR, momentum=0.9))
     with pytest.raises(ValueError, match="kappa must be positive"):
         TrustRegion(model, TNT, partial(torch.optim.SGD, lr=LR), kappa=0)
