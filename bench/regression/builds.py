@@ -24,9 +24,10 @@ class Arm(NamedTuple):
 
     label: str  # its commit, "+changes" if the checkout has any
     source: Path  # a copy of its tree
-    package: Path  # where its modules can be imported from, before those in its tree
+    package: Path  # where its modules can be imported from
     conf: Path  # the folder with its optimizers
     options: tuple[str, ...] = ()  # of its benchmarks, beside those of both versions
+    others: tuple[Path, ...] = ()  # where its modules lie besides, of a user's repository that is no package
 
     def optimizers(self) -> set[str]:
         """Name the optimizers it has."""
@@ -34,14 +35,7 @@ class Arm(NamedTuple):
 
     def folders(self) -> list[Path]:
         """List the places to import from."""
-        return (
-            [self.package] if self.conf == own_conf(self.source) else [self.package, self.source / "src", self.source]
-        )
-
-
-def own_conf(source: Path) -> Path:
-    """Return where this package's tree has its configuration."""
-    return source / "bench" / "conf"
+        return [self.package, *self.others]
 
 
 def build(ref: str | None, into: Path, conf: Path | None = None) -> Arm:
@@ -65,10 +59,10 @@ def build(ref: str | None, into: Path, conf: Path | None = None) -> Arm:
         _unpack(ref, into / "source.tar", source)
     if conf is None:
         _install(label, source, package, "--no-build-isolation")
-        return Arm(label, source, package, own_conf(source))
+        return Arm(label, source, package, source / "bench" / "conf")
     if any((source / name).is_file() for name in ("pyproject.toml", "setup.py")):  # else its modules lie in the tree
         _install(label, source, package)
-    return Arm(label, source, package, source / conf, (f"--config-dir={source / conf}",))
+    return Arm(label, source, package, source / conf, (f"--config-dir={source / conf}",), (source / "src", source))
 
 
 def _install(label: str, source: Path, package: Path, *options: str) -> None:

@@ -19,7 +19,7 @@ WIDE = 140  # letters that a legend's row holds
 Arrays = dict[str, np.ndarray]
 
 
-def curves_figure(points: pd.DataFrame, targets: pd.DataFrame, look: dict[str, Style], title: str) -> Figure:
+def curves_figure(points: pd.DataFrame, targets: pd.DataFrame, look: dict[str, Style], title: str, unit: str) -> Figure:
     """Held-out likelihood of one workload against steps and seconds, whole and near its end.
 
     Args:
@@ -27,6 +27,7 @@ def curves_figure(points: pd.DataFrame, targets: pd.DataFrame, look: dict[str, S
         targets: rows of ``curves.targets`` of the workload.
         look: ``plots.styles`` of the whole run.
         title: what was trained on what, where and when.
+        unit: of the likelihoods.
     """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(WIDTH, 7.6), layout="constrained")
@@ -34,6 +35,7 @@ def curves_figure(points: pd.DataFrame, targets: pd.DataFrame, look: dict[str, S
         for column, what in enumerate(("step", "seconds")):
             for row, share in enumerate((1.0, ZOOM)):
                 draw_curves(axes[row, column], points, look, what)
+                axes[row, column].set_ylabel(f"held-out log-likelihood, {unit}")
                 _limits(axes[row, column], points, targets, share)
             axes[0, column].set_title(
                 f"Held-out log-likelihood against {'steps' if what == 'step' else 'seconds of steps'}"
@@ -53,9 +55,7 @@ def draw_curves(ax: Axes, points: pd.DataFrame, look: dict[str, Style], what: st
         style = {**look[str(name)], "marker": "", "linewidth": 1.1, "alpha": 0.8}
         ax.plot(run[what], run["held_out_nats"], label=None if name in drawn else str(name), **style)
         drawn.add(str(name))
-    ax.set(
-        xscale="log", xlabel="steps" if what == "step" else "seconds of steps", ylabel="held-out log-likelihood, nats"
-    )
+    ax.set(xscale="log", xlabel="steps" if what == "step" else "seconds of steps")
     plain_numbers(ax.xaxis)
 
 

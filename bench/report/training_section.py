@@ -177,7 +177,9 @@ def figures(
         suffix = "".join(_suffix(axis, facts[axis]) for axis in varied)
         names = ", ".join(sorted(part["optimizer"].unique()))
         curves = f"Held-out log-likelihood against steps and against seconds ({what}), a curve a run of {names}."
-        drawn.append(Drawn(training_figures.curves_figure(own, aims, look, title), curves, f"training{suffix}"))
+        unit = next(iter(part["unit"].dropna()), Number().unit)
+        figure = training_figures.curves_figure(own, aims, look, title, unit)
+        drawn.append(Drawn(figure, curves, f"training{suffix}"))
         left = part[part["identity"].isin(pictures)].sort_values("optimizer")
         shown = {row["optimizer"]: pictures[row["identity"]] for row in _rows(left)}
         seen = training_figures.pictures_figure(shown, title)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,15 @@ class Applied(Protocol):
 Kind = TypeVar("Kind", bound=Applied)
 
 
+class Options(TypedDict, total=False):
+    """What every method of the family takes, and treats alike; ``KFAC`` says what they are."""
+
+    frame: str
+    schedule: Schedule
+    shared: str
+    rest: str
+
+
 class Kronecker(ABC, Generic[Kind]):
     """A direction with second moments of each captured layer that is trained, and what it makes of them.
 
@@ -65,12 +74,12 @@ class Kronecker(ABC, Generic[Kind]):
         model: nn.Module,
         *,
         damping: float,
-        frame: str,
-        statistics: str,
-        log_det: str,
-        schedule: Schedule,
-        shared: str,
-        rest: str,
+        statistics: str = Statistics.MODEL,
+        log_det: str = LogDet.EXACT,
+        frame: str = Frame.RELATIVE,
+        schedule: Schedule = Schedule(),  # noqa: B008 - frozen
+        shared: str = Sharing.EXPAND,
+        rest: str = Rest.REFUSE,
     ) -> None:
         name = type(self).__name__
         self.model = capturing(model, name, one_of("rest", Rest, rest))

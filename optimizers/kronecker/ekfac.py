@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO, one_of
 from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back, write_whole
-from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.step import StateDict
-from stepscale.optimizers.kronecker.base import Kronecker
+from stepscale.optimizers.kronecker.base import Kronecker, Options
 from stepscale.optimizers.kronecker.moments import Moments
 
 
@@ -88,22 +88,10 @@ class EKFAC(Kronecker[Rotated]):
         *,
         damping: float = 0.1,
         scales: str = "measured",
-        frame: str = "relative",
         statistics: str = "model",
-        schedule: Schedule = Schedule(),  # noqa: B008 - frozen
-        shared: str = "expand",
-        rest: str = "refuse",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            damping=damping,
-            frame=frame,
-            statistics=statistics,
-            log_det="exact",
-            schedule=schedule,
-            shared=shared,
-            rest=rest,
-        )
+        super().__init__(model, damping=damping, statistics=statistics, **options)
         self.measured = one_of("scales", Scales, scales) is Scales.MEASURED
         if damping == 0:
             raise ValueError("damping must be positive: S has entries of zero, got damping=0")

@@ -7,11 +7,13 @@ factor enters, so one sweep of statistics and one inverse a layer is half of K-F
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import nn
 
 from stepscale.models import LayerIO
-from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
+from stepscale.optimizers.kronecker.base import Options
 from stepscale.optimizers.kronecker.moments import Moments, of_inputs
 from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
@@ -42,24 +44,11 @@ class FOOF(WithMomentum):
         model: nn.Module,
         *,
         damping: float = 1.0,
-        frame: str = "relative",
         log_det: str = "exact",
-        schedule: Schedule = Schedule(),  # noqa: B008 - frozen
-        shared: str = "expand",
-        rest: str = "refuse",
         momentum: float = 0.0,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            momentum=momentum,
-            damping=damping,
-            frame=frame,
-            statistics="data",
-            log_det=log_det,
-            schedule=schedule,
-            shared=shared,
-            rest=rest,
-        )
+        super().__init__(model, momentum=momentum, damping=damping, statistics="data", log_det=log_det, **options)
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         return of_inputs(there, io, self.relative, keep)

@@ -11,14 +11,15 @@ generally indefinite.
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO
 from stepscale.optimizers.core.low_rank import Symmetric, randomized_inverse
-from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
+from stepscale.optimizers.kronecker.base import Options
 from stepscale.optimizers.kronecker.moments import Moments
 from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
@@ -62,25 +63,12 @@ class KFAC(WithMomentum):
         *,
         damping: float = 0.1,
         rank: int | None = None,
-        frame: str = "relative",
         statistics: str = "model",
         log_det: str = "exact",
-        schedule: Schedule = Schedule(),  # noqa: B008 - frozen
-        shared: str = "expand",
-        rest: str = "refuse",
         momentum: float = 0.0,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            momentum=momentum,
-            damping=damping,
-            frame=frame,
-            statistics=statistics,
-            log_det=log_det,
-            schedule=schedule,
-            shared=shared,
-            rest=rest,
-        )
+        super().__init__(model, momentum=momentum, damping=damping, statistics=statistics, log_det=log_det, **options)
         if rank is not None and (rank < 1 or damping == 0):
             raise ValueError(
                 f"rank must be at least 1 and needs damping for what it leaves out, got rank={rank}, damping={damping}"

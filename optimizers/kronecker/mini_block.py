@@ -5,14 +5,19 @@ Bahamou, Goldfarb & Ren 2023, "A mini-block Fisher method for deep neural networ
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import nn
 
 from stepscale.models import LayerIO
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
+from stepscale.optimizers.kronecker.base import Options
 from stepscale.optimizers.kronecker.moments import Moments, of_mean_gradients
 from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
+
+SCHEDULE = Schedule(statistics=1, inverse=20, decay=0.9)  # as in TNT's comparison
 
 
 class MiniBlock(WithMomentum):
@@ -41,22 +46,10 @@ class MiniBlock(WithMomentum):
         *,
         damping: float = 1e-2,
         momentum: float = 0.9,
-        frame: str = "relative",
-        schedule: Schedule = Schedule(statistics=1, inverse=20, decay=0.9),  # noqa: B008 - frozen
-        shared: str = "expand",
-        rest: str = "refuse",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            momentum=momentum,
-            damping=damping,
-            frame=frame,
-            statistics="data",
-            log_det="exact",
-            schedule=schedule,
-            shared=shared,
-            rest=rest,
-        )
+        options.setdefault("schedule", SCHEDULE)
+        super().__init__(model, momentum=momentum, damping=damping, statistics="data", **options)
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         return of_mean_gradients(there, io, self.relative, keep, (1 - keep) / io.delta.shape[1], both=False)

@@ -12,16 +12,16 @@ directions of which the older were made with older inverses, and fails in the fi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import LayerIO
+from stepscale.models import LayerIO, LogDet
 from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back, write_whole
 from stepscale.optimizers.core.low_rank import after, columns
 from stepscale.optimizers.core.step import StateDict
-from stepscale.optimizers.kronecker.base import Kronecker
+from stepscale.optimizers.kronecker.base import Kronecker, Options
 from stepscale.optimizers.kronecker.two_sided import TwoSided, full_is_cheaper
 
 
@@ -62,8 +62,17 @@ class WithMomentum(Kronecker[TwoSided]):
         velocities: of each layer that is trained; none where μ = 0.
     """
 
-    def __init__(self, model: nn.Module, *, momentum: float, **common: Any) -> None:
-        super().__init__(model, **common)
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        momentum: float,
+        damping: float,
+        statistics: str,
+        log_det: str = LogDet.EXACT,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(model, damping=damping, statistics=statistics, log_det=log_det, **options)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
         if momentum and self.stale:

@@ -6,15 +6,19 @@ Gupta, Koren & Singer 2018, "Shampoo: preconditioned stochastic tensor optimizat
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO, one_of
 from stepscale.optimizers.core.schedule import Schedule
+from stepscale.optimizers.kronecker.base import Options
 from stepscale.optimizers.kronecker.moments import Moments, of_mean_gradients
 from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
+
+SCHEDULE = Schedule(statistics=1, inverse=20, decay=0.9)  # as in TNT's comparison
 
 
 class Accumulation(StrEnum):
@@ -52,22 +56,10 @@ class Shampoo(WithMomentum):
         damping: float = 1e-2,
         momentum: float = 0.9,
         accumulation: str = "average",
-        frame: str = "relative",
-        schedule: Schedule = Schedule(statistics=1, inverse=20, decay=0.9),  # noqa: B008 - frozen
-        shared: str = "expand",
-        rest: str = "refuse",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            momentum=momentum,
-            damping=damping,
-            frame=frame,
-            statistics="data",
-            log_det="exact",
-            schedule=schedule,
-            shared=shared,
-            rest=rest,
-        )
+        options.setdefault("schedule", SCHEDULE)
+        super().__init__(model, momentum=momentum, damping=damping, statistics="data", **options)
         self.sums = one_of("accumulation", Accumulation, accumulation) is Accumulation.SUM
         if damping == 0:
             raise ValueError("damping must be positive: the squares have eigenvalues of zero, got damping=0")

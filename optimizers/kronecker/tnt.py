@@ -5,14 +5,19 @@ Ren & Goldfarb 2021, "Tensor normal training for deep learning models", NeurIPS,
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
+from stepscale.optimizers.kronecker.base import Options
 from stepscale.optimizers.kronecker.moments import Moments, of_mean_gradients
 from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
+
+SCHEDULE = Schedule(statistics=1, inverse=20, decay=0.9, eager=20)  # the authors'
 
 
 class TNT(WithMomentum):
@@ -32,7 +37,7 @@ class TNT(WithMomentum):
         momentum: μ, of gradients.
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         statistics: ``"model"``, or ``"data"``: then without the factor B.
-        schedule: of statistics and inverses, and the running averages' decay; the authors' is this.
+        schedule: of statistics and inverses, and the running averages' decay; the authors' where none is given.
         shared, rest: as ``KFAC``.
 
     Raises:
@@ -45,23 +50,11 @@ class TNT(WithMomentum):
         *,
         damping: float = 1.0,
         momentum: float = 0.9,
-        frame: str = "relative",
         statistics: str = "model",
-        schedule: Schedule = Schedule(statistics=1, inverse=20, decay=0.9, eager=20),  # noqa: B008 - frozen
-        shared: str = "expand",
-        rest: str = "refuse",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            momentum=momentum,
-            damping=damping,
-            frame=frame,
-            statistics=statistics,
-            log_det="exact",
-            schedule=schedule,
-            shared=shared,
-            rest=rest,
-        )
+        options.setdefault("schedule", SCHEDULE)
+        super().__init__(model, momentum=momentum, damping=damping, statistics=statistics, **options)
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         scale = 1 if self.sampler is None else io.samples  # data's mean gradient is not zero in expectation

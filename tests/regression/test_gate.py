@@ -229,7 +229,7 @@ def test_a_session_with_another_versions_files_is_an_error(tmp_path: Path) -> No
         name, files = "B1", [str(tmp_path / "base" / "package" / "stepscale" / "models" / "__init__.py")]
 
     folders = {name: (tmp_path / name / "source", tmp_path / name / "package") for name in ("base", "head")}
-    base, head = (Arm(name, *found, builds.own_conf(found[0])) for name, found in folders.items())
+    base, head = (Arm(name, *found, conf=tmp_path) for name, found in folders.items())
     with pytest.raises(SessionError, match=r"B1 imported .*base.*, not the files of .*head"):
         gate.require_own_files([Told()], base, head)  # type: ignore[list-item]
     with pytest.raises(SessionError, match="base and head are the same files"):

@@ -96,7 +96,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     folder = session.config.getoption("--config-dir")
     if folder:
         files = imported_by(Path(folder))
-        code = hashlib.sha256(b"".join(source for file in files for source in sources(file))).hexdigest()[:16]
+        parts = [path.read_bytes() for path in sorted(Path(folder).rglob("*.yaml"))]
+        parts += [source for file in files for source in sources(file)]
+        code = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     else:
         ours = (stepscale.bench.config, stepscale.models, stepscale.optimizers)
         files, code = [Path(str(package.__file__)) for package in ours], code_version.code_hash()
