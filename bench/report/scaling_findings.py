@@ -219,10 +219,16 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
             f"Of {unknown} of {len(ok)} cells it is not known whether they wait for the host: the profiler saw no"
             " kernel. They are judged as if they did not."
         )
-    if len(ok) and (free := int(ok["ratio"].isna().sum())):
+    unlimited = ok["ratio"].isna()
+    if free := int((unlimited & ok["limit_flops"].isna()).sum()):
         found.append(
             f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
             " avoid. Their times are compared as they are."
+        )
+    if len(faster := ok[unlimited & ok["limit_flops"].notna()]):
+        found.append(
+            f"In {len(faster)} of {len(ok)} cells the step of {_listed(faster)} takes less time than torch takes for the"
+            " products that it contains: it multiplies by other code. They have no limit."
         )
     if len(endless := ok[ok["repeats"].eq(False)]):
         found.append(

@@ -215,6 +215,15 @@ def test_what_has_no_limit_is_compared_by_its_time(cells: pd.DataFrame) -> None:
     assert "step / limit" not in tables.times_table(judged.times)
 
 
+def test_a_step_of_faster_products_than_torchs_has_no_limit(cells: pd.DataFrame) -> None:
+    at = cells["optimizer"].eq("relative") & cells["dim"].eq(cells["dim"].max())
+    faster = cells.assign(ratio=cells["ratio"].mask(at), limit_ms=cells["limit_ms"].mask(at))
+    found = scaling_findings.findings(tables.judge(faster))
+    (line,) = [line for line in found if "by other code" in line]
+    assert line.startswith(f"In {at.sum()} of {cells['status'].eq('ok').sum()} cells the step of `relative` takes less")
+    assert not any("it is not known which products" in line for line in found)
+
+
 def test_what_was_not_counted_says_so(cells: pd.DataFrame) -> None:
     """As records of before operations were timed one by one."""
     old = cells.assign(shares=None, cubic_share=np.nan, flop_exponent=np.nan, cubic_operations=None, order_flops=None)
