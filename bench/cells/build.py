@@ -172,10 +172,8 @@ def missing(target: str) -> str | None:
             return f"there is no module {names[0]}; {remedy}"
         near = difflib.get_close_matches(names[count - 1], dir(found), n=1)
         version = f" (torch {torch.__version__})" if names[0] == "torch" else ""
-        return (
-            f"there is no {names[count - 1]} in {'.'.join(names[: count - 1])}{version}"
-            + f"; did you mean {near[0]}?" * bool(near)
-        )
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return f"there is no {names[count - 1]} in {'.'.join(names[: count - 1])}{version}{meant}"
     return None
 
 

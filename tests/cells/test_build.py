@@ -77,6 +77,11 @@ def test_what_an_older_torch_lacks_is_told_with_its_release(monkeypatch: pytest.
         built_by("optimizer=library/muon")
 
 
+def test_a_name_like_none_that_is_there_is_told_without_a_guess() -> None:
+    with pytest.raises(UsageError, match=r"there is no Zzyzx in torch\.optim \(torch [^ )]+\)$"):
+        built_by("optimizer=layerwise", "optimizer.update._target_=torch.optim.Zzyzx")
+
+
 def test_a_schedule_and_a_word_that_is_new_are_built() -> None:
     words = ["+optimizer.scheduler._partial_=true", "+optimizer.scheduler.step_size=3"]
     assert built_by("optimizer=layerwise", f"{STEPS}StepLR", *words).param_groups[0]["initial_lr"] == 0.075
