@@ -37,7 +37,8 @@ class TNT(WithMomentum):
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         statistics: ``"model"``, or ``"data"``: then without the factor B.
         schedule: of statistics and inverses, and the running averages' decay; the authors' where none is given.
-        log_det: ``"exact"``, or without momentum ``"stale"``, as of ``KFAC``: then no product between inversions is d³.
+        log_det: ``"exact"``, or without momentum ``"stale"``, as of ``KFAC``: then no product between inversions is d³,
+            but for the LU a layer of a flow's samples.
         form: ``"factored"``, or ``"dense"``, which writes the same by whole products, as the authors' code does: 8 d³ a
             layer and step.
         shared, rest: as ``KFAC``.

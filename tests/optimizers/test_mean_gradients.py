@@ -218,7 +218,7 @@ def test_with_a_stale_log_determinant_no_product_between_inversions_is_cubic(
     """Counted in the relative frame; targets drawn from a flow cost an LU a layer."""
     flops = []
     for dim in (256, 512):
-        direction = method(Flow(dim, 2), momentum=0.0, log_det="stale")
+        direction = method(Flow(dim, 2), momentum=0.0, log_det="stale", schedule=Schedule(1, 20))
         batch = torch.randn(16, dim)
         direction(batch)
         with OperationLog() as log:
