@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.records import tables
-from stepscale.models import Batch, Classifier, Flow, LogDet
+from stepscale.models import Batch, Flow, LogDet
 from stepscale.optimizers import KFAC, TNT, MiniBlock, Schedule, Shampoo, TrustRegion, pair
+from stepscale.optimizers.kronecker.mini_block import refuse_large
 from stepscale.optimizers.kronecker.moments import rows_are_cheaper
 from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.tnt import normalised
@@ -332,11 +333,13 @@ def test_of_one_row_met_again_and_again_it_is_a_quotient(name: str) -> None:
 
 
 def test_blocks_that_do_not_fit_are_refused_in_words() -> None:
-    model = Classifier(1024, 1, classes=1024)
-    rows = torch.randn(2, 1024), torch.tensor([0, 1])
     said = r"blocks=rows takes 4\.3 GB .* 1024 rows of 1025, .* limit_gb=4: use blocks=shared"
     with pytest.raises(MemoryError, match=said):
-        MiniBlock(model, blocks="rows", frame="euclidean")(rows)
+        refuse_large(torch.zeros(1).expand(1024, 1025), limit_gb=4)
+    model, batch = network("tanh")
+    with pytest.raises(MemoryError, match=r"a layer of 4 rows of 6, .* limit_gb=1e-06: use"):
+        MiniBlock(model, blocks="rows", frame="euclidean", limit_gb=1e-6)(batch)  # 4 · 6² numbers are 1.152e-6 GB
+    MiniBlock(model, blocks="rows", frame="euclidean", limit_gb=1.2e-6)(batch)
     with pytest.raises(ValueError, match=r"blocks=rows has a matrix for each row.*set form=dense"):
         MiniBlock(model, blocks="rows", form="factored")
 
