@@ -63,12 +63,17 @@ class LowRank:
 
 
 Symmetric = Tensor | LowRank
-"""A symmetric matrix as what it does: multiply, by ``after`` and ``before``."""
+"""A symmetric matrix as what it does: multiply, by ``after`` and ``before``.
+
+Of ``after`` it may be ``[rows, dim, dim]``, one for each row.
+"""
 
 
 def after(X: Tensor, M: Symmetric) -> Tensor:
     """O(rows · d²), of low rank O(rows · d k): X M; zeros stand for the columns of X that are missing."""
     columns = X.shape[1]
+    if isinstance(M, Tensor) and M.ndim == 3:
+        return torch.bmm(X.unsqueeze(1), M).squeeze(1)
     if isinstance(M, Tensor):
         return X @ (M if columns == len(M) else M[:columns])
     found = (X @ M.U[:columns] * -M.s) @ M.U.T

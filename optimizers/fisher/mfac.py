@@ -140,6 +140,7 @@ class InverseFisher:
     """(λ I + GᵀG/m)⁻¹ of m given gradients, not formed: products, and its diagonal; O(m² P) to make, O(m P) memory.
 
     For pruning: removing parameter k at the least cost changes a loss by w_k² / (2 [F⁻¹]_kk) (optimal brain surgeon).
+    It is made for m < P: of more gradients than parameters the diagonal's rounding grows as 1/λ.
 
     Args:
         gradients: G, ``[m, P]``.

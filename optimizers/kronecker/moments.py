@@ -19,7 +19,7 @@ from stepscale.optimizers.core.frames import inputs, log_det_gradient
 class Moments:
     """A layer's running second moments; they are averaged in place."""
 
-    A: Tensor  # of the right side, the inputs', [dim_in (+1)] * 2
+    A: Tensor  # of the right side, the inputs', [dim_in (+1)] * 2; or [dim_out, dim_in (+1), …], for each output apart
     G: Tensor | None = None  # of the left side, the outputs', [dim_out] * 2; None where a method has no such side
 
     @property
@@ -53,28 +53,24 @@ def averaged(moments: Tensor | None, x: Tensor, count: int, keep: float) -> Tens
     return moments.addmm_(x.T, x, beta=keep, alpha=(1 - keep) / count)
 
 
-def of_mean_gradients(
-    there: Moments | None, io: LayerIO, relative: bool, keep: float, weight: float, *, both: bool = True
-) -> Moments:
-    """Take S Sᵀ and SᵀS of the mean gradient S = gᵀx̄/B − [N, 0], times ``weight``, into moments; or SᵀS alone.
-
-    Of n rows fewer than about 0.6 d it is O(n² d + n d²), by Gram matrices of rows; else S is formed, O(d³). The
-    Euclidean frame's N is O(d³) in either case.
-    """
-    A, G = squares(io, relative, both)
+def of_squares(there: Moments | None, found: Moments, keep: float, weight: float) -> Moments:
+    """O(d²): take squares, times ``weight``, into moments that keep that share of what they were; in place."""
     if there is None:
-        return Moments(A.mul_(weight), None if G is None else G.mul_(weight))
-    if G is not None:
-        G = there.both[1].mul_(keep).add_(G, alpha=weight)
-    return Moments(there.A.mul_(keep).add_(A, alpha=weight), G)
+        return Moments(found.A.mul_(weight), None if found.G is None else found.G.mul_(weight))
+    G = None if found.G is None else there.both[1].mul_(keep).add_(found.G, alpha=weight)
+    return Moments(there.A.mul_(keep).add_(found.A, alpha=weight), G)
 
 
-def squares(io: LayerIO, relative: bool, both: bool = True) -> tuple[Tensor, Tensor | None]:
-    """SᵀS, ``[dim_in (+1)] * 2``, and S Sᵀ, ``[dim_out] * 2``; cost as ``of_mean_gradients``."""
+def squares(io: LayerIO, relative: bool, *, both: bool = True, dense: bool = False) -> Moments:
+    """SᵀS and S Sᵀ of the mean gradient S = gᵀx̄/B − [N, 0]; or SᵀS alone.
+
+    Of n rows fewer than about 0.6 d it is O(n² d + n d²), by Gram matrices of rows; else, or where it is to be
+    ``dense``, S is formed, O(d³). The Euclidean frame's N is O(d³) in either case.
+    """
     x, g, B, d = inputs(io, relative), io.delta, io.samples, io.layer.in_features
-    if not rows_are_cheaper(len(x), g.shape[1], x.shape[1]):
+    if dense or not rows_are_cheaper(len(x), g.shape[1], x.shape[1]):
         S = mean_gradient(io, relative)
-        return S.T @ S, S @ S.T if both else None
+        return Moments(S.T @ S, S @ S.T if both else None)
     A = (x.T @ ((g @ g.T) @ x)).div_(B**2)
     G = (g.T @ ((x @ x.T) @ g)).div_(B**2) if both else None
     if io.log_det:
@@ -83,7 +79,13 @@ def squares(io: LayerIO, relative: bool, both: bool = True) -> tuple[Tensor, Ten
         if G is not None:
             a = x[:, :d]
             _take_away(G, g.T @ (a if N is None else a @ N.T) / B, N)
-    return A, G
+    return Moments(A, G)
+
+
+def of_rows(there: Moments | None, S: Tensor, keep: float) -> Moments:
+    """O(d³): take s sᵀ of each row s of S, ``[dim_out, dim_in (+1)]``, into a block of its own."""
+    A = S.new_zeros(*S.shape, S.shape[1]) if there is None else there.A
+    return Moments(A.baddbmm_(S.unsqueeze(2), S.unsqueeze(1), beta=keep, alpha=1 - keep))
 
 
 def _take_away(square: Tensor, cross: Tensor, N: Tensor | None) -> None:

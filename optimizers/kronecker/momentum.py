@@ -7,22 +7,42 @@ The preconditioner P is constant between inversions. So both the gradients' runn
 with S = gᵀx̄/B − [N, 0] the mean gradient, whose first part has at most as high a rank as there are rows, and
 v ← P m anew after an inversion. Momentum behind the preconditioner, as in the update, is something else: a sum of
 directions of which the older were made with older inverses, and fails in the first steps of TNT.
+
+The dense form is what released code computes: squares of S by whole products, and v = P m anew in every step, up to
+8 d³ a layer. It writes the same, and is there to be compared with: for what it costs, and as the other's oracle.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import LayerIO, LogDet
+from stepscale.models import LayerIO, LogDet, one_of
 from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back, write_whole
 from stepscale.optimizers.core.low_rank import after, columns
 from stepscale.optimizers.core.step import StateDict
 from stepscale.optimizers.kronecker.base import Kronecker, Options
+from stepscale.optimizers.kronecker.moments import Moments
 from stepscale.optimizers.kronecker.two_sided import TwoSided, full_is_cheaper
+
+
+class Form(StrEnum):
+    """How what is published is computed: by the gradient's factors of rank B, or by dense products."""
+
+    FACTORED = "factored"
+    DENSE = "dense"
+
+
+class MeanGradientOptions(Options, total=False):
+    """What every method of mean gradients takes, and treats alike; ``TNT`` says what they are."""
+
+    log_det: str
+    form: str
 
 
 @dataclass
@@ -32,8 +52,8 @@ class Velocity:
     m: Tensor  # of gradients
     v: Tensor  # of what is applied to them
 
-    def move(self, io: LayerIO, applied: TwoSided, relative: bool, momentum: float, renewed: bool) -> None:
-        """O(B d²), O(d³) after an inversion: take in a captured layer's gradient, in place.
+    def move(self, io: LayerIO, applied: TwoSided, relative: bool, momentum: float, anew: bool) -> None:
+        """O(B d²), O(d³) to make v ``anew``, as after an inversion: take in a captured layer's gradient, in place.
 
         With a log-determinant the Euclidean frame's N costs O(d³) in every step.
         """
@@ -45,7 +65,7 @@ class Velocity:
             self.m[:, :d].sub_(log_det_gradient(io.layer))
         out, width = io.layer.weight.shape
         dense = full_is_cheaper(len(x), out, width, columns(applied.left), columns(applied.right))
-        if renewed or (dense and not io.log_det):
+        if anew or (dense and not io.log_det):
             self.v.copy_(applied.whole(self.m))
             return
         left = delta if applied.left is None else after(delta, applied.left)
@@ -59,7 +79,8 @@ class WithMomentum(Kronecker[TwoSided]):
 
     Attributes:
         momentum: μ.
-        velocities: of each layer that is trained; none where μ = 0.
+        dense: whether all that is O(B d²) between inversions is computed by whole products instead.
+        velocities: of each layer that is trained; none where μ = 0, but in the dense form.
     """
 
     def __init__(
@@ -70,9 +91,11 @@ class WithMomentum(Kronecker[TwoSided]):
         damping: float,
         statistics: str,
         log_det: str = LogDet.EXACT,
+        form: str = Form.FACTORED,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, damping=damping, statistics=statistics, log_det=log_det, **options)
+        self.dense = one_of("form", Form, form) is Form.DENSE
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
         if momentum and self.stale:
@@ -80,11 +103,24 @@ class WithMomentum(Kronecker[TwoSided]):
                 "momentum is mapped back through the weights in every step, at d³: log_det=stale would save nothing; "
                 "set log_det=exact, or momentum=0 and the update's own"
             )
+        if self.dense and self.stale:
+            raise ValueError(
+                "form=dense multiplies whole gradients in every step, at d³: log_det=stale would save nothing; "
+                "set log_det=exact, or form=factored"
+            )
         self.momentum = momentum
         self.velocities: list[Velocity] = []
 
+    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
+        made = self.matrices(moments)
+        return made if self.dense else made.keeping_log_det(io, self.relative, self.stale)
+
+    @abstractmethod
+    def matrices(self, moments: Moments) -> TwoSided:
+        """O(d³): make of a layer's moments what its gradient is multiplied by from the two sides."""
+
     def write(self, free: list[LayerIO], renewed: bool) -> None:
-        if not self.momentum:
+        if not self.momentum and not self.dense:
             return super().write(free, renewed)
         if not self.velocities:
             shapes = [(io.delta.shape[1], inputs(io, self.relative).shape[1]) for io in free]
@@ -93,7 +129,7 @@ class WithMomentum(Kronecker[TwoSided]):
                 for io, shape in zip(free, shapes, strict=True)
             ]
         for io, applied, velocity in zip(free, self.applied, self.velocities, strict=True):
-            velocity.move(io, applied, self.relative, self.momentum, renewed)
+            velocity.move(io, applied, self.relative, self.momentum, renewed or self.dense)
             mapped = self.relative and io.log_det
             write_whole(io.layer, map_back(velocity.v, io.layer) if mapped else velocity.v)
 

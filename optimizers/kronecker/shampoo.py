@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from stepscale.models import LayerIO, one_of
 from stepscale.optimizers.core.schedule import Schedule
-from stepscale.optimizers.kronecker.base import Options
-from stepscale.optimizers.kronecker.moments import Moments, of_mean_gradients
-from stepscale.optimizers.kronecker.momentum import WithMomentum
+from stepscale.optimizers.kronecker.moments import Moments, of_squares, squares
+from stepscale.optimizers.kronecker.momentum import MeanGradientOptions, WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
 
 SCHEDULE = Schedule(statistics=1, inverse=20, decay=0.9)  # as in TNT's comparison
@@ -42,6 +41,7 @@ class Shampoo(WithMomentum):
         accumulation: ``"average"``, with the schedule's decay, or ``"sum"``, as published.
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         schedule: of squares and roots.
+        log_det, form: as ``TNT``.
         shared, rest: as ``KFAC``.
 
     Raises:
@@ -56,7 +56,7 @@ class Shampoo(WithMomentum):
         damping: float = 1e-2,
         momentum: float = 0.9,
         accumulation: str = "average",
-        **options: Unpack[Options],
+        **options: Unpack[MeanGradientOptions],
     ) -> None:
         options.setdefault("schedule", SCHEDULE)
         super().__init__(model, momentum=momentum, damping=damping, statistics="data", **options)
@@ -66,12 +66,11 @@ class Shampoo(WithMomentum):
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         keep, weight = (1.0, 1.0) if self.sums else (keep, 1 - keep)
-        return of_mean_gradients(there, io, self.relative, keep, weight)
+        return of_squares(there, squares(io, self.relative, dense=self.dense), keep, weight)
 
-    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
+    def matrices(self, moments: Moments) -> TwoSided:
         A, G = moments.both
-        roots = TwoSided(inverse_root(A, self.damping, 4), inverse_root(G, self.damping, 4))
-        return roots.keeping_log_det(io, self.relative, self.stale)
+        return TwoSided(inverse_root(A, self.damping, 4), inverse_root(G, self.damping, 4))
 
 
 def inverse_root(M: Tensor, shift: float, power: int) -> Tensor:

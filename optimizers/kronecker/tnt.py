@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from stepscale.models import LayerIO
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
-from stepscale.optimizers.kronecker.base import Options
-from stepscale.optimizers.kronecker.moments import Moments, of_mean_gradients
-from stepscale.optimizers.kronecker.momentum import WithMomentum
+from stepscale.optimizers.kronecker.moments import Moments, of_squares, squares
+from stepscale.optimizers.kronecker.momentum import MeanGradientOptions, WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
 
 SCHEDULE = Schedule(statistics=1, inverse=20, decay=0.9, eager=20)  # the authors'
@@ -38,6 +37,10 @@ class TNT(WithMomentum):
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         statistics: ``"model"``, or ``"data"``: then without the factor B.
         schedule: of statistics and inverses, and the running averages' decay; the authors' where none is given.
+        log_det: ``"exact"``, or without momentum ``"stale"``, as of ``KFAC``: then no product between inversions is d³,
+            but for the LU a layer of a flow's samples.
+        form: ``"factored"``, or ``"dense"``, which writes the same by whole products, as the authors' code does: 8 d³ a
+            layer and step.
         shared, rest: as ``KFAC``.
 
     Raises:
@@ -51,19 +54,18 @@ class TNT(WithMomentum):
         damping: float = 1.0,
         momentum: float = 0.9,
         statistics: str = "model",
-        **options: Unpack[Options],
+        **options: Unpack[MeanGradientOptions],
     ) -> None:
         options.setdefault("schedule", SCHEDULE)
         super().__init__(model, momentum=momentum, damping=damping, statistics=statistics, **options)
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         scale = 1 if self.sampler is None else io.samples  # data's mean gradient is not zero in expectation
-        return of_mean_gradients(there, io, self.relative, keep, (1 - keep) * scale)
+        return of_squares(there, squares(io, self.relative, dense=self.dense), keep, (1 - keep) * scale)
 
-    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
+    def matrices(self, moments: Moments) -> TwoSided:
         U, V = normalised(*moments.both)
-        inverses = TwoSided(cholesky_inverse(V, self.damping), cholesky_inverse(U, self.damping))
-        return inverses.keeping_log_det(io, self.relative, self.stale)
+        return TwoSided(cholesky_inverse(V, self.damping), cholesky_inverse(U, self.damping))
 
 
 def normalised(A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from stepscale.optimizers.core.step import StateDict
 class TwoSided:
     """D ↦ G⁻¹ D A⁻¹ for one layer."""
 
-    right: Symmetric  # A⁻¹, [dim_in (+1)] * 2
+    right: Symmetric  # A⁻¹, [dim_in (+1)] * 2; where each row of D has its own, [dim_out, …], call ``whole`` alone
     left: Symmetric | None = None  # G⁻¹, [dim_out] * 2; None says G = I
     within: Tensor | None = None  # G⁻¹ [I, 0] A⁻¹, the log-determinant's part within the relative frame, if it is dense
     stale: Tensor | None = None  # the log-determinant's part in the parameters, as it was when this was made

@@ -33,6 +33,9 @@ ORDERS = {
     "tnt_trusted": (2.4, 3.0),
     "shampoo": (2.5, 3.05),  # eigendecompositions
     "mini_block": (2.3, 3.0),
+    "tnt_dense": (2.7, 3.0),
+    "shampoo_dense": (2.6, 3.05),
+    "mini_block_dense": (2.6, 3.0),
     "mfac": (2.7, 3.0),  # of layerwise, whose determinant is cubic
     "relative_mfac": (1.99, 2.05),
     "natural": (1.9, 2.05),

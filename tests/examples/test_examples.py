@@ -22,6 +22,7 @@ SAID = {  # what a script prints; the library's has its own test
     "own_nflows_flow": "",
     "own_optimizer": "after: ",
     "own_zuko_flow": "x limit",
+    "pruning": "without the cheapest, the others moved: ",
     "reading_records": "processes differ most at",
     "updates": "SINGD: ",
 }

@@ -3,20 +3,25 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.counting.operation_counts import OperationLog
-from stepscale.models import Batch, Classifier, Flow
+from stepscale.bench.records import tables
+from stepscale.models import Batch, Flow, LogDet
 from stepscale.optimizers import KFAC, TNT, MiniBlock, Schedule, Shampoo, TrustRegion, pair
+from stepscale.optimizers.kronecker.mini_block import refuse_large
 from stepscale.optimizers.kronecker.moments import rows_are_cheaper
 from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.tnt import normalised
 from tests.conftest import batch_of, generic_flow
-from tests.support.dense import dense_fisher, network
+from tests.support.dense import dense_fisher, homogeneous, network, written
+from tests.support.jobs import job, logged
 
 pytestmark = pytest.mark.numerical
 
@@ -27,8 +32,10 @@ METHODS: dict[str, Callable[..., WithMomentum]] = {
     "shampoo": Shampoo,
     "shampoo sum": partial(Shampoo, accumulation="sum"),
     "mini block": MiniBlock,
+    "mini block rows": partial(MiniBlock, blocks="rows"),
 }
 Side = tuple[Tensor, Tensor]
+Map = Callable[[Tensor], Tensor]
 
 
 def layers_of(model: nn.Module) -> list[nn.Linear]:
@@ -55,6 +62,19 @@ def root(M: Tensor, power: float) -> Tensor:
     return vectors @ torch.diag(values**power) @ vectors.T
 
 
+def squares_of(name: str, S: Tensor) -> Side:
+    """Of both sides; by rows a block for each row, one after the other."""
+    return S @ S.T, torch.stack([torch.outer(row, row) for row in S]) if name == "mini block rows" else S.T @ S
+
+
+def preconditioner(name: str, G: Tensor, A: Tensor) -> Map:
+    """D of m."""
+    if name == "mini block rows":
+        return lambda m: torch.stack([root(M, -1) @ row for M, row in zip(A, m, strict=True)])
+    L, R = sides(name, G, A)
+    return lambda m: L @ m @ R
+
+
 def sides(name: str, G: Tensor, A: Tensor) -> Side:
     """L and R of D = L m R."""
     out, width = len(G), len(A)
@@ -71,32 +91,66 @@ def dense_run(model: Any, batches: list[Batch], name: str, relative: bool) -> No
     layers = layers_of(model)
     squares: list[Side] = []
     moved: list[Tensor] = []
-    applied: list[Side] = []
+    applied: list[Map] = []
     for step, batch in enumerate(batches):
         found = list(dense_gradients(model, batch, relative))
         keep = min(1 - 1 / (step + 1), DECAY)
         old, new = (1.0, 1.0) if name == "shampoo sum" else (keep, 1 - keep)
-        fresh = [(S @ S.T, S.T @ S) for S in found]
+        fresh = [squares_of(name, S) for S in found]
         before = squares or [(0 * G, 0 * A) for G, A in fresh]
         squares = [(old * G + new * H, old * A + new * B) for (G, A), (H, B) in zip(before, fresh, strict=True)]
         moved = [MU * m + S for m, S in zip(moved or [0 * S for S in found], found, strict=True)]
         if step % EVERY == 0:
-            applied = [sides(name, *square) for square in squares]
-        for layer, m, (L, R) in zip(layers, moved, applied, strict=True):
-            descend(layer, L @ m @ R, relative)
+            applied = [preconditioner(name, *square) for square in squares]
+        for layer, m, P in zip(layers, moved, applied, strict=True):
+            descend(layer, P(m), relative)
+
+
+def stale_run(model: Any, batches: list[Batch], name: str, relative: bool) -> None:
+    """The same without momentum, the log-determinant's part in the parameters as it was at the last inversion."""
+    layers = layers_of(model)
+    squares: list[Side] = []
+    applied: list[Map] = []
+    for step, batch in enumerate(batches):
+        found = list(dense_gradients(model, batch, relative))
+        keep = min(1 - 1 / (step + 1), DECAY)
+        old, new = (1.0, 1.0) if name == "shampoo sum" else (keep, 1 - keep)
+        fresh = [squares_of(name, S) for S in found]
+        before = squares or [(0 * G, 0 * A) for G, A in fresh]
+        squares = [(old * G + new * H, old * A + new * B) for (G, A), (H, B) in zip(before, fresh, strict=True)]
+        parts = [log_det_part(layer, S, relative) for layer, S in zip(layers, found, strict=True)]
+        if step % EVERY == 0:
+            applied = [preconditioner(name, *square) for square in squares]
+            kept = [in_parameters(layer, P(N), relative) for layer, P, N in zip(layers, applied, parts, strict=True)]
+        for layer, S, N, P, less in zip(layers, found, parts, applied, kept, strict=True):
+            move(layer, in_parameters(layer, P(S + N), relative) - less)
+
+
+def log_det_part(layer: nn.Linear, S: Tensor, relative: bool) -> Tensor:
+    """[N, 0]."""
+    N = torch.zeros_like(S)
+    N[:, : len(S)] = torch.eye(len(S)) if relative else torch.linalg.inv(layer.weight.detach()).T
+    return N
+
+
+def descend(layer: nn.Linear, D: Tensor, relative: bool) -> None:
+    move(layer, in_parameters(layer, D, relative))
+
+
+def in_parameters(layer: nn.Linear, D: Tensor, relative: bool) -> Tensor:
+    W, b, d = layer.weight.detach(), layer.bias, layer.in_features
+    if not relative:
+        return D
+    if b is None:
+        return D @ W
+    return torch.cat([D[:, :d] @ W, (D[:, :d] @ b.detach() + D[:, d]).unsqueeze(1)], dim=1)
 
 
 @torch.no_grad()
-def descend(layer: nn.Linear, D: Tensor, relative: bool) -> None:
-    W, b, d = layer.weight, layer.bias, layer.in_features
-    if relative:
-        if b is not None:
-            b -= LR * (D[:, :d] @ b + D[:, d])
-        W -= LR * D[:, :d] @ W
-        return
-    W -= LR * D[:, :d]
-    if b is not None:
-        b -= LR * D[:, d]
+def move(layer: nn.Linear, D: Tensor) -> None:
+    layer.weight -= LR * D[:, : layer.in_features]
+    if layer.bias is not None:
+        layer.bias -= LR * D[:, layer.in_features]
 
 
 def assert_alike(model: nn.Module, other: nn.Module) -> None:
@@ -110,8 +164,10 @@ def copied(make: Callable[[], nn.Module]) -> tuple[Any, Any]:
     return one, other
 
 
-def trained(model: nn.Module, batches: list[Batch], direction: Callable[..., WithMomentum], frame: str) -> Any:
-    make = partial(direction, damping=EPS, momentum=MU, frame=frame, schedule=SCHEDULE)
+def trained(
+    model: nn.Module, batches: list[Batch], direction: Callable[..., WithMomentum], frame: str, momentum: float = MU
+) -> Any:
+    make = partial(direction, damping=EPS, momentum=momentum, frame=frame, schedule=SCHEDULE)
     step = pair(model, make, partial(torch.optim.SGD, lr=LR))
     for batch in batches:
         step(batch)
@@ -140,6 +196,43 @@ def test_a_flow_is_trained_as_by_dense_matrices(bias: bool, frame: str, name: st
     dense_run(other, batches, name, relative=frame == "relative")
     assert_alike(model, other)
     assert rows_are_cheaper(rows, 5, 6) is (rows == 2), "both ways are looked at"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "mini block rows"])
+@pytest.mark.parametrize("frame", ["relative", "euclidean"])
+def test_a_stale_log_determinant_is_that_of_the_last_inversion(frame: str, name: str) -> None:
+    batches: list[Batch] = [batch_of(3) / 3 for _ in range(8)]
+    (model, other), (exact, _) = copied(generic_flow), copied(generic_flow)
+    exact.load_state_dict(model.state_dict())
+    step = trained(model, batches, partial(METHODS[name], log_det="stale"), frame, momentum=0.0)
+    stale_run(other, batches, name, relative=frame == "relative")
+    assert_alike(model, other)
+    assert step.facts.log_det is LogDet.STALE
+    trained(exact, batches, METHODS[name], frame, momentum=0.0)
+    assert not torch.allclose(exact.layers[0].weight, model.layers[0].weight, rtol=0, atol=1e-6), "it shows"
+
+
+@pytest.mark.parametrize("method", [partial(TNT, statistics="data"), Shampoo, MiniBlock])
+def test_with_a_stale_log_determinant_no_product_between_inversions_is_cubic(
+    method: Callable[..., WithMomentum],
+) -> None:
+    """Counted in the relative frame; targets drawn from a flow cost an LU a layer."""
+    flops = []
+    for dim in (256, 512):
+        direction = method(Flow(dim, 2), momentum=0.0, log_det="stale", schedule=Schedule(1, 20))
+        batch = torch.randn(16, dim)
+        direction(batch)
+        with OperationLog() as log:
+            direction(batch)
+        flops.append(log.flops)
+    assert math.log2(flops[1] / flops[0]) < 2.05
+
+
+@pytest.mark.parametrize("optimizer", ["tnt", "shampoo", "mini_block"])
+def test_a_record_says_that_the_log_determinant_is_stale(tmp_path: Path, optimizer: str) -> None:
+    words = ["optimizer.direction.log_det=stale", "optimizer.direction.momentum=0"]
+    row = tables.row(measure_cell(logged(job(tmp_path, *words, optimizer=optimizer))))
+    assert row["log_det"] == "stale" and row["cosine"] < 1
 
 
 @pytest.mark.parametrize("frame", ["relative", "euclidean"])
@@ -195,13 +288,80 @@ def test_strong_damping_leaves_the_gradient() -> None:
     model, other = copied(lambda: network("tanh")[0])
     batch = network("tanh")[1]
     strong = 1e8
-    for name, scale in (("tnt", strong**2), ("shampoo", strong**0.5), ("mini block", strong)):
+    scales = {
+        "tnt": strong**2,
+        "shampoo": strong**0.5,
+        "shampoo sum": strong**0.5,
+        "mini block": strong,
+        "mini block rows": strong,
+    }
+    for name, scale in scales.items():
         METHODS[name](model, damping=strong, momentum=0.0, frame="euclidean", schedule=SCHEDULE)(batch)
         other.zero_grad()
         other.loss(batch).backward()
         for one, same in zip(model.parameters(), other.parameters(), strict=True):
             assert one.grad is not None and same.grad is not None
             torch.testing.assert_close(one.grad * scale, same.grad, rtol=1e-6, atol=1e-9)
+
+
+def of_one_row(name: str, g: Tensor, x: Tensor, count: int) -> Tensor:
+    """What a gradient g xᵀ is divided by, whose one singular value is |g| |x|; ``count`` such have been met."""
+    out, width, square = len(g), len(x), (g @ g) * (x @ x)
+    if name == "tnt":
+        c = (square / (out * width)).sqrt()
+        return (square / (c * width) + EPS) * (square / (c * out) + EPS)
+    if name == "mini block":
+        return square / out + EPS
+    if name == "mini block rows":
+        return g.square().unsqueeze(1) * (x @ x) + EPS
+    return (square * (count if name == "shampoo sum" else 1) + EPS).sqrt()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_of_one_row_met_again_and_again_it_is_a_quotient(name: str) -> None:
+    """B = 1 and constant gradients: averages stay, a sum grows, and momentum comes to 1/(1 − μ) of what is applied."""
+    model, batch = network("tanh", rows=1)
+    direction = METHODS[name](model, damping=EPS, momentum=MU, frame="euclidean", schedule=SCHEDULE)
+    for step in range(2 * EVERY + 2):
+        direction(batch)
+        made = step // EVERY * EVERY + 1  # as many had been met when it was inverted
+        whole = (1 - MU ** (step + 1)) / (1 - MU)
+        for io in model.capture(batch):
+            g, x = io.delta[0], homogeneous(io.a)[0]
+            expected = whole * torch.outer(g, x) / of_one_row(name, g, x, made)
+            torch.testing.assert_close(written(io), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_blocks_that_do_not_fit_are_refused_in_words() -> None:
+    said = r"blocks=rows takes 4\.3 GB .* 1024 rows of 1025, .* limit_gb=4: use blocks=shared"
+    with pytest.raises(MemoryError, match=said):
+        refuse_large(torch.zeros(1).expand(1024, 1025), limit_gb=4)
+    model, batch = network("tanh")
+    with pytest.raises(MemoryError, match=r"a layer of 4 rows of 6, .* limit_gb=1e-06: use"):
+        MiniBlock(model, blocks="rows", frame="euclidean", limit_gb=1e-6)(batch)  # 4 · 6² numbers are 1.152e-6 GB
+    MiniBlock(model, blocks="rows", frame="euclidean", limit_gb=1.2e-6)(batch)
+    with pytest.raises(ValueError, match=r"blocks=rows has a matrix for each row.*set form=dense"):
+        MiniBlock(model, blocks="rows", form="factored")
+
+
+def test_the_published_form_is_that_of_pytorch_optimizer() -> None:
+    """Of matrices alone, as that has a root of a bias's own; with sums, no momentum and roots made in every step.
+
+    Its factors begin as ε I, to which squares are added: the same ε here is added before the root.
+    """
+    theirs = pytest.importorskip("pytorch_optimizer", reason="of the extra optimizers")
+    model, other = copied(lambda: network("no bias")[0])
+    published = {"accumulation": "sum", "momentum": 0.0, "schedule": Schedule(statistics=1, inverse=1)}
+    direction = partial(Shampoo, damping=1e-3, frame="euclidean", **published)
+    step = pair(model, direction, partial(torch.optim.SGD, lr=LR))
+    same = theirs.Shampoo(other.parameters(), lr=LR, momentum=0.0, preconditioning_compute_steps=1, matrix_eps=1e-3)
+    for _ in range(20):
+        batch = network("no bias")[1]
+        step(batch)
+        other.zero_grad()
+        other.loss(batch).backward()
+        same.step()
+    assert_alike(model, other)
 
 
 def test_a_layer_without_a_gradient_has_finite_factors() -> None:
@@ -249,20 +409,6 @@ def test_the_trust_region_shortens_step_and_momentum_alike(name: str) -> None:
     assert shortened
 
 
-@pytest.mark.parametrize("method", [TNT, Shampoo, MiniBlock, partial(KFAC, momentum=0.9)])
-def test_between_inversions_no_product_is_cubic(method: Callable[..., WithMomentum]) -> None:
-    """Counted, of 16 rows; the dense form of momentum between two matrices is two products of d³ a layer."""
-    flops = []
-    for dim in (128, 256):
-        direction = method(Classifier(dim, 3, classes=10), frame="euclidean", schedule=Schedule(1, 20))
-        batch = torch.randn(16, dim), torch.randint(0, 10, (16,))
-        direction(batch)
-        with OperationLog() as log:
-            direction(batch)
-        flops.append(log.flops)
-    assert math.log2(flops[1] / flops[0]) < 2.05
-
-
 def test_state_goes_on_where_it_was() -> None:
     batches = [batch_of(3) / 3 for _ in range(10)]
     model, other = copied(generic_flow)
@@ -285,6 +431,10 @@ def test_what_makes_no_sense_is_refused() -> None:
         TNT(model, momentum=1.0)
     with pytest.raises(ValueError, match=r"log_det=stale would save nothing.*momentum=0"):
         KFAC(model, momentum=0.9, log_det="stale")
+    with pytest.raises(ValueError, match=r"form=dense multiplies whole gradients.*form=factored"):
+        TNT(model, form="dense", momentum=0.0, log_det="stale")
+    with pytest.raises(ValueError, match="form must be one of factored, dense, got 'whole'"):
+        Shampoo(model, form="whole")
     with pytest.raises(ValueError, match="damping must be positive"):
         Shampoo(model, damping=0.0)
     with pytest.raises(TypeError, match="KFAC owns no momentum"):

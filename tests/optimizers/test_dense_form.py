@@ -1,0 +1,90 @@
+"""The dense form of TNT, Shampoo and mini-block Fisher, as released code computes it: the same parameters, at d³."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stepscale.bench.counting.operation_counts import OperationLog
+from stepscale.models import MLP, Batch, Classifier, Flow
+from stepscale.optimizers import KFAC, TNT, MiniBlock, Schedule, Shampoo, pair
+from stepscale.optimizers.kronecker.momentum import WithMomentum
+from tests.conftest import batch_of, generic_flow
+from tests.support.dense import network
+
+pytestmark = pytest.mark.numerical
+
+METHODS: dict[str, Callable[..., WithMomentum]] = {
+    "tnt": TNT,
+    "shampoo": Shampoo,
+    "shampoo sum": partial(Shampoo, accumulation="sum"),
+    "mini block": MiniBlock,
+}
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch], str]] = {
+    "classifier": (lambda: network("classifier", 2)[0], lambda: network("classifier", 2)[1], "euclidean"),
+    "flow": (generic_flow, lambda: batch_of(2) / 3, "relative"),
+    "flow, euclidean": (lambda: Flow(5, 2, bias=False).double(), lambda: batch_of(2) / 3, "euclidean"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("which", "momentum"), [*((which, 0.9) for which in MODELS), ("flow", 0.0)])
+def test_both_forms_write_the_same_parameters(which: str, name: str, momentum: float) -> None:
+    """Over 200 steps, of which every seventh makes the inverses anew."""
+    make, batch, frame = MODELS[which]
+    batches = [batch() for _ in range(200)]
+    models = make(), make()
+    models[1].load_state_dict(models[0].state_dict())
+    schedule = Schedule(statistics=1, inverse=7, decay=0.9, eager=5)
+    options: dict[str, Any] = {"damping": 0.3, "momentum": momentum, "frame": frame, "schedule": schedule}
+    for model, form in zip(models, ("factored", "dense"), strict=True):
+        torch.manual_seed(1)  # of the targets that are drawn
+        step = pair(model, partial(METHODS[name], form=form, **options), partial(torch.optim.SGD, lr=1e-3))
+        for one in batches:
+            step(one)
+    for one, same in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10)
+
+
+def flops_between(direction: WithMomentum, batch: Batch) -> float:
+    """Of a step after the one that inverts."""
+    direction(batch)
+    with OperationLog() as log:
+        direction(batch)
+    assert not log.uncounted
+    return log.flops
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("method", [TNT, Shampoo, MiniBlock, KFAC])
+def test_between_inversions_the_dense_form_is_cubic_and_the_other_is_not(
+    method: Callable[..., WithMomentum], momentum: float
+) -> None:
+    """Counted on the classifier, of 16 rows, from d = 256 to 512."""
+    slopes = {}
+    for form in ("factored", "dense"):
+        chosen = {} if method is KFAC else {"form": form}
+        flops = []
+        for dim in (256, 512):
+            model, batch = Classifier(dim, 2, classes=10), (torch.randn(16, dim), torch.randint(0, 10, (16,)))
+            schedule = Schedule(statistics=1, inverse=20)
+            direction = method(model, frame="euclidean", momentum=momentum, schedule=schedule, **chosen)
+            flops.append(flops_between(direction, batch))
+        slopes[form] = math.log2(flops[1] / flops[0])
+    assert slopes["factored"] <= 2.05
+    assert slopes["dense"] >= 2.8 or method is KFAC
+
+
+@pytest.mark.parametrize(("method", "products"), [(Shampoo, 4), (MiniBlock, 2)])
+def test_a_dense_step_s_products(method: Callable[..., WithMomentum], products: int) -> None:
+    """Of layers d × d without a bias: products of d³; S, once squared and once in m; and the captured batch's own."""
+    d, B, L = 32, 5, 3
+    model = MLP([d] * (L + 1), activation="tanh", output="gaussian", bias=False)
+    batch = torch.randn(B, d), torch.randn(B, d)
+    direction = method(model, frame="euclidean", form="dense")
+    capture = 2 * (2 * L - 1) * B * d**2
+    assert flops_between(direction, batch) == capture + L * (products * 2 * d**3 + 2 * 2 * B * d**2)
