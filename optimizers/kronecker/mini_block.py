@@ -34,7 +34,7 @@ class MiniBlock(WithMomentum):
         momentum: μ, of gradients.
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         schedule: of statistics and inverses, and the running average's decay.
-        shared, rest: as ``KFAC``.
+        shared, rest, statistics_share: as ``KFAC``.
 
     Raises:
         ValueError, TypeError, FloatingPointError, torch.linalg.LinAlgError: as ``KFAC``.

@@ -42,7 +42,7 @@ class Shampoo(WithMomentum):
         accumulation: ``"average"``, with the schedule's decay, or ``"sum"``, as published.
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         schedule: of squares and roots.
-        shared, rest: as ``KFAC``.
+        shared, rest, statistics_share: as ``KFAC``.
 
     Raises:
         ValueError, TypeError: as ``KFAC``.

@@ -38,7 +38,7 @@ class TNT(WithMomentum):
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         statistics: ``"model"``, or ``"data"``: then without the factor B.
         schedule: of statistics and inverses, and the running averages' decay; the authors' where none is given.
-        shared, rest: as ``KFAC``.
+        shared, rest, statistics_share: as ``KFAC``.
 
     Raises:
         ValueError, TypeError, FloatingPointError, torch.linalg.LinAlgError: as ``KFAC``.

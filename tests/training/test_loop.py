@@ -74,6 +74,17 @@ def test_batches_are_the_same_for_all_and_shuffled_each_epoch() -> None:
         Stream(rows, 11, seed=0)
 
 
+def test_batches_grow_by_one_factor_a_step_until_they_have_all_rows() -> None:
+    """m_k = m_1 exp((k − 1) / b), b such that the fifth has all 640 rows: each twice the last."""
+    rows = torch.arange(640.0).unsqueeze(1)
+    one, other = (Stream(rows, 40, seed=0, full_at=5) for _ in range(2))
+    found = [one.at(k) for k in range(7)]
+    assert [len(batch) for batch in found] == [40, 80, 160, 320, 640, 640, 640]
+    assert all(len(batch.unique()) == len(batch) for batch in found)
+    assert torch.equal(other.at(3), found[3]), "by its place alone"
+    assert not torch.equal(found[1][:40], found[0]) and not torch.equal(found[5], found[4])
+
+
 def test_patience_ends_a_run_and_keeps_the_best() -> None:
     run = training_of(partial(pair, direction=Layerwise, update=partial(torch.optim.SGD, lr=0.0)), patience=3)
     assert run.run(WallClock(), lambda: None) == "patience"
