@@ -114,9 +114,7 @@ class Kronecker(ABC, Generic[Kind]):
         mark("gradient")
         source: list[LayerIO] | None = None
         if self.steps % self.schedule.statistics == 0:
-            sampler = self.sampler
-            source = self._few(free) if sampler is None else trained(sampler.capture_samples(self._few(ios)), shared=True)
-            source = [reduced(io) for io in source] if self.reduce else source
+            source = self._source(ios, free)
             self.observe(source)
             mark("statistics")
         renewed = self.steps % self.schedule.inverse == 0 or (self.steps < self.schedule.eager and source is not None)
@@ -175,8 +173,12 @@ class Kronecker(ABC, Generic[Kind]):
     def restored(self, saved: StateDict) -> Kind:
         """Make what is applied of its ``state_dict``."""
 
-    def _few(self, ios: list[LayerIO]) -> list[LayerIO]:
-        return ios if self.share == 1 else [first(io, self.share) for io in ios]
+    def _source(self, ios: list[LayerIO], free: list[LayerIO]) -> list[LayerIO]:
+        """What this step's statistics are of: of the captured layers, and of those that are trained."""
+        seen = free if self.sampler is None else ios
+        few = seen if self.share == 1 else [first(io, self.share) for io in seen]
+        source = few if self.sampler is None else trained(self.sampler.capture_samples(few), shared=True)
+        return [reduced(io) for io in source] if self.reduce else source
 
     def _invert(self, free: list[LayerIO], source: list[LayerIO] | None) -> None:
         fresh: list[LayerIO | None] = [None] * len(free) if source is None else [*source]

@@ -51,7 +51,7 @@ class QuadraticStep:
             that with the lowest M, each at the cost of an inversion. None keeps γ² = λ + η.
         l2: η of η/2 ‖θ‖² in the loss: it is in the gradient, at two dense products a layer and step, in M and in γ₀.
         fisher_share: τ₂, of a batch's samples, the first, by which F is applied in M.
-        averaging: ξ of the running average of iterates that a training is judged at (``IterateAverage``); None for none.
+        averaging: ξ of the average of iterates that a training is judged at (``IterateAverage``); None for none.
 
     Attributes:
         damping: λ now; γ² is the direction's.

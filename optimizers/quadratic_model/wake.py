@@ -9,8 +9,8 @@ each divergence to second order, ½ (θ_k + s − θ_i)ᵀ F_i (θ_k + s − θ_
 average F̄ of Fisher matrices, and what the earlier divergences add to the gradient is known from the last step, which
 was at their minimum:
 
-    SO, M = gᵀs:                   s_k = −η_k F̄_k⁻¹ ĝ_k,                ĝ_k = g_k − ρ (η_{k−1} / η_k) g_{k−1};
-    Q,  M = gᵀs + ½ sᵀ F_k s:      s_k = −η_k (F̄_k + η_k F_k)⁻¹ ĝ_k,    ĝ_k = g_k − ρ (η_{k−1} / η_k) (g_{k−1} + F_{k−1} s_{k−1}).
+    SO, M = gᵀs:              s_k = −η_k F̄_k⁻¹ ĝ_k,                ĝ_k = g_k − ρ (η_{k−1} / η_k) g_{k−1};
+    Q,  M = gᵀs + ½ sᵀF_k s:  s_k = −η_k (F̄_k + η_k F_k)⁻¹ ĝ_k,    ĝ_k = g_k − ρ (η_{k−1} / η_k) (g + F s)_{k−1}.
 
 The last gradient is kept as factors of rank B, and so is F s, so that between inversions no product is cubic.
 """

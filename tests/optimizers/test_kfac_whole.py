@@ -1,4 +1,4 @@
-"""What K-FAC's paper has beside its direction: γ, a penalty, shares of the rows, averaged iterates; by dense matrices."""
+"""What K-FAC's paper has beside its direction, by dense matrices: γ, a penalty, shares of rows, averaged iterates."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from stepscale.bench.training.evaluation import judged
 from stepscale.models import MLP, Batch, LayerIO, Transformer, first
 from stepscale.optimizers import EKFAC, KFAC, TNT, Kronecker, QuadraticStep, Schedule
 from tests.conftest import batch_of, generic_flow, gradients
-from tests.support.dense import dense_fisher, homogeneous, network
+from tests.support.dense import dense_fisher, network
 
 pytestmark = pytest.mark.numerical
 
@@ -34,9 +34,7 @@ def gradient(model: Any, batch: Batch, l2: float = 0.0) -> Tensor:
 def of_layers(model: Any, flat: Tensor) -> list[Tensor]:
     """A vector of all parameters as a matrix ``[out, in + 1]`` for each layer."""
     parts = iter(flat.split([p.numel() for p in model.parameters()]))
-    return [
-        torch.cat([next(parts).view_as(layer.weight), next(parts).unsqueeze(1)], dim=1) for layer in model.layers
-    ]
+    return [torch.cat([next(parts).view_as(layer.weight), next(parts).unsqueeze(1)], dim=1) for layer in model.layers]
 
 
 def flat(matrices: list[Tensor]) -> Tensor:

@@ -53,13 +53,27 @@ def newton(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     return start - torch.linalg.solve(curvature, slope).view_as(start)
 
 
-def log_likelihood(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return -0.5 * (y - homogeneous(x) @ t.T).square().sum(1)
-
-
 def divergence(i: Tensor, t: Tensor, x: Tensor) -> Tensor:
     """KL(p(θ_i) ‖ p(θ)) of two Gaussians of variance 1, mean over the inputs of step i."""
     return 0.5 * (homogeneous(x) @ (i - t).T).square().sum(1).mean()
+
+
+def wake(
+    quadratic: bool,
+    here: Tensor,
+    x: Tensor,
+    y: Tensor,
+    passed: list[tuple[float, Tensor, Tensor]],
+    rate: float,
+    t: Tensor,
+) -> Tensor:
+    """The defining sum: the loss, which is a quadratic function, or its slope, and divergences from what has passed."""
+
+    def loss(t: Tensor) -> Tensor:
+        return 0.5 * (y - homogeneous(x) @ t.T).square().sum(1).mean()
+
+    slope = torch.autograd.functional.jacobian(loss, here)
+    return (loss(t) if quadratic else (slope * t).sum()) + sum(w * divergence(i, t, u) for w, i, u in passed) / rate
 
 
 @pytest.mark.parametrize("rho", [0.4, 0.8])  # of the second the first weights are those of a plain mean
@@ -73,19 +87,9 @@ def test_every_step_is_at_the_minimum_of_its_wake(order: str, rho: float) -> Non
         here, keep = theta(model), min(1 - 1 / (k + 1), rho)
         passed = [(keep * w, t, rows) for w, t, rows in passed] + [(1 - keep, here, x)]
 
-        def likelihood(t: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
-            return -log_likelihood(t, x, y).mean()
-
-        slope = torch.autograd.functional.jacobian(likelihood, here)
-
-        def objective(
-            t: Tensor, here: Tensor = here, slope: Tensor = slope, rate: float = rate, data: Any = likelihood
-        ) -> Tensor:
-            fitted = data(t) if order == "q" else (slope * (t - here)).sum()
-            return fitted + sum(w * divergence(i, t, rows) for w, i, rows in passed) / rate
-
+        least = newton(partial(wake, order == "q", here, x, y, passed, rate), here.clone())
         step((x, y))
-        torch.testing.assert_close(theta(model), newton(objective, here.clone()), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(theta(model), least, rtol=1e-10, atol=1e-10)
 
 
 def test_with_one_fisher_matrix_it_is_k_fac_at_a_share_of_the_rate_that_looks_ahead() -> None:
@@ -201,6 +205,46 @@ def test_it_trains_as_by_dense_matrices(which: str, order: str, drawn_from: str,
         torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10, msg=lambda said, name=name: f"{name}: {said}")
 
 
+class Tokens(nn.Module):
+    """Two linear layers over the tokens of a sample; the loss is a mean over samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 3), nn.Linear(3, 2)])
+        self.double()
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return 0.5 * (self.layers[1](torch.tanh(self.layers[0](batch))) - 1).square().sum((1, 2)).mean()
+
+
+@pytest.mark.parametrize("shared", ["expand", "reduce"])
+@pytest.mark.parametrize("order", ["so", "q"])
+def test_tokens_and_batches_of_other_sizes_count_as_their_gradients_do(order: str, shared: str) -> None:
+    """Autograd's gradients between the inverses that the direction has, of layers that see several rows a sample."""
+    model, rho = Tokens(), 0.4
+    options = {"frame": "euclidean", "statistics": "data", "shared": shared, "schedule": Schedule(1, 1, rho)}
+    direction, alone = KLDWRM(model, order=order, damping=0.3, **options), KFAC(model, **options)
+    last: list[Tensor] = []
+    for rate, before, batch in ((0.5, 1.0, torch.randn(3, 4, 4)), (0.2, 0.5, torch.randn(5, 4, 4))):
+        batch, direction.rate = batch.double(), rate
+        found = list(dense_gradients(model, batch))
+        alone.moments = []
+        alone(batch)
+        gradients(model)
+        direction(batch)
+        hats = [S - rho * before / rate * L for S, L in zip(found, last, strict=True)] if last else found
+        last = []
+        for layer, S, hat, applied, moments in zip(
+            model.layers, found, hats, direction.applied, alone.moments, strict=True
+        ):
+            D = applied.left @ hat @ applied.right  # type: ignore[operator]
+            torch.testing.assert_close(layer.weight.grad, D[:, :-1], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(layer.bias.grad, D[:, -1], rtol=1e-10, atol=1e-12)
+            A, G = moments.both
+            last.append(S - rate * G @ D @ A if order == "q" else S)
+        gradients(model)
+
+
 @pytest.mark.parametrize("order", ["so", "q"])
 def test_without_memory_it_is_k_fac_of_each_batch(order: str) -> None:
     """Of Q at η / (1 + η)."""
@@ -244,7 +288,9 @@ def test_a_kl_clip_tells_the_rate_as_well() -> None:
 def test_between_inversions_no_product_is_cubic(order: str) -> None:
     flops = []
     for dim in (128, 256):
-        direction = KLDWRM(Classifier(dim, 3, classes=10), order=order, frame="euclidean", schedule=Schedule(1, 20, 0.3))
+        direction = KLDWRM(
+            Classifier(dim, 3, classes=10), order=order, frame="euclidean", schedule=Schedule(1, 20, 0.3)
+        )
         batch = torch.randn(16, dim), torch.randint(0, 10, (16,))
         direction(batch)
         with OperationLog() as log:
