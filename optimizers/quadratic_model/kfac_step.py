@@ -166,7 +166,8 @@ class QuadraticStep:
 
     def _trials(self, ios: list[LayerIO], layers: list[nn.Linear]) -> list[Trial]:
         """O(L d³): the direction of today's γ, of ω₂ γ and of γ / ω₂."""
-        split, factor, found = self.direction.damping, SHRINK ** (self.gamma_interval or 1), []
+        split, factor = self.direction.damping, SHRINK ** (self.gamma_interval or 1)
+        found: list[Trial] = []
         for damping in (split, split * factor, split / factor):
             if found:
                 self.direction.again(ios, max(LEAST, damping))

@@ -235,7 +235,7 @@ WITH_MOMENTUM: dict[str, Callable[..., WithMomentum]] = {
 @pytest.mark.parametrize("name", ["tanh", "classifier"])
 def test_the_trust_region_shortens_step_and_momentum_alike(name: str, method: str) -> None:
     """η² vᵀF v ≤ κ with F formed by autograd; the momentum goes on from the shortened one."""
-    kappa = 1e-6 if method.startswith("shampoo") else 1e-4
+    kappa = 1e-6
     (model, batch), (other, _) = network(name), network(name)
     other.load_state_dict(model.state_dict())
     make = partial(WITH_MOMENTUM[method], damping=EPS, momentum=MU, frame="euclidean", schedule=SCHEDULE)
