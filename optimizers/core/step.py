@@ -51,9 +51,11 @@ class Direction(Protocol):
 
 @runtime_checkable
 class Paced(Protocol):
-    """A direction that depends on the learning rate, which it is told before each step."""
+    """A direction that depends on the update's learning rates."""
 
-    rate: float
+    def set_learning_rate(self, rate: float) -> None:
+        """Take note of the learning rate of the next step."""
+        ...
 
 
 class Step(Protocol):
@@ -161,7 +163,7 @@ class Paired:
     def tell_rate(self) -> None:
         """Tell the direction the learning rate of this step, where it asks for it."""
         if self.paced is not None:
-            self.paced.rate = self.update.param_groups[0]["lr"]
+            self.paced.set_learning_rate(self.update.param_groups[0]["lr"])
 
     def move(self, batch: Batch, mark: Mark) -> None:
         """Have the update step; each evaluation that it asks for meanwhile costs what it costs."""

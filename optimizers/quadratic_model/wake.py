@@ -121,6 +121,9 @@ class KLDWRM(KFAC):
         self.last: list[Factors] = []  # g_{k−1}, and with it F_{k−1} s_{k−1}, of each layer that is trained
         self.source: Sequence[LayerIO] = ()  # what this step's statistics are of
 
+    def set_learning_rate(self, rate: float) -> None:
+        self.rate = rate
+
     def observe(self, source: list[LayerIO]) -> None:
         super().observe(source)
         self.source = source

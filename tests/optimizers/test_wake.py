@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.models import MLP, Batch, Classifier, Flow, LayerIO
-from stepscale.optimizers import KFAC, KLDWRM, KLClipped, Paired, Schedule, TrustRegion, pair
+from stepscale.optimizers import KFAC, KLDWRM, KLClipped, Paired, Schedule, SelfNormalizing, TrustRegion, pair
 from tests.conftest import batch_of, generic_flow, gradients
 from tests.support.dense import homogeneous, network
 
@@ -284,6 +284,12 @@ def test_a_kl_clip_tells_the_rate_as_well() -> None:
     step = KLClipped(model, make, partial(torch.optim.SGD, lr=0.125), kappa=1e6)
     step(batch)
     assert step.natural.rate == 0.125 and step.natural.last_rate == 0.125  # type: ignore[attr-defined]
+
+
+def test_another_direction_s_rate_is_its_own() -> None:
+    step = pair(generic_flow(), partial(SelfNormalizing, rate=0.5), SGD)
+    step(batch_of())
+    assert step.direction.rate == 0.5  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("order", ["so", "q"])
