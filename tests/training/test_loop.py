@@ -82,6 +82,7 @@ def test_batches_grow_by_one_factor_a_step_until_they_have_all_rows() -> None:
     assert [len(batch) for batch in found] == [40, 80, 160, 320, 640, 640, 640]
     assert all(len(batch.unique()) == len(batch) for batch in found)
     assert torch.equal(other.at(3), found[3]), "by its place alone"
+    assert len(Stream(rows, 40, seed=0, full_at=1).at(0)) == 640
     assert not torch.equal(found[1][:40], found[0]) and not torch.equal(found[5], found[4])
 
 
