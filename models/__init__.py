@@ -1,7 +1,7 @@
 """What is trained: one file a model family."""
 
 from stepscale.models.batch import Batch, each, rows_of, tokens_of_row
-from stepscale.models.captured_layer import LayerIO, Part, Tangents, joined, reduced, slopes
+from stepscale.models.captured_layer import LayerIO, Part, Tangents, first, joined, reduced, slopes
 from stepscale.models.choices import one_of
 from stepscale.models.contract import (
     Captures,
@@ -64,6 +64,7 @@ __all__ = [
     "TracksLogProb",
     "Transformer",
     "each",
+    "first",
     "inverse_transpose",
     "joined",
     "lacking",

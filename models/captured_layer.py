@@ -6,6 +6,7 @@ sample by sample, and ``copies`` says how many they are. A convolution is the af
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -82,6 +83,12 @@ def reduced(io: LayerIO) -> LayerIO:
         return io
     a, u, y, delta = (part.reshape(io.samples, io.copies, -1) for part in io[1:5])
     return io._replace(a=a.mean(1), u=u.mean(1), y=y.mean(1), delta=delta.sum(1), copies=1)
+
+
+def first(io: LayerIO, share: float) -> LayerIO:
+    """O(1): what a layer saw of the first samples, that share of them, rounded up."""
+    rows = math.ceil(share * io.samples) * io.copies
+    return io._replace(a=io.a[:rows], u=io.u[:rows], y=io.y[:rows], delta=io.delta[:rows])
 
 
 def slopes(ios: list[LayerIO], tangents: Tangents) -> Tensor:

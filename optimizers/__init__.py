@@ -5,6 +5,7 @@ from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.step import (
     Direction,
     Mark,
+    Paced,
     Paired,
     Stateless,
     Step,
@@ -30,6 +31,7 @@ from stepscale.optimizers.kronecker.tnt import TNT
 from stepscale.optimizers.quadratic_model.kfac_step import QuadraticStep
 from stepscale.optimizers.quadratic_model.kl_clipped import KLClipped
 from stepscale.optimizers.quadratic_model.trust_region import TrustRegion
+from stepscale.optimizers.quadratic_model.wake import KLDWRM
 from stepscale.optimizers.relative.fused import RelativeSGD
 from stepscale.optimizers.relative.relative import Relative
 
@@ -37,6 +39,7 @@ __all__ = [
     "EKFAC",
     "FOOF",
     "KFAC",
+    "KLDWRM",
     "MFAC",
     "TNT",
     "Averaged",
@@ -52,6 +55,7 @@ __all__ = [
     "Mark",
     "MiniBlock",
     "NaturalGradient",
+    "Paced",
     "Paired",
     "QuadraticStep",
     "Relative",

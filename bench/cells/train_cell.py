@@ -45,7 +45,7 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     rows = data.train
     train, validation, held_out = (moved(split, device, dtype) for split in data.splits)
     data = data._replace(train=train, validation=validation, held_out=held_out)
-    stream = Stream(data.train, rows_of_batch(data.train, job.cell.batch), job.cell.seed)
+    stream = Stream(data.train, rows_of_batch(data.train, job.cell.batch), job.cell.seed, settings.full_batch_at)
     _warm_up(job, stream, device, dtype)
     run = Training(*build(job, device, dtype), data, stream, settings)
     record.data = _facts(data, run.model)

@@ -36,12 +36,14 @@ class Settings:
     checkpoint_s: float
     pictures: int  # samples and filters kept, where rows are images
     trial: bool  # of tuning: held-out rows are not looked at
+    full_batch_at: int | None = None  # the step from which on a batch has all train rows; None for a constant batch
 
     def __post_init__(self) -> None:
         if self.max_steps is self.time_limit_s is self.patience is None:
             raise ValueError("training.max_steps, time_limit_s and patience are all null: training would never end")
         limits = {"max_steps": self.max_steps, "time_limit_s": self.time_limit_s, "rows": self.rows}
         limits |= {"evaluation_rows": self.evaluation_rows, "patience": self.patience}
+        limits |= {"full_batch_at": self.full_batch_at}
         for name, value in (limits | {"checkpoint_s": self.checkpoint_s}).items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
                 raise ValueError(f"training.{name} must be a positive number, got {value!r}")
@@ -135,7 +137,8 @@ class Training:
     def _advance(self, stop: int, clock: Clock) -> None:
         """Run some steps; their batches are gathered before the clock starts."""
         mean_s = self.seconds / self.position if self.position else CHUNK_S
-        count = min(stop - self.position, max(1, min(CHUNK, int(CHUNK_S / mean_s))))
+        most = CHUNK * self.stream.batch // self.stream.size(self.position + 1)  # of batches that grow: as many rows
+        count = min(stop - self.position, max(1, min(most, int(CHUNK_S / mean_s))))
         batches, step = [self.stream.at(self.position + k) for k in range(count)], self.step
         clock.synchronize()
         began = clock.stamp()

@@ -48,6 +48,15 @@ def map_back(D: Tensor, layer: nn.Linear) -> Tensor:
     return torch.cat([D_E @ W, torch.addmv(D_e, D_E, b).unsqueeze(1)], dim=1)
 
 
+def into_frame(C: Tensor, layer: nn.Linear) -> Tensor:
+    """O(rows · d²): a gradient ``[C_W, C_b]`` in the parameters, in the relative frame: [C_W Wᵀ + C_b bᵀ, C_b]."""
+    W, b = layer.weight, layer.bias
+    if b is None:
+        return C @ W.T
+    C_W, C_b = C[:, :-1], C[:, -1:]
+    return torch.cat([torch.addmm(C_b * b, C_W, W.T), C_b], dim=1)
+
+
 def write(layer: nn.Linear, left: Tensor, right: Tensor, less: Tensor | None) -> None:
     """O(B d²): leftᵀ right − less into ``.grad``; ``[batch, dim_out]``, ``[batch, dim_in (+1)]``, and their product's.
 
@@ -69,3 +78,16 @@ def write_whole(layer: nn.Linear, D: Tensor) -> None:
     gradient_of(layer.weight).copy_(D[:, :width])
     if layer.bias is not None:
         gradient_of(layer.bias).copy_(D[:, width])
+
+
+def add_whole(layer: nn.Linear, D: Tensor, times: float) -> None:
+    """O(d²): add a direction ``[dim_out, dim_in (+1)]`` to ``.grad``."""
+    width = layer.in_features
+    gradient_of(layer.weight).add_(D[:, :width], alpha=times)
+    if layer.bias is not None:
+        gradient_of(layer.bias).add_(D[:, width], alpha=times)
+
+
+def whole(W: Tensor, b: Tensor | None) -> Tensor:
+    """O(d²): a layer's parameters, or what belongs to them, as one matrix ``[dim_out, dim_in (+1)]``."""
+    return W if b is None else torch.cat([W, b.unsqueeze(1)], dim=1)

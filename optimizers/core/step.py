@@ -49,6 +49,15 @@ class Direction(Protocol):
     def load_state_dict(self, state: StateDict) -> None: ...
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """A direction that depends on the update's learning rates."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Take note of the learning rate of the next step."""
+        ...
+
+
 class Step(Protocol):
     """One optimisation step; what a file in ``conf/optimizer/`` builds from a model."""
 
@@ -114,6 +123,7 @@ class Paired:
         if period is not None and (not isinstance(period, int) or period < 1):
             raise ValueError(f"optimizer.period must be null or a whole number of at least 1, got {period!r}")
         self.direction, self.update, self.loss, facts = direction, update, loss, facts_of(direction)
+        self.paced = direction if isinstance(direction, Paced) else None
         self.closure = one_of("closure", Closure, closure) if closure else _closure_of(update)
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         steady = is_steady(update) and self.closure is None
@@ -145,9 +155,15 @@ class Paired:
         if not self.facts.writes_in_place:
             for parameter in self.parameters:  # zero_grad(set_to_none=True) without its 20 µs of bookkeeping
                 parameter.grad = None
+        self.tell_rate()
         loss = self.direction(batch, mark)
         self.check_once()
         return loss
+
+    def tell_rate(self) -> None:
+        """Tell the direction the learning rate of this step, where it asks for it."""
+        if self.paced is not None:
+            self.paced.set_learning_rate(self.update.param_groups[0]["lr"])
 
     def move(self, batch: Batch, mark: Mark) -> None:
         """Have the update step; each evaluation that it asks for meanwhile costs what it costs."""

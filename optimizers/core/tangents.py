@@ -13,6 +13,11 @@ def gradients(layers: list[nn.Linear]) -> Tangents:
     return [(layer.weight.grad, None if layer.bias is None else layer.bias.grad) for layer in layers]
 
 
+def copied(v: Tangents) -> Tangents:
+    """O(P): the same direction in memory of its own."""
+    return [(None if dW is None else dW.clone(), None if db is None else db.clone()) for dW, db in v]
+
+
 def inner(u: Tangents, v: Tangents) -> Tensor:
     """O(P): the inner product of two directions in the space of the parameters, float64."""
     pairs = [pair for one, other in zip(u, v, strict=True) for pair in zip(one, other, strict=True)]

@@ -25,6 +25,7 @@ from stepscale.models import (
     LayerIO,
     LogDet,
     Rest,
+    first,
     offers,
     one_of,
     reduced,
@@ -59,6 +60,7 @@ class Options(TypedDict, total=False):
     schedule: Schedule
     shared: str
     rest: str
+    statistics_share: float
 
 
 class Kronecker(ABC, Generic[Kind]):
@@ -80,11 +82,15 @@ class Kronecker(ABC, Generic[Kind]):
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
         shared: str = Sharing.EXPAND,
         rest: str = Rest.REFUSE,
+        statistics_share: float = 1.0,
     ) -> None:
         name = type(self).__name__
         self.model = capturing(model, name, one_of("rest", Rest, rest))
         sampled = one_of("statistics", Statistics, statistics) is Statistics.MODEL
         self.sampler = sampling(model, self.model, name) if sampled else None
+        self.share = share_of("statistics_share", statistics_share)
+        if self.share < 1 and sampled and isinstance(self.model, Hooked):
+            raise ValueError("hooks draw targets for a whole batch: set statistics_share=1, or statistics=data")
         self.reduce = one_of("shared", Sharing, shared) is Sharing.REDUCE
         self.relative = one_of("frame", Frame, frame) is Frame.RELATIVE
         kept = one_of("log_det", (LogDet.EXACT, LogDet.STALE), log_det)
@@ -108,8 +114,7 @@ class Kronecker(ABC, Generic[Kind]):
         mark("gradient")
         source: list[LayerIO] | None = None
         if self.steps % self.schedule.statistics == 0:
-            source = free if self.sampler is None else trained(self.sampler.capture_samples(ios), shared=True)
-            source = [reduced(io) for io in source] if self.reduce else source
+            source = self._source(ios, free)
             self.observe(source)
             mark("statistics")
         renewed = self.steps % self.schedule.inverse == 0 or (self.steps < self.schedule.eager and source is not None)
@@ -119,6 +124,14 @@ class Kronecker(ABC, Generic[Kind]):
         self.write(free, renewed)
         mark("precondition")
         self.steps += 1
+
+    @torch.no_grad()
+    def again(self, ios: list[LayerIO], damping: float) -> None:
+        """O(L d³) beside a write: the direction of the batch as it would be under another damping."""
+        free = trained(ios, shared=True)
+        self.damping = damping
+        self._invert(free, None)
+        self.write(free, True)
 
     def state_dict(self) -> StateDict:
         return {
@@ -160,9 +173,27 @@ class Kronecker(ABC, Generic[Kind]):
     def restored(self, saved: StateDict) -> Kind:
         """Make what is applied of its ``state_dict``."""
 
+    def _source(self, ios: list[LayerIO], free: list[LayerIO]) -> list[LayerIO]:
+        """What this step's statistics are of: of the captured layers, and of those that are trained."""
+        seen = free if self.sampler is None else ios
+        few = seen if self.share == 1 else [first(io, self.share) for io in seen]
+        source = few if self.sampler is None else trained(self.sampler.capture_samples(few), shared=True)
+        return [reduced(io) for io in source] if self.reduce else source
+
     def _invert(self, free: list[LayerIO], source: list[LayerIO] | None) -> None:
         fresh: list[LayerIO | None] = [None] * len(free) if source is None else [*source]
         self.applied = [self.applied_to(*layer) for layer in zip(free, self.moments, fresh, strict=True)]
+
+
+def share_of(option: str, value: float) -> float:
+    """Return a share of a batch's samples.
+
+    Raises:
+        ValueError: it is none; ``option`` is what the message calls it.
+    """
+    if not 0 < value <= 1:
+        raise ValueError(f"{option} must lie in (0, 1], got {value}")
+    return value
 
 
 def capturing(model: nn.Module, direction: str, rest: Rest) -> Captures:

@@ -75,7 +75,7 @@ class EKFAC(Kronecker[Rotated]):
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         statistics: ``"model"``, the true Fisher, or ``"data"``, the empirical.
         schedule: of statistics and eigendecompositions, and the running averages' decay.
-        shared, rest: as ``KFAC``.
+        shared, rest, statistics_share: as ``KFAC``.
 
     Raises:
         ValueError, TypeError: as ``KFAC``.

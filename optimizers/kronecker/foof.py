@@ -33,7 +33,7 @@ class FOOF(WithMomentum):
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         log_det: ``"exact"``, one d³ product a layer and step, or ``"stale"``, as of the last inversion.
         schedule: of statistics and inverses, and the running average's decay.
-        shared, rest, momentum: as ``KFAC``.
+        shared, rest, statistics_share, momentum: as ``KFAC``.
 
     Raises:
         ValueError, TypeError, FloatingPointError, torch.linalg.LinAlgError: as ``KFAC``.

@@ -47,6 +47,7 @@ class KFAC(WithMomentum):
         shared: of rows that have one weight, as tokens: ``"expand"``, each by itself, or ``"reduce"``, the mean of the
             inputs and the sum of the gradients (``Sharing``).
         rest: of parameters that hooks have no rule for: ``"refuse"``, or ``"gradient"``, theirs as it is.
+        statistics_share: of a batch's samples, the first, by which the factors are updated (τ₁ in section 8).
         momentum: μ of gradients, before the inverses (``momentum.py``); 0 leaves momentum to the update.
 
     Raises:

@@ -47,7 +47,7 @@ class MiniBlock(WithMomentum):
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         schedule: of statistics and inverses, and the running average's decay.
         log_det, form: as ``TNT``.
-        shared, rest: as ``KFAC``.
+        shared, rest, statistics_share: as ``KFAC``.
 
     Raises:
         ValueError, TypeError, FloatingPointError, torch.linalg.LinAlgError: as ``KFAC``.

@@ -42,7 +42,7 @@ class Shampoo(WithMomentum):
         frame: ``"relative"``, for invertible layers, or ``"euclidean"``.
         schedule: of squares and roots.
         log_det, form: as ``TNT``.
-        shared, rest: as ``KFAC``.
+        shared, rest, statistics_share: as ``KFAC``.
 
     Raises:
         ValueError, TypeError: as ``KFAC``.

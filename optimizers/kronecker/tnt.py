@@ -41,7 +41,7 @@ class TNT(WithMomentum):
             but for the LU a layer of a flow's samples.
         form: ``"factored"``, or ``"dense"``, which writes the same by whole products, as the authors' code does: 8 d³ a
             layer and step.
-        shared, rest: as ``KFAC``.
+        shared, rest, statistics_share: as ``KFAC``.
 
     Raises:
         ValueError, TypeError, FloatingPointError, torch.linalg.LinAlgError: as ``KFAC``.

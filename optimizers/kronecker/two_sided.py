@@ -39,8 +39,8 @@ class TwoSided:
             kept = replace(self, within=self._from_left(first_rows(self.right, io.layer.in_features)))
         return replace(self, stale=kept.log_det_part(io.layer, relative)) if stale else kept
 
-    def write(self, io: LayerIO, relative: bool, damping: float) -> None:
-        """Write G⁻¹ ∇ A⁻¹, mapped back to the parameters, into ``.grad``."""
+    def write(self, io: LayerIO, relative: bool, damping: float, *, log_dets: float = 1.0) -> None:
+        """Write G⁻¹ ∇ A⁻¹, mapped back to the parameters, into ``.grad``; the log-determinant counts so many times."""
         x, delta, B = inputs(io, relative), io.delta, io.samples
         out, width = io.layer.weight.shape
         if not io.log_det and full_is_cheaper(len(x), out, width, columns(self.left), columns(self.right)):
@@ -53,7 +53,8 @@ class TwoSided:
         right = after(x, self.right)
         if relative and io.log_det:  # associated from the right, so that mapping it back costs O(B d²)
             right = map_back(right, io.layer)
-        return write(io.layer, left, right, self.log_det_part(io.layer, relative) if io.log_det else None)
+        less = self.log_det_part(io.layer, relative) if io.log_det else None
+        return write(io.layer, left, right, less if less is None or log_dets == 1 else less * log_dets)
 
     def whole(self, D: Tensor) -> Tensor:
         """O(d³), of low rank O(k d²): G⁻¹ D A⁻¹ of a dense D ``[dim_out, dim_in (+1)]`` in the frame."""

@@ -35,6 +35,7 @@ class Shortened(Paired, ABC, Generic[Natural]):
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = self.natural.model.capture(batch)
+        self.tell_rate()
         self.natural.apply(ios, mark)
         self.check_once()
         eta = self.update.param_groups[0]["lr"]

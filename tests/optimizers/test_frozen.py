@@ -16,6 +16,7 @@ from stepscale.optimizers import (
     EKFAC,
     FOOF,
     KFAC,
+    KLDWRM,
     TNT,
     Kronecker,
     MiniBlock,
@@ -127,6 +128,8 @@ def preconditioned(direction: Kronecker, A: Tensor, G: Tensor, x: Tensor, g: Ten
         rows = torch.einsum("no,ni->noi", g, x).flatten(1) @ Q
         return Q @ ((Q.T @ gradient) / (rows.square().mean(0) + direction.damping))
     assert isinstance(direction, KFAC)
+    if isinstance(direction, KLDWRM) and direction.quadratic:
+        A = A + direction.rate * A  # F + η F
     pi, root = math.sqrt(A.trace() / len(A) / (G.trace() / len(G))), math.sqrt(direction.damping)
     damped = torch.kron(G + root / pi * one, A + root * pi * torch.eye(len(A), dtype=A.dtype))
     return torch.linalg.solve(damped, gradient)
@@ -148,6 +151,8 @@ def trace_estimate(model: Any, batch: Batch) -> list[Tensor]:
 def expected(step: Any, model: Any, batch: Batch) -> list[Tensor]:
     """ΔW and Δb of every free layer by the restricted problem, flat; what a step writes into ``.grad``."""
     direction = getattr(step, "direction", step)
+    if isinstance(direction, KLDWRM):
+        step.tell_rate()
     relative, affine = isinstance(direction, Relative | RelativeSGD) or getattr(direction, "relative", False), True
     if isinstance(direction, NaturalGradient):
         found = natural(direction, model, batch)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.records import tables
-from stepscale.models import Batch, Flow, LogDet
-from stepscale.optimizers import KFAC, TNT, MiniBlock, Schedule, Shampoo, TrustRegion, pair
+from stepscale.models import Batch, Classifier, Flow, LogDet
+from stepscale.optimizers import FOOF, KFAC, TNT, MiniBlock, Schedule, Shampoo, TrustRegion, pair
 from stepscale.optimizers.kronecker.mini_block import refuse_large
 from stepscale.optimizers.kronecker.moments import rows_are_cheaper
 from stepscale.optimizers.kronecker.momentum import WithMomentum
@@ -384,13 +384,21 @@ def test_inverses_are_made_at_every_update_of_the_factors_at_first() -> None:
     assert made == [0, 2, 4, 10]
 
 
+WITH_MOMENTUM: dict[str, Callable[..., WithMomentum]] = {
+    **METHODS,
+    "kfac": partial(KFAC, statistics="data"),
+    "foof": FOOF,
+}
+
+
+@pytest.mark.parametrize("method", WITH_MOMENTUM)
 @pytest.mark.parametrize("name", ["tanh", "classifier"])
-def test_the_trust_region_shortens_step_and_momentum_alike(name: str) -> None:
+def test_the_trust_region_shortens_step_and_momentum_alike(name: str, method: str) -> None:
     """η² vᵀF v ≤ κ with F formed by autograd; the momentum goes on from the shortened one."""
-    kappa = 1e-4
+    kappa = 1e-6
     (model, batch), (other, _) = network(name), network(name)
     other.load_state_dict(model.state_dict())
-    make = partial(TNT, damping=EPS, momentum=MU, frame="euclidean", statistics="data", schedule=SCHEDULE)
+    make = partial(WITH_MOMENTUM[method], damping=EPS, momentum=MU, frame="euclidean", schedule=SCHEDULE)
     step = TrustRegion(model, make, partial(torch.optim.SGD, lr=LR), kappa=kappa)
     free = make(other)
     shortened = 0

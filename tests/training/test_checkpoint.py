@@ -73,6 +73,25 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path: Path, name
         assert getattr(again.curve, curve) == getattr(whole.curve, curve)
 
 
+def test_batches_that_grow_go_on_as_they_would_have(tmp_path: Path) -> None:
+    ends, path = [], tmp_path / "run.pt"
+    for stops in (False, True):
+        run = training_of(ADAM, max_steps=20)
+        run.stream.full_at = 15
+        if stops:
+            run.settings = replace(run.settings, max_steps=9)
+            run.run(WallClock(), lambda: None)
+            Checkpoint(path, run, Notes()).save()
+            run = training_of(ADAM, max_steps=20)
+            run.stream.full_at = 15
+            Checkpoint(path, run, Notes()).resume()
+            assert run.position == 9
+        run.run(WallClock(), lambda: None)
+        ends.append([*run.model.parameters()])
+    assert run.stream.size(20) == run.stream.count
+    assert all(map(torch.equal, *ends))
+
+
 def assert_started_anew(path: Path, run: Training) -> str:
     """See that a run that has not begun takes nothing up of a checkpoint, which is kept and named; return why."""
     notes, content, before = Notes(), path.read_bytes(), deepcopy(run.model.state_dict())

@@ -74,6 +74,29 @@ def test_batches_are_the_same_for_all_and_shuffled_each_epoch() -> None:
         Stream(rows, 11, seed=0)
 
 
+def test_batches_grow_by_one_factor_a_step_until_they_have_all_rows() -> None:
+    """m_k = m_1 exp((k − 1) / b), b such that the fifth has all 640 rows: each twice the last."""
+    rows = torch.arange(640.0).unsqueeze(1)
+    one, other = (Stream(rows, 40, seed=0, full_at=5) for _ in range(2))
+    found = [one.at(k) for k in range(7)]
+    assert [len(batch) for batch in found] == [40, 80, 160, 320, 640, 640, 640]
+    assert all(len(batch.unique()) == len(batch) for batch in found)
+    assert torch.equal(other.at(3), found[3]), "by its place alone"
+    assert len(Stream(rows, 40, seed=0, full_at=1).at(0)) == 640
+    assert not torch.equal(found[1][:40], found[0]) and not torch.equal(found[5], found[4])
+
+
+def test_a_cell_s_batches_grow_where_it_says_so(tmp_path: Path) -> None:
+    ends = []
+    for at in ("null", "2"):
+        found = measure_cell(job(tmp_path, f"training.full_batch_at={at}", "training.max_steps=3"))
+        assert found.training is not None and found.training.final is not None, found.reason
+        ends.append(found.training.final.validation_nats)
+    assert ends[0] != ends[1]
+    with pytest.raises(ValueError, match=r"training\.full_batch_at must be a positive number, got 0"):
+        training_of(ADAM, full_batch_at=0)
+
+
 def test_patience_ends_a_run_and_keeps_the_best() -> None:
     run = training_of(partial(pair, direction=Layerwise, update=partial(torch.optim.SGD, lr=0.0)), patience=3)
     assert run.run(WallClock(), lambda: None) == "patience"
