@@ -33,6 +33,8 @@ ORDERS = {
     "tnt_trusted": (2.4, 3.0),
     "shampoo": (2.5, 3.05),  # eigendecompositions
     "mini_block": (2.3, 3.0),
+    "kbfgs": (2.0, 3.0),  # v is mapped back through the weights
+    "kbfgs_limited": (2.0, 3.0),
     "mfac": (2.7, 3.0),  # of layerwise, whose determinant is cubic
     "relative_mfac": (1.99, 2.05),
     "natural": (1.9, 2.05),

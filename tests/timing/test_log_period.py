@@ -175,6 +175,7 @@ CUBIC_BY_ALGEBRA = {
     **dict.fromkeys(["adam", "sgd_momentum", "layerwise", "naive", "inverse", "stale_inverse"], True),
     **dict.fromkeys(["kfac", "kfac_clipped", "kfac_low_rank", "kfac_whole", "ekfac", "foof"], True),
     **dict.fromkeys(["tnt", "tnt_trusted", "shampoo", "mini_block", "mfac"], True),
+    **dict.fromkeys(["kbfgs", "kbfgs_limited"], True),
     "relative_mfac": False,
     **dict.fromkeys(["relative", "relative_adam", "relative_fused", "relative_momentum"], False),
     "stochastic_trace": True,
