@@ -6,8 +6,8 @@ loss by its outputs. H_a ≈ (A + √λ I)⁻¹ learns from A itself, H_g ≈ H�
 have changed over a step, for which the same batch is captured again after it.
 
 The direction is v = H_g m H_a with m momentum of gradients. As published it is two products of d³ a layer and step.
-Here m and v are both kept (``kronecker.momentum``): a gradient enters v by its factors, and a change U C Uᵀ of rank 2 of
-H_g or H_a by v ← v + U C (Uᵀ m) H_a and v ← v + H_g (m U) C Uᵀ, at O(d²).
+Here m and v are both kept (``kronecker.momentum``): a gradient enters v by its factors, and a change U C Uᵀ of rank 2,
+of H_g or H_a, by v ← v + U C (Uᵀ m) H_a or v ← v + H_g (m U) C Uᵀ, at O(d²).
 """
 
 from __future__ import annotations
