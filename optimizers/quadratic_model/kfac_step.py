@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.models import Batch, Captures, FisherRoots, HasLoss, LayerIO, Tangents, slopes
-from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require, require_served
+from stepscale.optimizers.core.step import LearnsAfterwards, Mark, StateDict, no_mark, require, require_served
 from stepscale.optimizers.core.tangents import combined, gradients, inner, move
 from stepscale.optimizers.core.trained import trainable, trained
 from stepscale.optimizers.kronecker.base import Kronecker
@@ -63,6 +63,11 @@ class QuadraticStep:
             raise ValueError(f"interval must be at least 1 step, or null, got {interval}")
         self.parameters = trainable(model)
         self.direction, self.momentum, self.interval = kronecker_of(model, direction), momentum, interval
+        if isinstance(self.direction, LearnsAfterwards):
+            raise TypeError(
+                f"{type(self.direction).__name__} learns after each step, of which a quadratic model's step tells "
+                "nothing: give it to pair or to a trust region"
+            )
         period = math.lcm(self.direction.facts.period, interval or 1)
         self.facts = replace(self.direction.facts, period=period)
         self.steps = 0
