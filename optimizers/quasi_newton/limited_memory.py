@@ -36,20 +36,16 @@ class LimitedMemory:
         return X + self.S.T @ weights[:k] + self.Y.T @ weights[k:]
 
     def taking(self, s: Tensor, y: Tensor) -> LimitedMemory:
-        """O(k² d + k³): with one pair more, and without the oldest; one without s·y > 0 takes its place as zeros.
-
-        The small matrices are made in float64: running averages make successive pairs nearly parallel.
-        """
+        """O(k² d + k³): with one pair more, and without the oldest; one without s·y > 0 takes its place as zeros."""
         sy = s @ y
         sound = (sy > 0) & sy.isfinite()
         S = torch.cat([self.S[1:], s.where(sound, 0.0).unsqueeze(0)])
         Y = torch.cat([self.Y[1:], y.where(sound, 0.0).unsqueeze(0)])
-        wide = Y.double()
-        R = (S.double() @ wide.T).triu()
+        R = (S @ Y.T).triu()
         D = R.diagonal()
         D.copy_(D.where(D > 0, 1.0))
         one = torch.eye(len(R), dtype=R.dtype, device=R.device)
         inverse = torch.linalg.solve_triangular(R, one, upper=True)
-        corner = inverse.T @ (wide @ wide.T + torch.diag(D)) @ inverse
+        corner = inverse.T @ (Y @ Y.T + torch.diag(D)) @ inverse
         C = torch.cat([torch.cat([corner, -inverse.T], 1), torch.cat([-inverse, torch.zeros_like(one)], 1)])
-        return LimitedMemory(S, Y, C.to(S.dtype))
+        return LimitedMemory(S, Y, C)

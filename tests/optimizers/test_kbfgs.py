@@ -251,6 +251,20 @@ def test_limited_memory_is_the_recursion_over_its_pairs(kept: int) -> None:
         torch.testing.assert_close(limited.times(s), H @ s, rtol=1e-10, atol=1e-10)
 
 
+def test_limited_memory_loses_no_more_than_rounding_of_nearly_parallel_pairs() -> None:
+    """In float32: 40 successive averages, against the recursion in float64."""
+    dim = 8
+    s = y = torch.zeros(dim)
+    Q = torch.diag(torch.logspace(-0.2, 2, dim))
+    limited, H = LimitedMemory.empty(40, s), torch.eye(dim, dtype=torch.float64)
+    for _ in range(40):
+        move = 0.1 * torch.randn(dim)
+        s, y = 0.9 * s + move, 0.9 * y + Q @ move
+        limited, H = limited.taking(s, y), updated(H, s.double(), y.double())
+    formed = limited.times(torch.eye(dim)).double()
+    assert (formed - H).norm() < 1e-4 * H.norm()
+
+
 class QuadraticLayer(nn.Linear):
     """Whose loss is quadratic in its outputs, with Q for a Hessian matrix."""
 
