@@ -138,7 +138,7 @@ class KBFGS(WithMomentum):
 
     @torch.no_grad()
     def after_step(self, batch: Batch, mark: Mark = no_mark) -> None:
-        """O(L B d²): learn from where the step of this batch has led to; H_g first, then H_a."""
+        """O(L B d²): learn from where the step of this batch has led to."""
         free = trained(self.model.capture(batch), shared=True)
         mark("gradient")
         for place, (io, seen) in enumerate(zip(free, self.seen, strict=True)):
