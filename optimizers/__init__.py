@@ -4,6 +4,7 @@ from stepscale.optimizers.core.facts import Facts, facts_of
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.step import (
     Direction,
+    LearnsAfterwards,
     Mark,
     Paced,
     Paired,
@@ -32,12 +33,14 @@ from stepscale.optimizers.quadratic_model.kfac_step import QuadraticStep
 from stepscale.optimizers.quadratic_model.kl_clipped import KLClipped
 from stepscale.optimizers.quadratic_model.trust_region import TrustRegion
 from stepscale.optimizers.quadratic_model.wake import KLDWRM
+from stepscale.optimizers.quasi_newton.kbfgs import KBFGS
 from stepscale.optimizers.relative.fused import RelativeSGD
 from stepscale.optimizers.relative.relative import Relative
 
 __all__ = [
     "EKFAC",
     "FOOF",
+    "KBFGS",
     "KFAC",
     "KLDWRM",
     "MFAC",
@@ -52,6 +55,7 @@ __all__ = [
     "KLClipped",
     "Kronecker",
     "Layerwise",
+    "LearnsAfterwards",
     "Mark",
     "MiniBlock",
     "NaturalGradient",

@@ -69,6 +69,15 @@ class Step(Protocol):
 
 
 @runtime_checkable
+class LearnsAfterwards(Protocol):
+    """A direction that learns from where the step that it has led to has brought the parameters, as K-BFGS."""
+
+    def after_step(self, batch: Batch, mark: Mark = no_mark) -> None:
+        """Look at the step's batch again; called once the parameters have moved."""
+        ...
+
+
+@runtime_checkable
 class Tracked(Protocol):
     """A step on which the log-likelihood stays known, and which may halve its learning rate to stay within bounds."""
 
@@ -124,6 +133,7 @@ class Paired:
             raise ValueError(f"optimizer.period must be null or a whole number of at least 1, got {period!r}")
         self.direction, self.update, self.loss, facts = direction, update, loss, facts_of(direction)
         self.paced = direction if isinstance(direction, Paced) else None
+        self.learning = direction if isinstance(direction, LearnsAfterwards) else None
         self.closure = one_of("closure", Closure, closure) if closure else _closure_of(update)
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         steady = is_steady(update) and self.closure is None
@@ -148,7 +158,13 @@ class Paired:
             self.begun = True
         if self.scheduler is not None:
             self.scheduler.step()
+        self.conclude(batch, mark)
+
+    def conclude(self, batch: Batch, mark: Mark) -> None:
+        """End a step whose update is done: a direction that learns from it does so."""
         mark("update")
+        if self.learning is not None:
+            self.learning.after_step(batch, mark)
 
     def evaluate(self, batch: Batch, mark: Mark) -> Tensor | None:
         """Have the direction write the gradients at the parameters as they are; return the loss, where it tells."""

@@ -52,6 +52,12 @@ class Velocity:
     m: Tensor  # of gradients
     v: Tensor  # of what is applied to them
 
+    @classmethod
+    def at_rest(cls, io: LayerIO, relative: bool) -> Velocity:
+        """O(d²)."""
+        shape = io.delta.shape[1], inputs(io, relative).shape[1]
+        return cls(io.delta.new_zeros(shape), io.delta.new_zeros(shape))
+
     def move(self, io: LayerIO, applied: TwoSided, relative: bool, momentum: float, anew: bool) -> None:
         """O(B d²), O(d³) to make v ``anew``, as after an inversion: take in a captured layer's gradient, in place.
 
@@ -123,15 +129,10 @@ class WithMomentum(Kronecker[TwoSided]):
         if not self.momentum and not self.dense:
             return super().write(free, renewed)
         if not self.velocities:
-            shapes = [(io.delta.shape[1], inputs(io, self.relative).shape[1]) for io in free]
-            self.velocities = [
-                Velocity(io.delta.new_zeros(shape), io.delta.new_zeros(shape))
-                for io, shape in zip(free, shapes, strict=True)
-            ]
+            self.velocities = [Velocity.at_rest(io, self.relative) for io in free]
         for io, applied, velocity in zip(free, self.applied, self.velocities, strict=True):
             velocity.move(io, applied, self.relative, self.momentum, renewed or self.dense)
-            mapped = self.relative and io.log_det
-            write_whole(io.layer, map_back(velocity.v, io.layer) if mapped else velocity.v)
+            write_in_frame(io, velocity.v, self.relative)
 
     @torch.no_grad()
     def shrink(self, by: Tensor) -> None:
@@ -153,3 +154,8 @@ class WithMomentum(Kronecker[TwoSided]):
 
     def restored(self, saved: StateDict) -> TwoSided:
         return TwoSided.restored(saved)
+
+
+def write_in_frame(io: LayerIO, v: Tensor, relative: bool) -> None:
+    """O(d²), O(d³) where it is to be mapped back: a direction in the frame into ``.grad``."""
+    write_whole(io.layer, map_back(v, io.layer) if relative and io.log_det else v)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, Captures, FisherRoots, HasLoss, LayerIO, Tangents, first
 from stepscale.optimizers.core.frames import add_whole, into_frame, map_back, whole
-from stepscale.optimizers.core.step import Mark, StateDict, no_mark, require, require_served
+from stepscale.optimizers.core.step import LearnsAfterwards, Mark, StateDict, no_mark, require, require_served
 from stepscale.optimizers.core.tangents import combined, copied, gradients, inner, move
 from stepscale.optimizers.core.trained import trainable, trained
 from stepscale.optimizers.kronecker.base import Kronecker, share_of
@@ -83,6 +83,11 @@ class QuadraticStep:
             raise ValueError(f"l2 must be at least 0, got {l2}")
         self.parameters = trainable(model)
         self.direction, self.momentum, self.interval = kronecker_of(model, direction), momentum, interval
+        if isinstance(self.direction, LearnsAfterwards):
+            raise TypeError(
+                f"{type(self.direction).__name__} learns after each step, of which a quadratic model's step tells "
+                "nothing: give it to pair or to a trust region"
+            )
         if gamma_interval is not None or l2:
             _require_kfac(self.direction)
         every = self.direction.schedule.inverse

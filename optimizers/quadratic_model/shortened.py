@@ -41,7 +41,7 @@ class Shortened(Paired, ABC, Generic[Natural]):
         eta = self.update.param_groups[0]["lr"]
         self.shorten((self.kappa / (eta**2 * self.change(ios))).sqrt().clamp_max(1))
         self.update.step()
-        mark("update")
+        self.conclude(batch, mark)
 
     @abstractmethod
     def change(self, ios: list[LayerIO]) -> Tensor:

@@ -40,8 +40,8 @@ class TrustRegion(Shortened[WithMomentum]):
         moving = direction(model)
         if not isinstance(moving, WithMomentum) or not moving.momentum:
             raise TypeError(
-                f"{type(moving).__name__} owns no momentum: give a trust region TNT, Shampoo, MiniBlock, KFAC or FOOF "
-                "with momentum above 0"
+                f"{type(moving).__name__} owns no momentum: give a trust region TNT, Shampoo, MiniBlock, KBFGS, KFAC "
+                "or FOOF with momentum above 0"
             )
         super().__init__(model, moving, update, kappa)
         if any(group.get("momentum") for group in self.update.param_groups):

@@ -82,6 +82,8 @@ def test_a_singular_weight_is_one_cause_of_one_status(tmp_path: Path, optimizer:
         "shampoo",
         "shampoo_dense",
         "mini_block_dense",
+        "kbfgs",
+        "kbfgs_limited",
     )
     if optimizer in without:
         assert goes_on, found.reason

@@ -38,6 +38,8 @@ ORDERS = {
     "tnt_dense": (2.7, 3.0),
     "shampoo_dense": (2.6, 3.05),
     "mini_block_dense": (2.6, 3.0),
+    "kbfgs": (2.0, 3.0),  # v is mapped back through the weights
+    "kbfgs_limited": (2.0, 3.0),
     "mfac": (2.7, 3.0),  # of layerwise, whose determinant is cubic
     "relative_mfac": (1.99, 2.05),
     "natural": (1.9, 2.05),

@@ -15,6 +15,7 @@ from stepscale.models import Batch, LayerIO
 from stepscale.optimizers import (
     EKFAC,
     FOOF,
+    KBFGS,
     KFAC,
     KLDWRM,
     TNT,
@@ -123,6 +124,8 @@ def preconditioned(direction: Kronecker, A: Tensor, G: Tensor, x: Tensor, g: Ten
     one = torch.eye(len(G), dtype=G.dtype)
     if isinstance(direction, FOOF):
         return damped_solve(torch.kron(one, A), direction.damping, gradient)
+    if isinstance(direction, KBFGS):
+        return damped_solve(torch.kron(one, A), math.sqrt(direction.damping), gradient)
     if isinstance(direction, EKFAC):
         Q = torch.kron(torch.linalg.eigh(G)[1], torch.linalg.eigh(A)[1])
         rows = torch.einsum("no,ni->noi", g, x).flatten(1) @ Q

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.records import tables
-from stepscale.models import Batch, Classifier, Flow, LogDet
+from stepscale.models import Batch, Flow, LogDet
 from stepscale.optimizers import FOOF, KFAC, TNT, MiniBlock, Schedule, Shampoo, TrustRegion, pair
 from stepscale.optimizers.kronecker.mini_block import refuse_large
 from stepscale.optimizers.kronecker.moments import rows_are_cheaper

@@ -177,6 +177,7 @@ CUBIC_BY_ALGEBRA = {
     **dict.fromkeys(["kldwrm_so", "kldwrm_q"], True),
     **dict.fromkeys(["tnt", "tnt_trusted", "shampoo", "mini_block", "mfac"], True),
     **dict.fromkeys(["tnt_dense", "shampoo_dense", "mini_block_dense"], True),
+    **dict.fromkeys(["kbfgs", "kbfgs_limited"], True),
     "relative_mfac": False,
     **dict.fromkeys(["relative", "relative_adam", "relative_fused", "relative_momentum"], False),
     "stochastic_trace": True,

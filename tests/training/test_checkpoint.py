@@ -24,7 +24,17 @@ from stepscale.bench.runs.run import Run
 from stepscale.bench.training import checkpoint
 from stepscale.bench.training.checkpoint import Checkpoint
 from stepscale.bench.training.loop import Training
-from stepscale.optimizers import EKFAC, KFAC, QuadraticStep, Relative, RelativeSGD, SelfNormalizing, StateDict, pair
+from stepscale.optimizers import (
+    EKFAC,
+    KBFGS,
+    KFAC,
+    QuadraticStep,
+    Relative,
+    RelativeSGD,
+    SelfNormalizing,
+    StateDict,
+    pair,
+)
 from tests.support.training import ADAM, job, training_of
 
 pytestmark = pytest.mark.numerical
@@ -35,6 +45,7 @@ STEPS: dict[str, Any] = {
     "adam": ADAM,
     "kfac": partial(pair, direction=KFAC, update=partial(torch.optim.SGD, lr=0.01)),
     "ekfac": partial(pair, direction=EKFAC, update=partial(torch.optim.SGD, lr=0.01)),
+    "kbfgs_limited": partial(pair, direction=partial(KBFGS, pairs=10), update=partial(torch.optim.SGD, lr=0.01)),
     "kfac_whole": partial(QuadraticStep, direction=partial(KFAC, damping=10.0)),
     "self_normalizing": partial(pair, direction=SelfNormalizing, update=partial(torch.optim.SGD, lr=0.01)),
 }
