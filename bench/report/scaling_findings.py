@@ -219,17 +219,7 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
             f"Of {unknown} of {len(ok)} cells it is not known whether they wait for the host: the profiler saw no"
             " kernel. They are judged as if they did not."
         )
-    unlimited = ok["ratio"].isna()
-    if free := int((unlimited & ok["limit_flops"].isna()).sum()):
-        found.append(
-            f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
-            " avoid. Their times are compared as they are."
-        )
-    if len(faster := ok[unlimited & ok["limit_flops"].notna()]):
-        found.append(
-            f"In {len(faster)} of {len(ok)} cells the step of {_listed(faster)} takes less time than torch takes for"
-            " the products that it contains: it multiplies by other code. They have no limit."
-        )
+    found += _without_limit(ok)
     if len(endless := ok[ok["repeats"].eq(False)]):
         found.append(
             f"The work of {_listed(endless)} does not repeat after a period, as far as it was watched: it was timed in"
@@ -252,6 +242,21 @@ def _by_wall_clock(ok: pd.DataFrame) -> pd.DataFrame:
     """
     free = (ok["device"] == "cpu") & (ok["threads"] == 1) & ok["order_flops"].notna()
     return ok[free & (ok["clock"] == "wall")]
+
+
+def _without_limit(ok: pd.DataFrame) -> list[str]:
+    found, unlimited = [], ok["ratio"].isna()
+    if free := int((unlimited & ok["limit_flops"].isna()).sum()):
+        found.append(
+            f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
+            " avoid. Their times are compared as they are."
+        )
+    if len(faster := ok[unlimited & ok["limit_flops"].notna()]):
+        found.append(
+            f"In {len(faster)} of {len(ok)} cells the step of {_listed(faster)} takes less time than torch takes for"
+            " the products that it contains: it multiplies by other code. They have no limit."
+        )
+    return found
 
 
 def _listed(cells: pd.DataFrame) -> str:

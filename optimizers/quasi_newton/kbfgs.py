@@ -132,7 +132,7 @@ class KBFGS(WithMomentum):
             self.velocities = [Velocity.at_rest(io, self.relative) for io in free]
             self.outputs = [self._outputs(io) for io in free]
         for io, applied, velocity, outputs in zip(free, self.applied, self.velocities, self.outputs, strict=True):
-            velocity.move(io, applied, self.relative, self.momentum, renewed=False)
+            velocity.move(io, applied, self.relative, self.momentum, anew=False)
             v = velocity.v if outputs.limited is None else outputs.limited.times(velocity.v)
             write_in_frame(io, v, self.relative)
 
