@@ -53,5 +53,5 @@ class FOOF(WithMomentum):
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         return of_inputs(there, io, self.relative, keep)
 
-    def matrices(self, moments: Moments) -> TwoSided:
-        return TwoSided(cholesky_inverse(moments.A, self.damping))
+    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
+        return self.kept(TwoSided(cholesky_inverse(moments.A, self.damping)), io)

@@ -16,6 +16,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from stepscale.models import LayerIO
 from stepscale.optimizers.core.low_rank import Symmetric, randomized_inverse
 from stepscale.optimizers.core.solve import cholesky_inverse
 from stepscale.optimizers.kronecker.base import Options
@@ -75,10 +76,10 @@ class KFAC(WithMomentum):
             )
         self.rank = rank
 
-    def matrices(self, moments: Moments) -> TwoSided:
+    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
         A, G = moments.both
         A_shift, G_shift = factored_damping(A, G, self.damping)
-        return TwoSided(self._inverse(A, A_shift), self._inverse(G, G_shift))
+        return self.kept(TwoSided(self._inverse(A, A_shift), self._inverse(G, G_shift)), io)
 
     def _inverse(self, M: Tensor, shift: Tensor) -> Symmetric:
         return cholesky_inverse(M, shift) if self.rank is None else randomized_inverse(M, shift, self.rank)

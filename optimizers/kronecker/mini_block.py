@@ -79,8 +79,8 @@ class MiniBlock(WithMomentum):
             refuse_large(S, self.limit_gb)
         return of_rows(there, S, keep)
 
-    def matrices(self, moments: Moments) -> TwoSided:
-        return TwoSided(cholesky_inverse(moments.A, self.damping))
+    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
+        return self.kept(TwoSided(cholesky_inverse(moments.A, self.damping)), io)
 
 
 def refuse_large(S: Tensor, limit_gb: float) -> None:

@@ -14,7 +14,6 @@ The dense form is what released code computes: squares of S by whole products, a
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Unpack
@@ -27,7 +26,6 @@ from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back,
 from stepscale.optimizers.core.low_rank import after, columns
 from stepscale.optimizers.core.step import StateDict
 from stepscale.optimizers.kronecker.base import Kronecker, Options
-from stepscale.optimizers.kronecker.moments import Moments
 from stepscale.optimizers.kronecker.two_sided import TwoSided, full_is_cheaper
 
 
@@ -117,13 +115,9 @@ class WithMomentum(Kronecker[TwoSided]):
         self.momentum = momentum
         self.velocities: list[Velocity] = []
 
-    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
-        made = self.matrices(moments)
+    def kept(self, made: TwoSided, io: LayerIO) -> TwoSided:
+        """O(d³) at most: add what later steps need of a log-determinant's part; the dense form needs nothing."""
         return made if self.dense else made.keeping_log_det(io, self.relative, self.stale)
-
-    @abstractmethod
-    def matrices(self, moments: Moments) -> TwoSided:
-        """O(d³): make of a layer's moments what its gradient is multiplied by from the two sides."""
 
     def write(self, free: list[LayerIO], renewed: bool) -> None:
         if not self.momentum and not self.dense:

@@ -68,9 +68,9 @@ class Shampoo(WithMomentum):
         keep, weight = (1.0, 1.0) if self.sums else (keep, 1 - keep)
         return of_squares(there, squares(io, self.relative, dense=self.dense), keep, weight)
 
-    def matrices(self, moments: Moments) -> TwoSided:
+    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
         A, G = moments.both
-        return TwoSided(inverse_root(A, self.damping, 4), inverse_root(G, self.damping, 4))
+        return self.kept(TwoSided(inverse_root(A, self.damping, 4), inverse_root(G, self.damping, 4)), io)
 
 
 def inverse_root(M: Tensor, shift: float, power: int) -> Tensor:

@@ -63,9 +63,9 @@ class TNT(WithMomentum):
         scale = 1 if self.sampler is None else io.samples  # data's mean gradient is not zero in expectation
         return of_squares(there, squares(io, self.relative, dense=self.dense), keep, (1 - keep) * scale)
 
-    def matrices(self, moments: Moments) -> TwoSided:
+    def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
         U, V = normalised(*moments.both)
-        return TwoSided(cholesky_inverse(V, self.damping), cholesky_inverse(U, self.damping))
+        return self.kept(TwoSided(cholesky_inverse(V, self.damping), cholesky_inverse(U, self.damping)), io)
 
 
 def normalised(A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
