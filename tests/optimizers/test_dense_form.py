@@ -88,3 +88,11 @@ def test_a_dense_step_s_products(method: Callable[..., WithMomentum], products: 
     direction = method(model, frame="euclidean", form="dense")
     capture = 2 * (2 * L - 1) * B * d**2
     assert flops_between(direction, batch) == capture + L * (products * 2 * d**3 + 2 * 2 * B * d**2)
+
+
+def test_between_inversions_tnt_does_little_more_than_k_fac() -> None:
+    """Statistics in every step of both, d = 10 B: Gram matrices, and momentum, which K-FAC leaves to the update."""
+    model, batch = Classifier(500, 4, classes=10), (torch.randn(50, 500), torch.randint(0, 10, (50,)))
+    options: dict[str, Any] = {"frame": "euclidean", "schedule": Schedule(statistics=1, inverse=20)}
+    kfac = flops_between(KFAC(model, **options), batch)
+    assert kfac < flops_between(TNT(model, **options), batch) < 1.15 * kfac
