@@ -137,7 +137,7 @@ class KLDWRM(KFAC):
     def write(self, free: list[LayerIO], renewed: bool) -> None:
         self._refuse(free)
         rho = min(1 - 1 / (self.steps + 1), self.schedule.decay)  # as the averages have it; 0 in the first step
-        share = rho * self.last_rate / self.rate
+        share = rho * self.last_rate / self.rate if self.rate else 0.0  # at a rate of 0 nothing moves
         now = [Factors.of(io, self.relative) for io in free]
         whole = free
         if share:

@@ -286,6 +286,18 @@ def test_a_kl_clip_tells_the_rate_as_well() -> None:
     assert step.natural.rate == 0.125 and step.natural.last_rate == 0.125  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("order", ["so", "q"])
+def test_a_schedule_may_begin_and_end_at_a_rate_of_zero(order: str) -> None:
+    model, batch = network("tanh")
+    rates = partial(LambdaLR, lr_lambda=lambda k: [0.0, 1.0, 0.5, 0.0, 1.0, 1.0][k])
+    step = pair(model, partial(KLDWRM, order=order, frame="euclidean", statistics="data"), SGD, scheduler=rates)
+    for k in range(5):
+        before = [p.detach().clone() for p in model.parameters()]
+        step(batch)
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert all(map(torch.equal, before, model.parameters())) is (k in (0, 3))
+
+
 def test_another_direction_s_rate_is_its_own() -> None:
     step = pair(generic_flow(), partial(SelfNormalizing, rate=0.5), SGD)
     step(batch_of())
