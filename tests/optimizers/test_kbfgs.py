@@ -393,6 +393,7 @@ def test_state_goes_on_where_it_was(frame: str, pairs: int | None) -> None:
     step, again = (stepping(one, frame, pairs=pairs) for one in (model, other))
     for batch in batches[:4]:
         step(batch)
+    again(batches[9])  # one that has gone elsewhere takes the state up as well
     other.load_state_dict(model.state_dict())
     again.load_state_dict(step.state_dict())
     for batch in batches[4:]:
