@@ -10,8 +10,8 @@ from stepscale.bench.analysis.factors import verdict
 from stepscale.bench.analysis.process_variance import SAME_CELL, Spread, half_width, spreads, usable
 from stepscale.bench.analysis.step_times import geometric_mean
 
-# What the processes of a run have in common, of the log of a step's time: the same code measured again on the same quiet
-# machine is off by more than they vary. In results/ten-runs it is 2.1 % beyond what they make (sd of the five).
+# What the processes of a run have in common, of the log of a step's time: the same code again on the same quiet machine
+# is off by more than they vary. In results/ten-runs it is 2.1 % beyond what they make (sd of the five).
 DAY = Spread(0.021, 4)
 COLUMNS = [*SAME_CELL, "before_ms", "after_ms", "times", "low", "high", "limit_times", "verdict"]
 

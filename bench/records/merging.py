@@ -113,7 +113,7 @@ def _write(content: bytes, path: Path) -> bool:
     """Write a file, unless it is there as it is to be; return whether it was not."""
     if path.exists() and path.read_bytes() == content:
         return False
-    with atomic_write(path) as file:
+    with atomic_write(path, lasting=False) as file:  # what was merged is where it was, too
         file.write(content)
     return True
 
