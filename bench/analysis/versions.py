@@ -19,10 +19,10 @@ COLUMNS = [*SAME_CELL, "before_ms", "after_ms", "times", "low", "high", "limit_t
 def compared(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """One row a (group, optimizer, dim) that both tables have: ``times`` = step time after / before.
 
-    It is of geometric means over seeds. Its interval holds with 95 % for all rows together (Bonferroni): over
-    processes, each table with its own spread, and over the day of each (``DAY``), which no further seed lessens. A
-    table without repeats has no spread, and nothing is decided. ``limit_times`` is the same of the limit: where it
-    moves as the step does, the machine or its library of products has changed, and not the step.
+    It is of geometric means over seeds. Its 95 % interval is over processes, each table with its own spread, and over
+    the day of each (``DAY``), which no further seed lessens. A table without repeats has no spread, and nothing is
+    decided. ``limit_times`` is the same of the limit: where it moves as the step does, the machine or its library of
+    products has changed, and not the step.
     """
     measured = [usable(table) for table in (before, after)]
     spread = [spreads(table, "step_ms") for table in (before, after)]
@@ -31,10 +31,11 @@ def compared(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key in shared:
         own = [cells[key] for cells in by_cell]
+        dim = int(own[0]["dim"].iloc[0])
         one, other = (geometric_mean(part["step_ms"]) for part in own)
         limits = [geometric_mean(part["limit_ms"]) for part in own]
-        of = [(found.at(key[-1]), len(part)) for found, part in zip(spread, own, strict=True)]
-        log, half = math.log(other / one), half_width([*of, (DAY, 1), (DAY, 1)], comparisons=len(shared))
+        of = [(found.at(dim), len(part)) for found, part in zip(spread, own, strict=True)]
+        log, half = math.log(other / one), half_width([*of, (DAY, 1), (DAY, 1)])
         ends = [math.exp(log + by) for by in (0, -half, half)]
         rows.append([*key, one, other, *ends, limits[1] / limits[0], verdict(-log, half)])
     return pd.DataFrame(rows, columns=COLUMNS)

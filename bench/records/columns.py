@@ -203,9 +203,7 @@ VERSIONS = {
     "before_ms": Column("ms", "a step in the folder named earlier: geometric mean over seeds"),
     "after_ms": Column("ms", "a step in the folder named later: geometric mean over seeds"),
     "times": Column("", "after_ms / before_ms: above 1 the step became slower"),
-    "versions.low": Column(
-        "", "lower end of the 95 % interval of times, over processes and days, for all cells together"
-    ),
+    "versions.low": Column("", "lower end of the 95 % interval of times, over processes and days"),
     "versions.high": Column("", "upper end of that interval"),
     "limit_times": Column("", "the same of the limit: where it moves as the step does, the step has not changed"),
     "versions.verdict": Column("", "slower, faster, equal (the interval lies within 5 % of 1) or undecided"),

@@ -91,7 +91,10 @@ def makers(records: Collection[Record], sources: Sequence[Source]) -> list[Calla
         runs, pictures = tables.cells_of(records, Task.TRAIN), [source.folder / "pictures" for source in sources]
         return training_section.section(runs, tables.points_of(records), pictures, where)
 
-    of_task = {Task.TIME: [upgrades, between_machines, scaling], Task.TRAIN: [trained]}
+    of_task: dict[Task, list[Callable[[], Section | None]]] = {
+        Task.TIME: [upgrades, between_machines, scaling],
+        Task.TRAIN: [trained],
+    }
     return [make for task, some in of_task.items() if any(record.task is task for record in records) for make in some]
 
 

@@ -120,10 +120,11 @@ def _sentence(row: Row, workload: str) -> str:
 
 
 def _figures(factors: pd.DataFrame, look: dict[str, Style], what: str, stem: str | None) -> list[Drawn]:
-    """Draw how many times as fast as the baseline each optimizer is, on every place that has been asked."""
+    """Draw how many times as fast as the baseline each optimizer is that several places have."""
     baseline = baseline_of(factors)
     shown = factors[(factors["baseline"] == baseline) & (factors["optimizer"] != baseline)]
-    if shown["place"].nunique() < 2:
+    shown = shown[shown.groupby("optimizer")["place"].transform("nunique") > 1]
+    if not len(shown):
         return []
     places = list(shown["place"].unique())
     lines = {place: LINES[k % len(LINES)] for k, place in enumerate(places)}

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 import pandas as pd
 
 from stepscale.bench.analysis import versions
+from stepscale.bench.analysis.process_variance import CONFIDENCE
 from stepscale.bench.analysis.step_times import geometric_mean
 from stepscale.bench.records import tables
 from stepscale.bench.records.schema import GROUP, Record, Task
@@ -100,7 +101,8 @@ def _told(table: pd.DataFrame) -> str:
             more = ", …" * (len(some) > NAMED)
             parts.append(f"{verdict} are {len(some)}: {', '.join(map(_cell, some[:NAMED]))}{more}")
     rest = [f"{count} {word}" for word in ("equal", "undecided") if (count := int((table["verdict"] == word).sum()))]
-    return "; ".join([*parts, " and ".join(rest)]).removesuffix("; ") + "."
+    chance = f"; {number(round((1 - CONFIDENCE) * len(table)))} may be told apart by chance" * bool(len(parts) > 1)
+    return "; ".join([*parts, " and ".join(rest)]).removesuffix("; ") + f"{chance}."
 
 
 def _cell(row: TableRow) -> str:
