@@ -1,13 +1,15 @@
 """Two machines in one folder: both verdicts, separately, and one comparison."""
 
+import itertools
 import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from msgspec.structs import replace
 
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import Record, Task
+from stepscale.bench.records.schema import Machine, Record, Task
 from stepscale.bench.report import page, scaling_findings, scaling_section, scaling_tables, write
 from stepscale.bench.report.compared import machines
 from stepscale.bench.report.scaling_tables import Judged
@@ -95,6 +97,37 @@ def test_one_machine_is_told_as_ever(here: list[Record]) -> None:
     assert name not in page.text(section)
     assert not [title for title in (*section.headline, *section.tables) if name in title]
     assert not [table for table in (*section.headline.values(), *section.tables.values()) if "machine" in table]
+
+
+def test_a_pair_is_one_row_whoever_is_faster() -> None:
+    """On one machine relative is, on another layerwise; on a third layerwise overtakes it, a fourth has one alone."""
+    times = {"A": (2.0, 2.0), "B": (0.5, 0.5), "C": (2.0, 0.5), "D": (1.0, 1.0)}  # layerwise over relative, by dim
+    made = []
+    for (machine, ratios), name, seed in itertools.product(times.items(), ("layerwise", "relative"), (0, 1)):
+        if (machine, name) != ("D", "layerwise"):
+            for dim, ratio in zip((64, 128), ratios, strict=True):
+                one = record(name, dim, seed, 1e-3 * (ratio if name == "layerwise" else 1.0))
+                made.append(replace(one, machine=Machine(cpu=machine, cores=2)))
+    section = machines.section(judge(made))
+    assert section is not None
+    (table,) = section.headline.values()
+    assert table.to_dict("records") == [
+        {
+            "optimizer": "relative",
+            "against": "layerwise",
+            "A, 2 cores": "faster, 2× (dims 64–128)",
+            "B, 2 cores": "slower, 2× (dims 64–128)",
+            "C, 2 cores": "is overtaken at dim 64–128",
+        }
+    ]
+    overtaking = [
+        replace(one, cell=replace(one.cell, dim=192 - one.cell.dim)) for one in made if one.machine.cpu == "C"
+    ]
+    others = [replace(one, machine=OTHER) for one in overtaking]
+    both = machines.section(judge([*overtaking, *others]))
+    assert both and both.findings == [
+        f"`relative` overtakes `layerwise` at dim 64–128 on {OTHER.name} and on C, 2 cores."
+    ]
 
 
 def test_a_machine_asked_with_several_threads_is_several_places() -> None:
