@@ -94,6 +94,20 @@ def test_the_latest_of_a_cells_records_counts(tmp_path: Path) -> None:
         store.read(path)
 
 
+def test_pictures_go_where_their_record_goes(tmp_path: Path) -> None:
+    """The later record has none: those of the earlier are not shown for it."""
+    made = [replace(record(*RUN[:3], 1e-3 * k), finished=f"2026-01-0{k}") for k in (1, 2)]
+    early, late = (saved([one], tmp_path / one.finished) for one in made)
+    (early / "pictures").mkdir()
+    (early / "pictures" / f"{made[0].identity}.npz").write_text("of the earlier")
+    merge([early], tmp_path / "into")
+    merge([late], tmp_path / "into")
+    (picture,) = (tmp_path / "into" / "pictures").iterdir()
+    assert store.read(tmp_path / "into" / "records" / f"{picture.stem}.json").finished == "2026-01-01"
+    merge([late, early], tmp_path / "at once")
+    assert tree(tmp_path / "at once") == tree(tmp_path / "into")
+
+
 def test_another_major_schema_is_refused_and_nothing_written(tmp_path: Path) -> None:
     here, there = (saved([record(*RUN)], tmp_path / name) for name in ("a", "b"))
     path = next((there / "records").iterdir())
