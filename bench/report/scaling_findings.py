@@ -229,8 +229,8 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
         )
     if len(faster := ok[unlimited & ok["limit_flops"].notna()]):
         found.append(
-            f"In {len(faster)} of {len(ok)} cells the step of {_listed(faster)} takes less time than torch takes for the"
-            " products that it contains: it multiplies by other code. They have no limit."
+            f"In {len(faster)} of {len(ok)} cells the step of {_listed(faster)} takes less time than torch takes for"
+            " the products that it contains: it multiplies by other code. They have no limit."
         )
     if len(endless := ok[ok["repeats"].eq(False)]):
         found.append(
