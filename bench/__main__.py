@@ -15,6 +15,7 @@ from stepscale.bench.errors import UsageError
 COMMANDS = {
     "sweep": "stepscale.bench.cli.sweep",
     "report": "stepscale.bench.cli.report",
+    "merge": "stepscale.bench.cli.merge",
     "publish": "stepscale.bench.cli.publish",
     "regress": "stepscale.bench.cli.regress",
     "doctor": "stepscale.bench.cli.doctor",

@@ -10,8 +10,10 @@ from typing import IO
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that takes its place only when the block ends well; makes the folder where there is none.
+
+    It outlives a power cut right after, unless ``lasting`` is false: for what can be had again, in thousands.
 
     Raises:
         OSError: the file cannot be written; what was there before is as it was.
@@ -21,8 +23,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     try:
         with partial.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())  # or after a power cut the new name may be of an empty file
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())  # or after a power cut the new name may be of an empty file
         os.replace(partial, path)
     finally:
         with suppress(OSError):

@@ -15,6 +15,10 @@ class BadRecordError(ValueError):
     """A file is no whole record; the message names it."""
 
 
+class OtherSchemaError(ValueError):
+    """A record is of a schema that this version cannot read."""
+
+
 class DivergedError(ArithmeticError):
     """A parameter is no finite number."""
 

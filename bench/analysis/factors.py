@@ -46,7 +46,8 @@ def undecided(cells: pd.DataFrame) -> set[tuple[object, ...]]:
     dim, is undecided; and that baseline.
     """
     found: set[tuple[object, ...]] = set()
-    for key, part in factors(cells).groupby([*GROUP, "dim"]):
+    each = [factors(own) for _, own in cells.groupby("machine")]  # by its own processes' spread
+    for key, part in (group for table in each for group in table.groupby([*GROUP, "dim"])):
         honest = part[part["baseline"].map(base) == HONEST]
         of = honest if len(honest) else part
         open_ = of[of["verdict"] == "undecided"]

@@ -197,6 +197,18 @@ CROSSOVERS = {
     "factor_max": Column("", "the same where they differ most"),
 }
 
+VERSIONS = {
+    "before": Column("", "the folder named earlier"),
+    "after": Column("", "the folder named later, whose cells are of other code, torch or driver"),
+    "before_ms": Column("ms", "a step in the folder named earlier: geometric mean over seeds"),
+    "after_ms": Column("ms", "a step in the folder named later: geometric mean over seeds"),
+    "times": Column("", "after_ms / before_ms: above 1 the step became slower"),
+    "versions.low": Column("", "lower end of the 95 % interval of times, over processes and days"),
+    "versions.high": Column("", "upper end of that interval"),
+    "limit_times": Column("", "the same of the limit: where it moves as the step does, the step has not changed"),
+    "versions.verdict": Column("", "slower, faster, equal (the interval lies within 5 % of 1) or undecided"),
+}
+
 OPERATIONS = {
     "operation": Column("", "torch's name of it, or (between operations): Python, and what else the host does"),
     "calls": Column("", "how often a step calls it"),
@@ -248,7 +260,7 @@ TRAINING = {
     "of_baseline": Column("", "seconds / those of layerwise to the same target; below 1 is faster"),
 }
 
-COLUMNS = AXES | STEP | WORK | CUBIC | OVER_SEEDS | GROWTH | FACTORS | CROSSOVERS | OPERATIONS | TRAINING
+COLUMNS = AXES | STEP | WORK | CUBIC | OVER_SEEDS | GROWTH | FACTORS | CROSSOVERS | VERSIONS | OPERATIONS | TRAINING
 
 
 def key_of(table: str, name: str) -> str:

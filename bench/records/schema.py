@@ -93,6 +93,8 @@ class Machine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def name(self) -> str:
         """Name what its times are of: the GPU, else the CPU with its cores."""
+        if not self.cpu:  # of cells that older versions did not measure
+            return "a machine that is not known"
         if self.gpu is None:
             return f"{self.cpu}, {self.cores} cores"
         return self.gpu if self.gpus < 2 else f"{self.gpus} × {self.gpu}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from stepscale.bench.atomic import atomic_write
-from stepscale.bench.errors import BadRecordError
+from stepscale.bench.errors import BadRecordError, OtherSchemaError
 from stepscale.bench.notes import one_line, printable
 from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.ranges import Size
@@ -33,13 +34,25 @@ class Planned(msgspec.Struct):
     identities: list[str] = []  # once the run was whole
     code: str = ""  # that measures them
     finished: bool = False  # as older versions said it, which counted
+    merged: list[Planned] = []  # the plans of the folders that this one was merged of
 
     def missing(self, records: Collection[Record]) -> int:
         """Return how many of its cells are not among these records, as far as can be told."""
+        if self.merged:
+            return sum(self._missing_of(plan, records) for plan in self.merged)
         if self.identities:
             return len(set(self.identities) - {record.identity for record in records})
         own = [record for record in records if self.finished or record.environment.code == self.code]
         return max(0, self.cells - len(own))
+
+    def _missing_of(self, plan: Planned, records: Collection[Record]) -> int:
+        """Return how many cells of a merged plan are missing; none of one that has begun nothing of its own."""
+        if plan.identities:
+            return plan.missing(records)
+        others = {identity for merged in self.merged for identity in merged.identities}
+        own = [record for record in records if record.identity not in others]
+        own = [record for record in own if plan.finished or record.environment.code == plan.code]
+        return plan.missing(own) if own else 0
 
 
 def read_plan(run: Path) -> Planned | None:
@@ -115,19 +128,35 @@ def path_of(run: Path, identity: str) -> Path:
     return run / RECORDS / f"{identity}.json"
 
 
+def name_beside(identity: str, encoded: bytes) -> str:
+    """Return the name of a record whose cell has another one, which counts: its identity and a hash of its content."""
+    return f"{identity}.{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
 def read(path: Path) -> Record:
     """Read one record, of this schema or an older one.
 
     Raises:
         BadRecordError: naming the file and what is wrong with it.
     """
+    return read_encoded(path)[0]
+
+
+def read_encoded(path: Path) -> tuple[Record, bytes]:
+    """Read one record, and return the bytes of its file too.
+
+    Raises:
+        BadRecordError: naming the file and what is wrong with it; because of an ``OtherSchemaError`` where it is that.
+    """
     try:
-        record = decode(content(path))
+        encoded = content(path)
+        record = decode(encoded)
     except (OSError, ValueError, RecursionError) as error:
-        raise BadRecordError(f"{path} {one_line(error).removeprefix('ValueError: ')}") from error
-    if record.identity != path.stem:
+        kind = "OtherSchemaError" if isinstance(error, OtherSchemaError) else "ValueError"
+        raise BadRecordError(f"{path} {one_line(error).removeprefix(f'{kind}: ')}") from error
+    if path.stem not in (record.identity, name_beside(record.identity, encoded)):
         raise BadRecordError(f"{path} holds the record {printable(record.identity)}, of another name; delete the copy")
-    return record
+    return record, encoded
 
 
 def content(path: Path) -> bytes:
@@ -258,7 +287,8 @@ def _decode_other(encoded: bytes) -> Record:
         raise ValueError(f"is damaged ({one_line(error)}); delete it and run again to measure the cell anew") from error
     schema = found.get("schema") if isinstance(found, dict) else None
     if not isinstance(schema, int) or schema not in (*MIGRATIONS, SCHEMA):
-        raise ValueError(f"has schema {printable(repr(schema))}; this version of stepscale reads schemas {_readable()}")
+        known = f"this version of stepscale reads schemas {_readable()}"
+        raise OtherSchemaError(f"has schema {printable(repr(schema))}; {known}")
     try:
         plain = json.dumps(_migrated(found), ensure_ascii=False).encode(errors="replace")
         return msgspec.json.decode(plain, type=Record)

@@ -32,14 +32,15 @@ from stepscale.bench.records.schema import (
 from stepscale.bench.records.store import read_all
 
 TUNED = ("lr", "damping")  # what an optimizer is tuned by, wherever its configuration has it
-UNNAMED = Machine(cpu="", cores=0).name  # of cells that older versions did not measure
+UNNAMED = Machine(cpu="", cores=0).name
 Row = dict[str, object]
 
 
 def load(folder: str | Path, task: str = "time") -> pd.DataFrame:
     """Return a run as a tidy table, one row a cell, failures included; times in ms, memory in MiB.
 
-    ``stepscale.bench.records.columns`` says what each column holds. Damaged records are left out, with a warning.
+    ``stepscale.bench.records.columns`` says what each column holds. Records that are damaged, or whose cells have been
+    measured again later, are left out, with a warning.
 
     Example:
         >>> cells = load("results/cpu-2-cores")
@@ -58,7 +59,7 @@ def load(folder: str | Path, task: str = "time") -> pd.DataFrame:
     if task not in list(Task):
         raise ValueError(f"task must be one of {', '.join(Task)}, got {task!r}")
     records, complaints = read_all(Path(folder))
-    for complaint in complaints:
+    for complaint in [*complaints, *left_out([record for record in records if record.task == task])]:
         warnings.warn(complaint, stacklevel=2)
     table = cells_of(records, Task(task))
     if not len(table):
@@ -81,16 +82,16 @@ def cells_of(records: Iterable[Record], task: Task) -> pd.DataFrame:
 
 
 def curves(folder: str | Path) -> pd.DataFrame:
-    """Return every point of every training run, one row each, also of runs that ended early."""
+    """Return every point of every training run that counts, one row each, also of runs that ended early."""
     return points_of(read_all(Path(folder))[0])
 
 
-def points_of(records: Iterable[Record]) -> pd.DataFrame:
-    """Return every point of the training runs among the records, one row each."""
+def points_of(records: Collection[Record]) -> pd.DataFrame:
+    """Return every point of the training runs among the records that count, one row each."""
     import pandas as pd
 
     tables = []
-    for record in records:
+    for record in newest(records):
         if record.training is not None:
             points = pd.DataFrame(msgspec.to_builtins(record.training.curve)).astype(float)
             facts = pd.DataFrame([axes_of(record) | {"identity": record.identity}])
@@ -105,12 +106,49 @@ def axes_of(record: Record) -> Row:
 
 
 def newest(records: Collection[Record]) -> list[Record]:
-    """Leave out records of which the same cell and configuration has been measured again later, by other code."""
-    last: dict[str, Record] = {}
+    """Leave out records of which the same cell and configuration has been measured again later.
+
+    ``left_out`` says how many they are.
+    """
+    last: dict[tuple[object, ...], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.finished):
-        last[str((axes_of(record), record.config))] = record
-    kept = {record.identity for record in last.values()}
-    return [record for record in records if record.identity in kept]
+        same = last.setdefault(tuple(axes_of(record).values()), [])
+        same[:] = [*(earlier for earlier in same if not _superseded(earlier, record)), record]
+    kept = {id(record) for same in last.values() for record in same}
+    return [record for record in records if id(record) in kept]
+
+
+def _superseded(earlier: Record, later: Record) -> bool:
+    """Whether a later record of a cell is of the same settings: of other code those that both know of."""
+    if earlier.environment.code == later.environment.code:
+        return earlier.config == later.config
+    before, after = _flat(earlier.config), _flat(later.config)
+    return all(before[key] == after[key] for key in before.keys() & after.keys())
+
+
+def left_out(records: Collection[Record]) -> list[str]:
+    """Say how many records count no more, since the same cells have been measured later."""
+    count, named = len(records) - len(newest(records)), len({record.identity for record in records})
+    twice = len(records) - named  # of these no other code is the reason
+    told = {
+        "of cells that other code, data or optimizers have measured again since": count - twice,
+        "of cells that the same code has measured several times: the latest counts": twice,
+    }
+    return [f"Left out: {_counted(number)} {what}." for what, number in told.items() if number]
+
+
+def _counted(number: int) -> str:
+    return "1 record" if number == 1 else f"{number} records"
+
+
+def united(runs: Iterable[Collection[Record]]) -> list[Record]:
+    """Return the records of several runs; one that several have, as copies have, once."""
+    found: dict[str, list[Record]] = {}
+    for record in (record for run in runs for record in run):
+        same = found.setdefault(record.identity, [])
+        if record not in same:
+            same.append(record)
+    return [record for same in found.values() for record in same]
 
 
 def told_apart(records: list[Record]) -> list[Row]:

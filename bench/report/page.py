@@ -86,6 +86,11 @@ def varying(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=[column for column in GROUP if column in table and cells[column].nunique() == 1])
 
 
+def machine_column(cells: pd.DataFrame) -> list[str]:
+    """Return the column of a table that says on which machine, where that is not the same for all cells."""
+    return ["machine"] * bool(cells["machine"].nunique() > 1)
+
+
 def measured(value: float, low: float, high: float, unit: str = "") -> str:
     """Write a figure with its 95 % interval, in the digits that the interval bears.
 

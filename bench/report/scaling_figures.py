@@ -53,7 +53,7 @@ def draw_times(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
     ax.set(xscale="log", yscale="log", ylabel="step, ms (amortised)", title="Time of one step")
     _guides(ax, times)
     _end_caps(ax, times, look)
-    _axes(ax, times["dim"], WIDE)
+    axes_of_dims(ax, times["dim"], WIDE)
 
 
 def draw_ratios(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
@@ -62,14 +62,14 @@ def draw_ratios(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
     ax.axhline(1, **GUIDE)
     ax.annotate("limit", (0.01, 1), xycoords=("axes fraction", "data"), color="0.4", va="bottom", fontsize=8)
     ax.set(xscale="log", yscale="log", ylabel="step / limit", title="Distance from the limit")
-    _axes(ax, times["dim"])
+    axes_of_dims(ax, times["dim"])
 
 
 def draw_memory(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
     """Peak memory of the process that ran the step."""
     _draw(ax, times, look, "peak_mib")
     ax.set(xscale="log", yscale="log", ylabel="peak memory, MiB", title="Peak memory")
-    _axes(ax, times["dim"])
+    axes_of_dims(ax, times["dim"])
 
 
 def draw_slopes(ax: Axes, slopes: pd.DataFrame, look: dict[str, Style], dims: pd.Series) -> None:
@@ -82,7 +82,7 @@ def draw_slopes(ax: Axes, slopes: pd.DataFrame, look: dict[str, Style], dims: pd
         ax.axhline(order, linestyle="--", **GUIDE)
     ax.set(xscale="log", ylim=(min(0.0, float(slopes["low"].min())), max(3.5, float(slopes["high"].max()))))
     ax.set(ylabel="Δ log time / Δ log dim", title="Local slope of the time (2 quadratic, 3 cubic)")
-    _axes(ax, dims)
+    axes_of_dims(ax, dims)
 
 
 def _draw(ax: Axes, times: pd.DataFrame, look: dict[str, Style], column: str, *bounds: str) -> None:
@@ -162,7 +162,7 @@ def _end_caps(ax: Axes, times: pd.DataFrame, look: dict[str, Style]) -> None:
         )  # fmt: skip
 
 
-def _axes(ax: Axes, dims: pd.Series, most: int = 9) -> None:
+def axes_of_dims(ax: Axes, dims: pd.Series, most: int = 9) -> None:
     """Label the dims measured, as many as do not touch, and plain numbers on a logarithmic y axis."""
     ticks: list[int] = []
     for dim in sorted(set(dims), reverse=True):

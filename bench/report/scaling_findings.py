@@ -48,7 +48,9 @@ def findings(judged: Judged) -> list[str]:
         found += _growth(growth, of_group(judged.times, group), place)
         found += _pairs(judged, group, place, notable=True)
         found += _disagreements(growth, place)
-    return found + _caveats(judged.cells)
+    for machine, cells in judged.cells.groupby("machine", sort=False):
+        found += [f"On {machine}: {line}" if "machine" in varying else line for line in _caveats(cells)]
+    return found
 
 
 def pairs(judged: Judged) -> pd.DataFrame:
@@ -168,11 +170,11 @@ def _pair(row: TableRow, place: str) -> tuple[str, str]:
     if row["kind"] == "undecided":
         return f"{faster} and {slower}", f": undecided ({span})"
     if row["kind"] == "equal":
-        return f"{faster} and {slower}", f": equal within 5 %{_somewhere(row, 0)} ({span})"
-    factor = _range(row["factor_min"], row["factor_max"])
+        return f"{faster} and {slower}", f": equal within 5 %{somewhere(row, 0)} ({span})"
+    factor = factor_range(row["factor_min"], row["factor_max"])
     if row["decided"] == row["dims"]:
         return faster, f" is faster than {slower}{' throughout' * (len(dims) > 1)}, {factor} ({span})"
-    return faster, f" is faster than {slower}{_somewhere(row, row['equal'], f', {factor}')} ({span})"
+    return faster, f" is faster than {slower}{somewhere(row, row['equal'], f', {factor}')} ({span})"
 
 
 def _largest(row: TableRow) -> float:
@@ -180,7 +182,7 @@ def _largest(row: TableRow) -> float:
     return float(row["factor_max"]) if row["kind"] == "none" else 0.0
 
 
-def _somewhere(row: TableRow, equal: int, factor: str = "") -> str:
+def somewhere(row: TableRow, equal: int, factor: str = "") -> str:
     """Say at how many dims a pair is decided, and what it is at the others, at ``equal`` of which it is equal."""
     rest = row["dims"] - row["decided"]
     if not rest:
@@ -189,7 +191,7 @@ def _somewhere(row: TableRow, equal: int, factor: str = "") -> str:
     return f" at {row['decided']} of {row['dims']} dims{factor}, elsewhere {elsewhere}"
 
 
-def _range(low: float, high: float) -> str:
+def factor_range(low: float, high: float) -> str:
     """Write a range of factors: ``1.02–1.04×``, ``1.2–1.7×``, ``1.3×``, ``9–52×``."""
     digits = 3 if low < 1.1 else 2
     ends = dict.fromkeys(f"{end:.{digits}g}" if end < 100 else f"{end:.0f}" for end in (low, high))

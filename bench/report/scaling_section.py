@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from stepscale.bench.report import scaling_figures, scaling_findings, scaling_orders, scaling_tables, style
-from stepscale.bench.report.page import Section, varying
-from stepscale.bench.report.scaling_tables import PER_GROUP, Judged, groups, of_group, words
-from stepscale.bench.report.style import Drawn
+from stepscale.bench.report.page import Section, machine_column, varying
+from stepscale.bench.report.scaling_tables import PER_GROUP, Judged, facts, groups, of_group, words
+from stepscale.bench.report.style import Drawn, Where
 
 SHOWN = 5  # of each step's operations, in the page
 ASKED = "How does the time of one optimizer step grow with the input dimension d: is there work in it that grows as d³?"
 
 
-def section(judged: Judged, where: str) -> Section:
-    """Say what a run's timed cells tell: the answer, findings, figures, tables for people and for machines."""
+def section(judged: Judged, where: Where) -> Section:
+    """Say what a run's timed cells tell: the answer, findings, figures, tables for people and for machines.
+
+    ``where`` says of a machine's name what else its figures hang on, and when they were taken.
+    """
     cells, times = judged.cells, judged.times
     csv, operations = scaling_tables.growth_csv(judged.growth, times), scaling_tables.dearest_operations(cells)
     titled = {
@@ -35,7 +38,9 @@ def section(judged: Judged, where: str) -> Section:
         files["operations.csv"] = operations
     failed = cells[cells["status"] != "ok"]
     if len(failed):
-        titled["Cells that were not measured"] = failed[["optimizer", "dim", "batch", "seed", "status", "reason"]]
+        titled["Cells that were not measured"] = failed[
+            [*machine_column(cells), "optimizer", "dim", "batch", "seed", "status", "reason"]
+        ]
     return Section(
         title="Scaling of one step",
         asked=ASKED,
@@ -48,17 +53,18 @@ def section(judged: Judged, where: str) -> Section:
     )
 
 
-def figures(judged: Judged, where: str) -> list[Drawn]:
+def figures(judged: Judged, where: Where) -> list[Drawn]:
     """Draw every group, its shares and its times; those of the group with most cells are ``orders`` and ``scaling``."""
     look, drawn = style.styles(judged.times["optimizer"]), []
     for rank, group in enumerate(groups(judged.cells)):
         times, growth = of_group(judged.times, group), of_group(judged.growth, group)
         shares, slopes = of_group(judged.shares, group), of_group(judged.slopes, group)
-        title = f"{words(group)}\n{where}"
+        what = words(group, judged.cells)
+        title = f"{what}\n{where(str(facts(group)['machine']))}"
         if len(shares):
             figure = scaling_orders.orders_figure(shares, growth, times, title)
-            alt = scaling_orders.alt(shares, growth, words(group))
+            alt = scaling_orders.alt(shares, growth, what)
             drawn.append(Drawn(figure, alt, None if rank else "orders"))
         figure = scaling_figures.scaling_figure(times, slopes, look, title)
-        drawn.append(Drawn(figure, scaling_figures.alt(times, words(group)), None if rank else "scaling"))
+        drawn.append(Drawn(figure, scaling_figures.alt(times, what), None if rank else "scaling"))
     return drawn

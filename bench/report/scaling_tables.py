@@ -35,7 +35,14 @@ class Judged(NamedTuple):
 
 
 def judge(cells: pd.DataFrame) -> Judged:
-    """Ask every function of the analysis once."""
+    """Ask every function of the analysis once a machine: how one's processes vary says nothing of another's."""
+    parts = [_judged(own) for _, own in cells.groupby("machine", sort=False)]
+    joined = [[table for table in tables if len(table)] or tables[:1] for tables in zip(*parts, strict=True)]
+    return Judged(*(pd.concat(tables, ignore_index=True) if len(parts) > 1 else tables[0] for tables in joined))
+
+
+def _judged(cells: pd.DataFrame) -> Judged:
+    """Ask every function of the analysis about the cells of one machine."""
     return Judged(
         cells,
         step_times.times(cells),
@@ -53,17 +60,27 @@ def groups(cells: pd.DataFrame) -> list[tuple[object, ...]]:
     return list(cells.groupby(PER_GROUP, sort=False).size().sort_values(ascending=False, kind="stable").index)
 
 
+def main_groups(cells: pd.DataFrame) -> list[tuple[object, ...]]:
+    """Return each machine's group of most cells."""
+    first: dict[object, tuple[object, ...]] = {}
+    for group in groups(cells):
+        first.setdefault(facts(group)["machine"], group)
+    return list(first.values())
+
+
 def of_group(table: pd.DataFrame, group: tuple[object, ...]) -> pd.DataFrame:
     """Return a table's rows of one group."""
     return table[(table[PER_GROUP] == list(group)).all(axis=1)]
 
 
-def words(group: tuple[object, ...]) -> str:
-    """Say what was measured: ``flow, depth 2, batch 100, photos, float32, cpu``."""
-    return "{model}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**_facts(group))
+def words(group: tuple[object, ...], cells: pd.DataFrame) -> str:
+    """Say what was measured: ``flow, depth 2, batch 100, photos, float32, cpu``; of several machines on which, too."""
+    what = "{model}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts(group))
+    return f"{what}, {facts(group)['machine']}" if cells["machine"].nunique() > 1 else what
 
 
-def _facts(group: tuple[object, ...]) -> dict[str, object]:
+def facts(group: tuple[object, ...]) -> dict[str, object]:
+    """Return a group's values by axis."""
     return dict(zip(PER_GROUP, group, strict=True))
 
 
@@ -73,13 +90,15 @@ def clocks(cells: pd.DataFrame) -> str:
 
 
 def headlines(judged: Judged) -> dict[str, pd.DataFrame]:
-    """Return the table that answers, of the group with most cells, and one of all other groups where there are any."""
-    main, *others = groups(judged.cells)
-    title = ", ".join(filter(None, [words(main), clocks(of_group(judged.cells, main))]))
-    titled = {title: pd.DataFrame(headline(judged, main))}
+    """Return the table that answers, of each machine's group with most cells, and one of all other groups."""
+    main, titled = main_groups(judged.cells), {}
+    for group in main:
+        title = ", ".join(filter(None, [words(group, judged.cells), clocks(of_group(judged.cells, group))]))
+        titled[title] = pd.DataFrame(headline(judged, group))
     rows = [
-        {axis: _facts(group)[axis] for axis in PER_GROUP if judged.cells[axis].nunique() > 1} | row
-        for group in others
+        {axis: facts(group)[axis] for axis in PER_GROUP if judged.cells[axis].nunique() > 1} | row
+        for group in groups(judged.cells)
+        if group not in main
         for row in headline(judged, group)
     ]
     if rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -21,6 +21,7 @@ LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5))
 LARGEST, SMALLEST = 7.5, 3.3  # markers, points: where curves coincide, a later one lies inside an earlier one
 WIDTH = 12.0  # inches of a figure that fills the page
 Style = dict[str, Any]  # words of matplotlib's
+Where = Callable[[str], str]  # of a machine's name: what else figures of it hang on, and when they were taken
 GUIDE: Style = {"color": "0.6", "linewidth": 0.9, "zorder": 0}
 RC: Any = {"text.parse_math": False}  # a name is its letters, dollars too
 RC |= {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ from stepscale.bench.errors import BadRecordError
 from stepscale.bench.records import store
 from stepscale.bench.records.schema import NO_BOUND, Number
 from stepscale.bench.report import style, training_figures
-from stepscale.bench.report.page import Section, Shown, TableRow, measured, varying
-from stepscale.bench.report.style import Drawn
+from stepscale.bench.report.page import Section, Shown, TableRow, machine_column, measured, varying
+from stepscale.bench.report.style import Drawn, Where
 from stepscale.bench.report.training_figures import Arrays
 
 TITLE = "What a step buys"
@@ -24,8 +25,12 @@ ASKED = (
 )
 
 
-def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Path, where: str) -> Section:
-    """Say what training runs and the points of their curves tell; ``pictures`` is the folder of what they look like."""
+def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Sequence[Path], where: Where) -> Section:
+    """Say what training runs and the points of their curves tell.
+
+    ``pictures`` are the folders of what they look like; ``where`` says of a machine's name what else its figures hang
+    on, and when they were taken.
+    """
     final = runs[~runs["trial"]]
     if not len(final):
         trials = {"Trials": trials_table(runs)}
@@ -86,7 +91,9 @@ def more_tables(runs: pd.DataFrame, results: pd.DataFrame) -> dict[str, pd.DataF
         titled["Trials"] = trials
     failed = final[final["status"] != "ok"]
     if len(failed):
-        titled["Runs that did not end"] = failed[["optimizer", "data", "dim", "seed", "status", "reason"]]
+        titled["Runs that did not end"] = failed[
+            [*machine_column(runs), "optimizer", "data", "dim", "seed", "status", "reason"]
+        ]
     return titled
 
 
@@ -154,22 +161,22 @@ def trials_table(runs: pd.DataFrame) -> pd.DataFrame:
     """What each trial of tuning came to on the validation split."""
     trials = runs[runs["trial"]]
     settings = trials["tuned"].map(lambda tuned: ", ".join(f"{key} {value:.3g}" for key, value in tuned.items()))
-    shown = trials.assign(settings=settings)[
-        ["data", "dim", "optimizer", "settings", "budget", "status", "validation_nats", "steps"]
-    ]
-    return shown.sort_values(["data", "dim", "optimizer"])
+    place = [*machine_column(runs), "data", "dim", "optimizer"]
+    shown = trials.assign(settings=settings)[[*place, "settings", "budget", "status", "validation_nats", "steps"]]
+    return shown.sort_values(place)
 
 
 def figures(
-    final: pd.DataFrame, points: pd.DataFrame, targets: pd.DataFrame, pictures: dict[str, Arrays], where: str
+    final: pd.DataFrame, points: pd.DataFrame, targets: pd.DataFrame, pictures: dict[str, Arrays], where: Where
 ) -> list[Drawn]:
     """Draw each workload: its curves, ``training…``, and what was learned, ``pictures…``, named by what varies."""
     look, drawn = style.styles(final["optimizer"]), []
     varied = [axis for axis in learning_curves.WORKLOAD if final[axis].nunique() > 1]
     for key, part in final.groupby(learning_curves.WORKLOAD):
-        facts = dict(zip(learning_curves.WORKLOAD, key, strict=True))
+        facts: dict[str, Any] = dict(zip(learning_curves.WORKLOAD, key, strict=True))
         what = "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts)
-        title = f"{what}\n{where}"
+        what += f", {facts['machine']}" * ("machine" in varied)
+        title = f"{what}\n{where(facts['machine'])}"
         own = points[points["identity"].isin(part["identity"])]
         if not len(own):
             continue
@@ -197,12 +204,13 @@ def _suffix(axis: str, value: object) -> str:
     return f"-{axis}{words}" if isinstance(value, int) else f"-{words}"
 
 
-def pictures_of(folder: Path, final: pd.DataFrame) -> tuple[dict[str, Arrays], list[str]]:
+def pictures_of(folders: Sequence[Path], final: pd.DataFrame) -> tuple[dict[str, Arrays], list[str]]:
     """Load what the first seed of each optimizer and workload left, by identity; say what cannot be shown, and why."""
     found, complaints = dict[str, Arrays](), list[str]()
     first = final[final["status"] == "ok"].sort_values("seed").groupby([*learning_curves.WORKLOAD, "optimizer"]).head(1)
     for identity in first["identity"]:
-        if not (path := folder / f"{identity}.npz").exists():
+        path = next((path for folder in folders if (path := folder / f"{identity}.npz").exists()), None)
+        if path is None:
             continue
         try:
             found[identity] = store.read_pictures(path)

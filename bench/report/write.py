@@ -5,20 +5,31 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Record, Task
 from stepscale.bench.report import page, scaling_section, scaling_tables, style, training_section
+from stepscale.bench.report.compared import machines, versions
 from stepscale.bench.report.page import Section
+from stepscale.bench.report.style import Where
 
 COMMANDS = 3  # that are named of a run
 LIBRARIES = ("numpy", "scipy", "pandas", "hydra-core")  # beside torch, whose versions a record holds
 FAILED = "This section cannot be written"
+
+
+class Source(NamedTuple):
+    """A run's folder, and the records in it."""
+
+    folder: Path
+    records: Collection[Record]
 
 
 def write(folder: Path) -> str:
@@ -30,10 +41,11 @@ def write(folder: Path) -> str:
     return write_of(*store.read_all(folder), folder)
 
 
-def write_of(records: Collection[Record], complaints: list[str], folder: Path) -> str:
+def write_of(records: Collection[Record], complaints: list[str], folder: Path, sources: Sequence[Source] = ()) -> str:
     """Write what these records tell into a folder; return the summary to print.
 
-    Every file is written beside its place first: where one cannot be, the earlier report stays as it was.
+    Where they are not of that folder alone, ``sources`` says of which. Every file is written beside its place first:
+    where one cannot be, the earlier report stays as it was.
 
     Raises:
         FileNotFoundError: there is no record.
@@ -42,14 +54,15 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
     if not records:
         empty = f"no records in {folder / 'records'}; name a folder that a sweep wrote, such as results/local/latest."
         raise FileNotFoundError(" ".join([empty, *complaints]))
-    where = provenance(records)
+    sources = sources or [Source(folder, records)]
     beside = tempfile.TemporaryDirectory(dir=folder, prefix="report-", suffix=".partial", ignore_cleanup_errors=True)
     with beside as new:
-        written = [_written(make, Path(new)) for make in makers(records, folder, where)]
+        written = [found for make in makers(records, sources) if (found := _written(make, Path(new)))]
         sections, figures = [section for section, _ in written], [drawn for _, drawn in written]
         left_out = [f"Left out: {complaint}." for complaint in complaints]
-        sections[0].findings[:0] = left_out + older(records) + unfinished(records, folder)
-        origin = f"{where}, {made_by(records)}"
+        lacking = [line for source in sources for line in unfinished(source, of_several=len(sources) > 1)]
+        sections[0].findings[:0] = left_out + tables.left_out(records) + lacking
+        origin = f"{provenance(records)}, {made_by(records)}"
         _save(Path(new) / "summary.md", page.markdown(sections, origin))
         _save(Path(new) / "report.html", page.page(sections, figures, origin))
         for file in sorted(Path(new).iterdir()):
@@ -57,28 +70,55 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path) -
     return "\n\n".join([*map(page.text, sections), f"report in {folder / 'report.html'}"])
 
 
-def makers(records: Collection[Record], folder: Path, where: str) -> list[Callable[[], Section]]:
-    """Return what makes each section of which there are records."""
+def makers(records: Collection[Record], sources: Sequence[Source]) -> list[Callable[[], Section | None]]:
+    """Return what makes each section of which there are records; None where it has nothing to say."""
+    where = where_of(records)
+
+    @cache
+    def judged() -> scaling_tables.Judged:
+        return scaling_tables.judge(tables.cells_of(records, Task.TIME))
+
+    def upgrades() -> Section | None:
+        return versions.section([(str(source.folder), source.records) for source in sources])
+
+    def between_machines() -> Section | None:
+        return machines.section(judged())
 
     def scaling() -> Section:
-        return scaling_section.section(scaling_tables.judge(tables.cells_of(records, Task.TIME)), where)
+        return scaling_section.section(judged(), where)
 
     def trained() -> Section:
-        runs = tables.cells_of(records, Task.TRAIN)
-        return training_section.section(runs, tables.points_of(records), folder / "pictures", where)
+        runs, pictures = tables.cells_of(records, Task.TRAIN), [source.folder / "pictures" for source in sources]
+        return training_section.section(runs, tables.points_of(records), pictures, where)
 
-    of_task = {Task.TIME: scaling, Task.TRAIN: trained}
-    return [make for task, make in of_task.items() if any(record.task is task for record in records)]
+    of_task: dict[Task, list[Callable[[], Section | None]]] = {
+        Task.TIME: [upgrades, between_machines, scaling],
+        Task.TRAIN: [trained],
+    }
+    return [make for task, some in of_task.items() if any(record.task is task for record in records) for make in some]
 
 
-def _written(make: Callable[[], Section], folder: Path) -> tuple[Section, list[str]]:
+def where_of(records: Collection[Record]) -> Where:
+    """Return what says of a machine's name which versions and dates its figures are of."""
+    own: dict[str, list[Record]] = {}
+    for record in records:
+        own.setdefault(str(tables.axes_of(record)["machine"]), []).append(record)
+    known = {machine: provenance(some) for machine, some in own.items()} if len(own) > 1 else {}
+    return lambda machine: known.get(machine) or provenance(records)
+
+
+def _written(make: Callable[[], Section | None], folder: Path) -> tuple[Section, list[str]] | None:
     """Make a section, and write its tables and figures; one that fails costs itself alone, and its place says why.
+
+    None of one that has nothing to say.
 
     Raises:
         OSError: a file cannot be written.
     """
     try:
         section = make()
+        if section is None:
+            return None
         figures = [style.written(figure, folder) for figure in section.figures]
     except OSError:
         raise
@@ -86,7 +126,7 @@ def _written(make: Callable[[], Section], folder: Path) -> tuple[Section, list[s
         last = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{FAILED}: {one_line(error)} ({Path(last.filename).name}, line {last.lineno})."
         told += " Its files that lie beside are of an earlier report."
-        return Section(make.__name__.capitalize(), "", {}, [told], [], {}, {}, {}), []
+        return Section(make.__name__.replace("_", " ").capitalize(), "", {}, [told], [], {}, {}, {}), []
     for name, table in section.files.items():
         table.to_csv(folder / name, index=False, encoding="utf-8", errors="backslashreplace")
     return section, figures
@@ -96,21 +136,13 @@ def _save(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def older(records: Collection[Record]) -> list[str]:
-    """Say how many records count no more, since other code has measured the same cells later."""
-    count = len(records) - len(tables.newest(records))
-    what = "1 record" if count == 1 else f"{count} records"
-    return (
-        [f"Left out: {what} of cells that other code, data or optimizers have measured again since."] if count else []
-    )
-
-
-def unfinished(records: Collection[Record], folder: Path) -> list[str]:
-    """Say how many cells of the run's plan are not recorded."""
+def unfinished(source: Source, *, of_several: bool) -> list[str]:
+    """Say how many cells of a run's plan are not recorded."""
     with suppress(BadRecordError):
-        plan = store.read_plan(folder)
-        if plan is not None and (missing := plan.missing(records)):
-            return [f"Not finished: {missing} of the {plan.cells} planned cells are not recorded."]
+        plan = store.read_plan(source.folder)
+        if plan is not None and (missing := plan.missing(source.records)):
+            of = f" of {source.folder}" * of_several
+            return [f"Not finished: {missing} of the {plan.cells} planned cells{of} are not recorded."]
     return []
 
 
@@ -119,9 +151,9 @@ def provenance(records: Collection[Record]) -> str:
     measured = [record for record in records if record.environment.python]
     if not measured:
         return "no cell was measured"
-    machines = dict.fromkeys(map(_machine, measured))
+    places = dict.fromkeys(map(_machine, measured))
     dates = sorted(record.finished[:10] for record in measured)
-    return f"{'; and '.join(machines)}, {dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'}"
+    return f"{'; and '.join(places)}, {dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'}"
 
 
 def made_by(records: Collection[Record]) -> str:

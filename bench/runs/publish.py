@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from stepscale.bench.errors import BadRecordError, UsageError
-from stepscale.bench.records import store
+from stepscale.bench.records import merging, store
+from stepscale.bench.records.merging import Found
+from stepscale.bench.records.schema import Blocks, Record
 
 RESULTS = Path("results")
+LICENCE = "MIT"  # of this repository, whose results they are
+# of a run's folder: not what launchers leave there, as logs and pickles, nor what only a run that goes on needs
+PUBLISHED = (store.PLAN, "report.html", "*.md", "*.csv", "*.png", "*.svg")
+PARQUET, MANIFEST = "records.parquet", "manifest.json"
+BLOCKS = [field.name for field in msgspec.structs.fields(Blocks)]
+OWN = {"data": "data_facts", "machine": "hardware"}  # names of a record's parts that an axis has too
+AS_JSON = [
+    OWN.get(name, name)
+    for name in (
+        "config", "environment", "machine", "sources", "timing", "counts", "memory", "direction", "training", "tuning",
+        "data", "notes",
+    )
+]  # fmt: skip
 
 
-def publish(run: Path, name: str, *, partial: bool = False) -> Path:
+def publish(run: Path, name: str, *, partial: bool = False, licence: str = LICENCE) -> Path:
     """Copy a run's folder, records and report together, to ``results/NAME``; one that is ``partial`` if that is asked.
+
+    Where pyarrow is there, its records lie in one Parquet file too. A manifest names every file of what was measured.
 
     Raises:
         UsageError: no usable name, the run is unfinished, a record is damaged, or the name is taken.
@@ -32,22 +53,69 @@ def publish(run: Path, name: str, *, partial: bool = False) -> Path:
         raise UsageError(f"{error}; {hint}") from error
     if plan is None:
         raise UsageError(f"{run} holds no sweep's run: there is no {store.PLAN} in it; {hint}")
-    there, complaints = store.read_all(run)
-    missing = plan.missing(there)
+    found, complaints = merging.read(run)
+    missing = plan.missing([one.record for one in found])
     if complaints or (missing and not partial):
         finish = "the command that measured it finishes it, and --partial publishes it as it is"
         told = f"{run} is not finished: {missing} of its {plan.cells} planned cells are not recorded; {finish}."
         raise UsageError(" ".join([told, *complaints]))
-    shutil.copytree(
-        run.resolve(),
-        target,
-        ignore=shutil.ignore_patterns("*.partial", "multirun.yaml", "checkpoints", "locks", store.LOGS),
-    )
-    here = f"{Path.cwd()}/"  # commands name the folder they were given in, and records their host: nobody's business
-    for path in target.rglob("*.json"):
-        text = path.read_text(encoding="utf-8")
-        path.write_text(text.replace(here, ""), encoding="utf-8")
-    for record in store.read_all(target)[0]:
-        record.machine = replace(record.machine, host="")
-        store.save(record, target)
+    target.mkdir(parents=True)
+    for path in sorted(path for pattern in PUBLISHED for path in run.glob(pattern)):
+        shutil.copy2(path, target / path.name)
+    (target / store.PLAN).write_text(_without_here((run / store.PLAN).read_text(encoding="utf-8")), encoding="utf-8")
+    merging.write(merging.names(map(_anonymous, found)), target)
+    records = store.read_all(target)[0]
+    if find_spec("pyarrow") is not None:
+        write_parquet(records, target / PARQUET)
+    write_manifest(records, target, licence)
     return target
+
+
+def _without_here(text: str) -> str:
+    """Leave out the folder that a command was given in, which it names: nobody's business."""
+    return text.replace(f"{Path.cwd()}/", "")
+
+
+def _anonymous(found: Found) -> Found:
+    """Return a record without what is nobody's business: its host, and the folder its command was given in."""
+    encoded = store.encode(replace(found.record, machine=replace(found.record.machine, host="")))
+    encoded = _without_here(encoded.decode()).encode()
+    return Found(store.decode(encoded), encoded, found.pictures)
+
+
+def write_parquet(records: list[Record], path: Path) -> None:
+    """Write records as one table, a row a record; nothing of them is lost.
+
+    The axes and what is one value each are columns. So are the blocks, a list each, where a step was timed. Every other
+    part of a record is a column of JSON; ``hardware`` is what the machine is, beside ``machine``, its name.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [_row(record) for record in records]
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    types = {name: pyarrow.list_(pyarrow.int64() if name == "steps" else pyarrow.float64()) for name in BLOCKS}
+    types |= dict.fromkeys(AS_JSON, pyarrow.string())
+    arrays = {name: pyarrow.array(values, types.get(name)) for name, values in columns.items()}
+    pyarrow.parquet.write_table(pyarrow.table(arrays), path, compression="zstd")
+
+
+def _row(record: Record) -> dict[str, object]:
+    plain = msgspec.to_builtins(record)
+    axes, blocks = plain.pop("cell"), plain["timing"].pop("blocks") if record.timing else {}
+    parts = {OWN.get(name, name): part for name, part in plain.items()}
+    told = {name: json.dumps(part) if name in AS_JSON else part for name, part in parts.items()}
+    return axes | {"machine": record.machine.name} | told | {name: blocks.get(name) for name in BLOCKS}
+
+
+def write_manifest(records: list[Record], folder: Path, licence: str) -> None:
+    """Write which files hold what was measured, with a hash each, and by which code; a report can be written anew."""
+    measured = [folder / store.PLAN, folder / PARQUET, *folder.glob(f"{store.RECORDS}/*"), *folder.glob("pictures/*")]
+    files = sorted(path for path in measured if path.is_file())
+    facts = {
+        "licence": licence,
+        "commit": sorted({record.environment.commit for record in records if record.environment.commit}),
+        "code": sorted({record.environment.code for record in records}),
+        "files": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
+    (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -127,6 +127,18 @@ def test_what_a_further_seed_would_decide() -> None:
     assert {key[-2:] for key in undecided(cells.assign(looks=5e7))} > found
 
 
+def test_what_is_undecided_on_one_machine_hangs_on_no_other() -> None:
+    """A machine whose processes vary by a third leaves nothing open on one whose vary by a thousandth."""
+    steps = {"layerwise": Step(0.74), "relative": Step(), "twin": Step(0.7)}
+    machines = [
+        table(steps, noise=noise, dims=[256, 1000], rng=np.random.default_rng(3)).assign(machine=name)
+        for name, noise in (("quiet", 0.001), ("noisy", 0.3))
+    ]
+    apart = [undecided(cells) for cells in machines]
+    assert undecided(pd.concat(machines, ignore_index=True)) == apart[0] | apart[1]
+    assert len(apart[0]) < len(apart[1])
+
+
 def test_of_two_baselines_the_honest_one_says_what_is_undecided() -> None:
     cells = table({"naive": Step(), "twin": Step(), "layerwise": Step(0.9)}, dims=[1000], noise=0.1)
     assert undecided(cells) == set()

@@ -141,7 +141,7 @@ def tried(mutant: Mutant, run: Path, made: list[Job], *, report: bool, draw: boo
             for task in ("time", "train"):
                 tables.load(run, task)
             tables.curves(run)
-            said += training_section.pictures_of(run / "pictures", tables.load(run, "train"))[1]
+            said += training_section.pictures_of([run / "pictures"], tables.load(run, "train"))[1]
             opened = Run(run, len(made), said.append)
             for job in made:
                 opened._there(job)

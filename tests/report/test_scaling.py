@@ -16,7 +16,7 @@ from tests.support.reported import NAIVE, STEPS, numbers
 
 @pytest.fixture(scope="module")
 def section(judged: Judged) -> Section:
-    return scaling_section.section(judged, "a machine")
+    return scaling_section.section(judged, lambda machine: "a machine")
 
 
 def main_table(judged: Judged) -> pd.DataFrame:
@@ -209,9 +209,9 @@ def test_what_has_no_limit_is_compared_by_its_time(cells: pd.DataFrame) -> None:
     found = scaling_findings.findings(judged)
     assert any("64 of 64 cells have no limit" in line for line in found)
     assert any(re.match(r"`relative` is faster than `layerwise` throughout, [\d.]+–[\d.]+×", line) for line in found)
-    drawn = scaling_section.figures(judged, "")[1].figure
+    drawn = scaling_section.figures(judged, str)[1].figure
     assert [ax.get_title() for ax in drawn.axes if "limit" in ax.get_title()] == []
-    assert not re.search(r"\bnan\b", page.page([scaling_section.section(judged, "")], [[]], "").split("<script>")[0])
+    assert not re.search(r"\bnan\b", page.page([scaling_section.section(judged, str)], [[]], "").split("<script>")[0])
     assert "step / limit" not in tables.times_table(judged.times)
 
 
@@ -234,7 +234,7 @@ def test_what_was_not_counted_says_so(cells: pd.DataFrame) -> None:
     first = scaling_findings.findings(judged)[0]
     assert first.startswith("**Not counted**, batch 100: `adam`, ")
     assert first.endswith("or they are of an older version.")
-    assert [drawn.stem for drawn in scaling_section.figures(judged, "")] == ["scaling", None]
+    assert [drawn.stem for drawn in scaling_section.figures(judged, str)] == ["scaling", None]
 
 
 UNKNOWN: dict[str, object] = {"uncounted": "_linalg_svd", "cubic_share": 0.0, "cubic_operations": None}

@@ -199,7 +199,7 @@ def test_neighbouring_looks_differ_in_line_marker_and_size() -> None:
 
 
 def test_every_figure_says_what_it_shows(judged: Judged, tmp_path: Path) -> None:
-    drawn = scaling_section.figures(judged, "")
+    drawn = scaling_section.figures(judged, str)
     assert [figure.stem for figure in drawn] == ["orders", "scaling", None, None]
     for figure in drawn:
         head = style.written(figure, tmp_path).split(">")[0]

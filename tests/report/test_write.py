@@ -163,7 +163,7 @@ def test_of_cells_of_which_no_kernel_was_seen_it_is_said_that_they_may_wait(tmp_
     cells = tables.load(tmp_path)
     assert cells["launch_bound"].isna().all()
     judged = scaling_tables.judge(cells)
-    said = "\n".join(scaling_section.section(judged, "here").findings)
+    said = "\n".join(scaling_section.section(judged, str).findings)
     assert f"Of {len(cells)} of {len(cells)} cells it is not known whether they wait for the host" in said
     assert len(step_times.local_slopes(cells)), "they are judged"
     drawn = [line for line in panels(tmp_path).axes[0].get_lines() if len(line.get_xdata())]

@@ -1,15 +1,21 @@
 """Copying a finished run to where it is committed."""
 
 import json
+import subprocess
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from stepscale.bench.errors import UsageError
-from stepscale.bench.records import store
+from stepscale.bench.records import merging, store
+from stepscale.bench.records.schema import Cell, Machine, Record
 from stepscale.bench.report import write
 from stepscale.bench.runs import publish
+from tests.support.machines import RESULTS
 from tests.support.synthetic import COSTS, record, run_of
 
 
@@ -55,6 +61,100 @@ def test_a_part_of_a_run_is_published_where_that_is_asked(tmp_path: Path, monkey
     assert len(list((target / "records").glob("*.json"))) == 1
     write.write(target)
     assert "Not finished: 1 of the 2 planned cells are not recorded." in (target / "summary.md").read_text()
+
+
+def test_what_a_launcher_and_a_run_that_goes_on_leave_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64], seeds=1))
+    write.write(folder)
+    for name in (
+        ".submitit/1_0/1_0_submitted.pkl", ".submitit/1_0/1_0_log.out", ".hydra/config.yaml", "jobs/part-0.log",
+        "part-0.log", "slurm-1.out", "x.pkl", "multirun.yaml", "locks/part-0.lock", "checkpoints/x.pt",
+        "operations/x.json", "records/x.json.1.partial", "1_0_submission.sh",
+    ):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("left there")
+    target = publish.publish(folder, "first")
+    kept = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert not [name for name in kept if (target / name).read_bytes() == b"left there"]
+    report = {path.name for path in folder.iterdir() if path.suffix in (".csv", ".png", ".svg", ".md", ".html")}
+    assert report < kept and "scaling.png" in report
+    assert {name for name in kept if name.startswith("records/")} == {
+        f"records/{path.name}" for path in (folder / "records").glob("*.json")
+    }
+
+
+def test_a_manifest_says_what_was_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64]))
+    for path in (folder / "records").iterdir():
+        path.write_text(path.read_text().replace('"code":"made"', '"code":"made","commit":"abc123"'))
+    write.write(folder)
+    target = publish.publish(folder, "first", licence="CC-BY-4.0")
+    found = json.loads((target / "manifest.json").read_text())
+    assert (found["licence"], found["commit"], found["code"]) == ("CC-BY-4.0", ["abc123"], ["made"])
+    own = ["run.json", *(f"records/{path.name}" for path in (target / "records").iterdir())]
+    own += ["records.parquet"] * bool(find_spec("pyarrow"))
+    assert sorted(found["files"]) == sorted(own), "a report is made anew from them"
+    for name, digest in found["files"].items():
+        assert subprocess.check_output(["sha256sum", target / name], text=True).split()[0] == digest
+
+
+def test_every_record_of_a_cell_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    runs = []
+    for k in (1, 2):
+        made = replace(record("mine", 64, 0, 1e-3 * k), finished=f"2026-01-0{k}")
+        made.machine = replace(made.machine, host=f"host-{k}")
+        store.save(made, tmp_path / str(k))
+        runs.append(planned(tmp_path / str(k)))
+    merging.merge(runs, tmp_path / "both")
+    target = publish.publish(tmp_path / "both", "first")
+    found, complaints = store.read_all(target)
+    assert sorted(one.finished for one in found) == ["2026-01-01", "2026-01-02"] and not complaints
+    assert {one.machine.host for one in found} == {""}
+    assert store.read(target / "records" / f"{made.identity}.json").finished == "2026-01-02"
+
+
+def from_row(row: dict[str, Any]) -> Record:
+    """Put a record together from its row, by the README's words."""
+    axes = {axis: row.pop(axis) for axis in [field.name for field in fields(Cell)]}
+    assert row.pop("machine") == Machine(**json.loads(row["hardware"])).name
+    blocks = {name: row.pop(name) for name in ("steps", "step_s", "wall_s", "limit_s", "other_cores")}
+    parts = {"hardware": "machine", "data_facts": "data"}
+    texts = {
+        "config",
+        "environment",
+        "sources",
+        "timing",
+        "counts",
+        "memory",
+        "direction",
+        "training",
+        "tuning",
+        "notes",
+    }
+    plain = {
+        parts.get(name, name): json.loads(value) if name in texts | parts.keys() else value
+        for name, value in row.items()
+        if value is not None
+    }
+    if "timing" in plain:
+        plain["timing"]["blocks"] = blocks
+    return msgspec.convert(plain | {"cell": axes}, Record, strict=False)
+
+
+@pytest.mark.parametrize("run", ["cpu-2-cores", "train-photos", "h100-largest"])
+def test_one_file_holds_all_of_a_runs_records(tmp_path: Path, run: str) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    found = store.read_all(RESULTS / run)[0][::9]
+    publish.write_parquet(found, tmp_path / "records.parquet")
+    table = parquet.read_table(tmp_path / "records.parquet")
+    assert [from_row(row) for row in table.to_pylist()] == found
+    assert str(table.schema.field("step_s").type).startswith("list<")
+    assert str(table.schema.field("step_s").type.value_type) == "double"
 
 
 @pytest.mark.parametrize(("cells", "code", "whole"), [(2, "made", True), (3, "made", False), (2, "other", False)])

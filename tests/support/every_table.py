@@ -4,9 +4,12 @@ import functools
 import tempfile
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Curve, DataFacts, Final, Operation, Record, Status, Trained
 from stepscale.bench.report import scaling_section, scaling_tables, training_section
+from stepscale.bench.report.compared import versions
 from tests.support.synthetic import COSTS, DIMS, bare, cell, record, run_of
 
 
@@ -22,11 +25,18 @@ def columns_of_every_table() -> dict[str, list[str]]:
                 store.save(training(optimizer, seed), trained)
         cells, runs = tables.load(timed), tables.load(trained, "train")
         sections = [
-            scaling_section.section(scaling_tables.judge(cells), "made"),
-            training_section.section(runs, tables.curves(trained), trained, "made"),
+            scaling_section.section(scaling_tables.judge(cells), str),
+            training_section.section(runs, tables.curves(trained), [trained], str),
+            versions.section([("before", store.read_all(timed)[0]), ("after", upgraded(timed))]),
         ]
     found = {"cells": list(cells), "runs": list(runs)}
-    return found | {Path(name).stem: list(table) for part in sections for name, table in part.files.items()}
+    return found | {Path(name).stem: list(table) for part in sections if part for name, table in part.files.items()}
+
+
+def upgraded(folder: Path) -> list[Record]:
+    """Return a run's records as if another torch had measured them."""
+    found = store.read_all(folder)[0]
+    return [replace(one, environment=replace(one.environment, torch="1")) for one in found]
 
 
 def profiled() -> Record:
