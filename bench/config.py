@@ -157,10 +157,10 @@ def multirun(job: Callable[[DictConfig], object], grid: str, words: Words) -> No
         Exception: whatever the launcher raises.
     """
     quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
+    with _sentences(), _hydra():
+        compose(None, words, return_hydra_config=True)
     with _hydra() as initialized:
         assert initialized.hydra is not None
-        with _sentences():
-            compose(None, words, return_hydra_config=True)
         initialized.hydra.multirun(None, job, [f"+{grid}", *quiet, *words], with_log_configuration=False)
 
 

@@ -88,7 +88,7 @@ class Cluster:
         self._daemon("slurmctld", "-D", "-c")
         for node in self.nodes:
             self._daemon("slurmd", "-D", "-N", node)
-        self._await(lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * len(self.nodes))
+        self._await(lambda: set(self.ask("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"})
 
     def stop(self) -> None:
         """End its jobs and its daemons."""

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("submitit") is None, reason="pip install 'stepscale[cluster]'"),
 ]
 SUBMITIT = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=all", "hydra.launcher.timeout_min=30",
-            "hydra.launcher.mem_gb=1", "hydra.launcher.additional_parameters={exclusive:true}"]  # fmt: skip
+            "hydra.launcher.mem_gb=1", "+hydra.launcher.additional_parameters={exclusive:true}"]  # fmt: skip
 SWEEP = """task: time
 settings: >-
   timing.time_limit_s=0.1 timing.warmup_s=0.02 timing.block_s=0.02 batch=5 depth=1
