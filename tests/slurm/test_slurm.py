@@ -1,5 +1,6 @@
 """Parts as jobs of a real Slurm: what it kills, requeues and cancels costs no cell, and leaves no record."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,12 @@ settings: >-
   optimizer.update._target_=sleepy.Sleepy +optimizer.period=1
 seeds: {parts}
 grids: {{cpu: ["dim={dims} optimizer=relative,layerwise"]}}
+"""
+TUNED = """task: train
+settings: data=digits dim=4 depth=1 training.max_steps=20 training.time_limit_s=null training.pictures=0
+seeds: 2
+tuning: {settings: training.max_steps=5, factors: [{lr: [0.1, 10]}]}
+grids: {cpu: ["optimizer=adam,layerwise"]}
 """
 PATIENCE_S = 400
 
@@ -159,14 +166,14 @@ def test_an_array_hands_out_parts_and_a_requeued_one_goes_on(cluster: Cluster, f
     (folder / "array").write_text(f"#!/bin/sh\nexec {command}\n")
     submit = ["sbatch", "--parsable", "--array=0-3", "--requeue", "--exclusive", "--open-mode=append",
               "--output=part-%a.log", "array"]  # fmt: skip
-    subprocess.run(submit, cwd=folder, env=cluster.environment, check=True, stdout=subprocess.DEVNULL)
+    array = subprocess.run(submit, cwd=folder, env=cluster.environment, capture_output=True, text=True, check=True)
     site.wait(lambda: len(site.written()) >= 2, "the first cells")
     cluster.ask("scontrol", "requeue", cluster.jobs("RUNNING")[0])
     site.wait(lambda: not cluster.ask("squeue", "-h"), "the end of the array")
     site.assert_whole(24)
-    states = cluster.ask("scontrol", "--oneliner", "show", "jobs")
-    assert states.count("ExitCode=0:0") == states.count("JobId=")
-    assert all("part=" in made.command and made.machine.usable_cores for made in site.records())
+    tasks = cluster.ask("scontrol", "--oneliner", "show", "job", array.stdout.strip()).splitlines()
+    assert len(tasks) == 4 and all("ExitCode=0:0" in task for task in tasks)
+    assert {made.command.rpartition(" ")[2] for made in site.records()} == {f"part={number}" for number in range(4)}
 
 
 def test_a_cell_that_really_dies_is_a_row_with_its_machine(cluster: Cluster, folder: Path) -> None:
@@ -187,16 +194,27 @@ def test_a_cell_that_really_dies_is_a_row_with_its_machine(cluster: Cluster, fol
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_threads_are_those_of_the_jobs_allocation(cluster: Cluster, folder: Path, cpus: int) -> None:
     """The submitting command has one core, and none of its own settings reach the jobs."""
-    import torch
-
     site = Site(cluster, folder, parts=1, dims="4")
     given = [word for word in SUBMITIT if "exclusive" not in word]
     sweep = site.begin(*given, f"hydra.launcher.cpus_per_task={cpus}", "threads=all", core="0")
     status, said = site.end(sweep)
     assert status == 0, said
-    most = len(__import__("os").sched_getaffinity(0))
-    assert {made.cell.threads for made in site.records()} == {min(cpus, most)}
-    assert torch
+    assert {made.cell.threads for made in site.records()} == {min(cpus, len(os.sched_getaffinity(0)))}
+
+
+def test_a_tuned_sweep_chooses_what_it_chooses_here(cluster: Cluster, folder: Path) -> None:
+    """The trials are a round of jobs, and the trainings that they choose another."""
+    site = Site(cluster, folder, parts=1)
+    (folder / "sleepy.yaml").write_text(TUNED)
+    chosen = []
+    for words in ([], SUBMITIT):
+        status, said = site.run("device=cpu", *words)
+        assert status == 0, said
+        found = [made for made in site.records() if not made.config["training"]["trial"]]
+        chosen.append(sorted((made.identity, made.cell.optimizer, made.cell.seed) for made in found))
+        assert len(site.records()) == 12 and len(found) == 4
+        shutil.move(folder / "run", folder / f"run-{len(chosen)}")
+    assert chosen[0] == chosen[1], "the identity holds the rate"
 
 
 def test_every_launcher_leaves_the_same_cells(cluster: Cluster, tmp_path: Path) -> None:
