@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class Recorded:
     def __init__(self, records: Iterable[Record], machine: str | None = None) -> None:
         self._here = [code_version.code_hash(), str(torch.__version__)]
         self._found: dict[str, Record] = {}
+        self._names: dict[tuple[str, ...], str | None] = {}
         self.seen: set[str] = set()  # identities of those that were looked for and found
         own = [record for record in records if [record.environment.code, record.environment.torch] == self._here]
         for record in sorted(own, key=lambda record: (record.machine.name == machine, settled(record))):
@@ -57,18 +59,23 @@ class Recorded:
         """Return what is there of cells; what nobody could compose is not missing."""
         found, missing, again = list[Record](), 0, 0
         for words in cells:
-            try:
-                composed = compose_cell(words)
-                name = self._name(placed(composed), composed.config, sources(composed.config))
-            except UsageError:
-                continue
-            if name not in self._found:
-                missing += 1
-                continue
-            found.append(self._found[name])
-            again += not settled(found[-1])
+            name = self._name_of(words)
+            if name in self._found:
+                found.append(self._found[name])
+                again += not settled(found[-1])
+            else:
+                missing += name is not None
         self.seen |= {record.identity for record in found}
         return Look(found, Left(missing, again))
+
+    def _name_of(self, words: Words) -> str | None:
+        if tuple(words) not in self._names:
+            self._names[tuple(words)] = None
+            with suppress(UsageError):
+                composed = compose_cell(words)
+                name = self._name(placed(composed), composed.config, sources(composed.config))
+                self._names[tuple(words)] = name
+        return self._names[tuple(words)]
 
     def _name(self, cell: Cell, config: Config, made_of: list[str]) -> str:
         """Return the identity that a cell would have on no machine in particular."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from msgspec.structs import replace
 
 from stepscale.bench.cells import process
@@ -146,6 +147,17 @@ def test_the_device_that_is_planned_is_the_one_that_jobs_measure_on() -> None:
     assert read(["dim=8", *SLURM]).words == ["dim=8", f"device={choose_device('auto')}"]
     assert read(["dim=8", "device=cuda", *SLURM]).words == ["dim=8", "device=cuda"]
     assert read(["dim=8"]).words == ["dim=8"]
+
+
+def test_a_login_node_without_a_gpu_hands_over_the_parts_of_one(
+    measured: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed = list[list[str]]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(running, "launch", lambda command, *_: handed.append(command))
+    assert run("sweep", "quick", "device=cuda", *SLURM, "into=run") == 1
+    [command] = handed
+    assert command[:3] == ["sweep", "quick", "device=cuda"] and command[-1] == f"into={Path('run').absolute()}"
 
 
 def test_finals_are_a_second_round_and_train_what_the_trials_chose(
