@@ -11,7 +11,7 @@ WORKERS      = -n auto --maxprocesses 4 --dist worksteal
 READY        = $(if $(filter .venv/bin/python,$(PY)),.venv/ready)  # another Python is taken as it is
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick bench-speed bench-gpu wheels train report publish peers peers-relative peers-growth peers-timer reliability regress doctor counts counts-update gate-check test test-all lint clean help
+.PHONY: setup bench bench-quick bench-speed bench-gpu wheels train report publish peers peers-relative peers-growth peers-timer reliability regress doctor counts counts-update gate-check test test-slurm test-all lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -92,7 +92,11 @@ gate-check: $(READY)  ## The regression gate's own quality, into results/gate; 7
 	$(PY) -m stepscale.bench gate-check
 
 test: lint  ## Lint, types, unit tests, the deterministic cost gate
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" $(WORKERS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow and not slurm" $(WORKERS)
+
+test-slurm: $(READY)  ## Sweeps through a Slurm of their own: needs root and Debian's slurmctld slurmd slurm-client munge
+	$(PY) -m pip install -q -e ".[cluster]"
+	$(PY) -m pytest -q -m slurm tests/slurm
 
 test-all: test  ## The same, what it leaves out, and the numerical tests under each instruction set; 45 minutes on 2 cores
 	$(PY) -m tests.settings

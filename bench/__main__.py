@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from stepscale.bench import interrupt
 from stepscale.bench.errors import UsageError
+from stepscale.bench.runs.launch import launches
 
 COMMANDS = {
     "sweep": "stepscale.bench.cli.sweep",
@@ -76,7 +77,8 @@ def require_system(system: str) -> None:
 def route(words: list[str]) -> Route:
     """Say where words lead; what is to measure cells loads torch here and in their server at the same time.
 
-    Where the words set ``threads``, the server waits for the configuration to say of how many it is.
+    Where the words set ``threads``, the server waits for the configuration to say of how many it is. Where a launcher
+    starts the parts of a run, cells are measured elsewhere.
 
     Raises:
         UsageError: the first word is neither a command nor an override.
@@ -92,7 +94,7 @@ def route(words: list[str]) -> Route:
 
 
 def _serves(words: list[str]) -> bool:
-    return not any(word in QUESTIONS or word.startswith("threads=") for word in words)
+    return not (launches(words) or any(word in QUESTIONS or word.startswith("threads=") for word in words))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import difflib
 import itertools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
@@ -17,7 +17,6 @@ from typing import NamedTuple, cast
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -150,10 +149,19 @@ def _resolved(config: DictConfig) -> Config:
     return found
 
 
-def composed_by_hydra(config: DictConfig) -> CellConfig:
-    """Return the cell of a job that Hydra itself has composed and started, as its launchers do."""
-    chosen = HydraConfig.get()
-    return cell_of(config, dict(chosen.runtime.choices), list(chosen.overrides.task), {})
+def multirun(job: Callable[[DictConfig], object], grid: str, words: Words) -> None:
+    """Run a job for each value of ``grid``, as ``part=0,1``, by the launcher that words of Hydra's name.
+
+    Raises:
+        UsageError: Hydra cannot compose these words.
+        Exception: whatever the launcher raises.
+    """
+    quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
+    with _sentences(), _hydra():
+        compose(None, words, return_hydra_config=True)
+    with _hydra() as initialized:
+        assert initialized.hydra is not None
+        initialized.hydra.multirun(None, job, [f"+{grid}", *quiet, *words], with_log_configuration=False)
 
 
 def expand(words: Words) -> list[Words]:
@@ -300,7 +308,7 @@ def _composed(words: tuple[str, ...]) -> _Composed:
 @contextmanager
 def _hydra() -> Iterator[GlobalHydra]:
     """Have Hydra know our configuration while the block runs, whatever it knew before."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), job_name="stepscale", version_base="1.3"):
         yield GlobalHydra.instance()
 
 

@@ -37,6 +37,7 @@ from stepscale.bench.records.schema import Record, Status, Task
 TIMED_S = 600.0  # of timing where timeout_s is null; training has budgets of its own
 GRACE_S = 5.0
 TURN = True  # what a process says that wants one, and is told that has one
+GONE = 255  # the status of a process whose server has ended before it could tell a status
 NO_ROOM = False  # what one says for which the others leave too little memory, or no device
 MOST = 8  # logs of a GPU's steps side by side
 BUSY = "busy or unavailable"  # what a GPU says that takes one process at a time
@@ -51,8 +52,8 @@ def run(
 
     At any time one of them works. In a round each that is not done has one turn, in an order that is random: what
     drifts is the same for all. A process that dies or takes too long leaves a ``killed`` record; but one that dies
-    beside others, finds no room there or is ended by a signal leaves none: the cause may lie outside of it, and
-    ``again``, by itself, it may be measured yet.
+    beside others, finds no room there, is ended by a signal or with its server leaves none: the cause may lie outside
+    of it, as where a scheduler ends all of a job, and ``again``, by itself, it may be measured yet.
 
     Args:
         jobs: cells that differ in their optimizer; all have the same number of threads.
@@ -138,8 +139,9 @@ class Session:
                 return store.read(self.path)
         code = self.process.exitcode
         signalled = -code if died and code is not None and code < 0 else None
+        ended = signalled is not None or (died and code == GONE)
         crowded = self.job.turns and died and answer in (None, NO_ROOM)  # or it died of the others' memory
-        if crowded or (signalled and not self.again):
+        if crowded or (ended and not self.again):
             return None
         reason = _death(code) if died else f"took longer than timeout_s={self.timeout_s:g}"
         record = self.job.record(Status.KILLED, reason, description.bare())
@@ -194,7 +196,7 @@ def _log_of(process: BaseProcess, connection: Connection, timeout_s: float, star
 def _start(target: Callable[[Job, Connection], None], job: Job) -> tuple[BaseProcess, Connection]:
     """Start a process of the server's that does something for a cell, and answers by the connection."""
     ours, theirs = multiprocessing.Pipe()
-    arguments = (target, job, dict(os.environ) | job.variables, theirs)
+    arguments = (target, job, dict(os.environ) | fork_server.variables | job.variables, theirs)
     process = _forked(arguments)
     if process is None:  # a cell has ended the server, too shortly ago for that to be seen
         fork_server.stop()
@@ -307,6 +309,9 @@ def _measure(job: Job, connection: Connection) -> None:
         record = measure_cell(job, turn)
     except StoppedError as error:
         sys.stderr.write(f"{error}\n")
+        descendants.end()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)  # by what asked it to end, which is no status of its own
         return
     encoded, written = store.encode(record), False
     if job.turns and (record.status is Status.OUT_OF_MEMORY or BUSY in (record.reason or "")):

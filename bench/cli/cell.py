@@ -2,57 +2,49 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from stepscale.bench import interrupt
-from stepscale.bench.cli.running import ANEW, finish, run_plan, say, typed
-from stepscale.bench.config import CONF, Words, compose_cell, composed_by_hydra, searchable, value_of
+from stepscale.bench.cli.running import ANEW, PART, read, run_plan, say, typed
+from stepscale.bench.config import CONF, Words, compose_cell, searchable
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import store
 from stepscale.bench.records.schema import Status
 from stepscale.bench.runs import progress
 from stepscale.bench.runs.conduct import describe
-from stepscale.bench.runs.folders import LOCAL
 from stepscale.bench.runs.plan import plan_multirun
-from stepscale.bench.runs.run import Run
+from stepscale.bench.runs.run import LOCAL, Run
 
 SINGLE = LOCAL / "single"  # where cells lie that belong to no plan
 MULTIRUN = {"-m", "--multirun"}
 OURS = {*MULTIRUN, ANEW, "--config-dir", "-cd"}  # flags that are not Hydra's to answer
-ENGINE = re.compile(r"[+~]*hydra[/.](launcher|sweeper)\b")  # another way to run a grid, as on Slurm
 
 
 def main(words: list[str]) -> None:
     """Measure one cell, or a grid of them."""
     if hydras(words):
-        interrupt.remember()
-        hydra_job()
+        answer()
         return
-    anew, asked = ANEW in words, [word for word in words if word != ANEW]
-    if MULTIRUN & set(asked):
-        asked = [word for word in asked if word not in MULTIRUN]
-        sys.exit(run_plan(plan_multirun(asked), asked, anew=anew))
-    sys.exit(measure_one(searchable(asked), anew=anew))
+    asked = read([word for word in words if word not in MULTIRUN])
+    if MULTIRUN & set(words):
+        sys.exit(run_plan(plan_multirun(asked.words), asked, ["-m", *asked.words]))
+    if asked.launcher or asked.parts:
+        raise UsageError(f"{(asked.launcher or [PART])[0]} is of a grid: add -m")
+    sys.exit(measure_one(searchable(asked.words), Path(asked.into or SINGLE), anew=asked.anew))
 
 
 def hydras(words: Words) -> bool:
-    """Whether Hydra answers itself: ``--cfg``, ``--info``, completion, or a grid by another launcher or sweeper."""
-    flags = [word.split("=")[0] for word in words if word.startswith("-")]
-    return any(flag not in OURS for flag in flags) or any(ENGINE.match(word) for word in words)
+    """Whether Hydra answers itself: ``--cfg``, ``--info``, completion."""
+    return any(word.startswith("-") and word.split("=")[0] not in OURS for word in words)
 
 
-def measure_one(words: Words, *, anew: bool) -> int:
+def measure_one(words: Words, path: Path, *, anew: bool) -> int:
     """Measure the cell of these words, unless it is there; return the exit status."""
-    path = Path(value_of(words, "hydra.run.dir") or SINGLE)
     job = describe(compose_cell(words), typed(), path)
     interrupt.remember()
     new = [folder for folder in (path / store.RECORDS, path, *path.parents) if not folder.exists()]
@@ -77,22 +69,6 @@ def measure_one(words: Words, *, anew: bool) -> int:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def hydra_job(config: DictConfig) -> None:
-    """Measure the cell of a job that Hydra has started, wherever its launcher runs it."""
-    chosen = HydraConfig.get()
-    command = shlex.join(["stepscale", *chosen.overrides.task])
-    path = Path(chosen.runtime.output_dir)
-    try:
-        Run(path, None, say).measure([describe(composed_by_hydra(config), command, path)])
-    except (OSError, UsageError) as error:
-        sys.exit(str(error))
-
-
-class ReportAtEnd(Callback):
-    """Writes the report when Hydra has run a grid by itself."""
-
-    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        """Write it from the records that are there, whoever has measured them."""
-        run = Run(Path(config.hydra.sweep.dir), None, say)
-        if status := finish(run, []):
-            sys.exit(status)
+def answer(config: DictConfig) -> None:
+    """Answer what Hydra is asked about a configuration, as ``--cfg job`` does; a cell is not its to run."""
+    sys.exit("a flag of Hydra's that asks nothing has no say here: leave it out")

@@ -22,7 +22,7 @@ ALLOCATOR = {
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ALL = "all"  # cores
 CPUS = Path("/sys/devices/system/cpu")
-_asked = os.environ.get(THREADS[0])  # the user's: later the server's is set here
+ALLOCATED = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")  # logical CPUs of a Slurm job; the first where it is set
 
 
 def threads_for(asked: int | str | None, *, alone: bool) -> int:
@@ -38,9 +38,10 @@ def threads_for(asked: int | str | None, *, alone: bool) -> int:
         return asked
     if asked == ALL:
         return available_cores()
-    if _asked and not (_asked.isdigit() and int(_asked)):
-        raise UsageError(f"OMP_NUM_THREADS must be a whole number of at least 1, got {_asked!r}")
-    return int(_asked) if _asked else 1 if alone else available_cores()
+    wanted = os.environ.get(THREADS[0])
+    if wanted and not (wanted.isdigit() and int(wanted)):
+        raise UsageError(f"OMP_NUM_THREADS must be a whole number of at least 1, got {wanted!r}")
+    return int(wanted) if wanted else 1 if alone else available_cores()
 
 
 def guessed_threads(words: list[str]) -> int:
@@ -55,13 +56,19 @@ def guessed_threads(words: list[str]) -> int:
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity's, or its control group's quota if that is less.
+    """Cores this process may use: its affinity's, or its control group's quota or its job's share if that is less.
 
-    Of a core's hyper-threads one counts: MKL starts no more threads than there are cores.
+    Of a core's hyper-threads one counts: MKL starts no more threads than there are cores. Slurm binds a job to the CPUs
+    that it has been given only where a site has chosen so.
     """
-    cores = len(_one_a_core())
-    quota = control_group.cpu_quota()
-    return cores if quota is None else max(1, min(cores, int(quota)))
+    limits = [len(_one_a_core()), control_group.cpu_quota(), _allocated()]
+    return max(1, min(int(limit) for limit in limits if limit is not None))
+
+
+def _allocated() -> int | None:
+    """Return how many logical CPUs the scheduler has given a task of this job; None where it does not tell."""
+    told = [os.environ.get(name, "") for name in ALLOCATED]
+    return next((int(number) for number in told if number.isdigit()), None)
 
 
 def last(threads: int) -> list[int]:

@@ -13,16 +13,16 @@ import torch
 
 from stepscale.bench.cells.identity import OWN, identity, sources
 from stepscale.bench.cells.job import DTYPES, TF32, Job
-from stepscale.bench.config import CellConfig, Words, compose_cell, expand
+from stepscale.bench.config import CellConfig, Words, compose_cell
 from stepscale.bench.counting.growth import second_dims
 from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version, cores, description
-from stepscale.bench.machine.device import choose_device, require_present
-from stepscale.bench.records import tables
-from stepscale.bench.records.schema import GROUP, Cell, Config, Record, Task, Tuning
+from stepscale.bench.machine.device import require_present
+from stepscale.bench.records.schema import Config, Record, Task, Tuning
 from stepscale.bench.runs import tuning
 from stepscale.bench.runs.locks import measuring_part
-from stepscale.bench.runs.plan import Plan, Point
+from stepscale.bench.runs.plan import Plan
+from stepscale.bench.runs.recorded import Recorded, placed, wanted
 from stepscale.bench.runs.run import Run
 from stepscale.bench.timing import time_step
 from stepscale.bench.timing.log_period import SMALL
@@ -34,47 +34,52 @@ TOGETHER = 24  # cells that are measured in turns: each is a process that keeps 
 
 
 def conduct(plan: Plan, run: Run, command: str, only: Sequence[int] | None = None) -> list[str]:
-    """Measure what is left of a plan; return what could not be planned or described, a sentence each.
+    """Measure what is left of a plan, or of the parts ``only``; return what could not be, a sentence each.
 
-    Of the parts ``only`` some may be asked for: nothing is measured then that hangs on what others find.
+    What one part finds reaches another by the run's folder alone, whichever process has measured it.
 
     Raises:
         KeyboardInterrupt: an interrupt came; what is measured is recorded.
         OSError: a record cannot be written.
     """
-    faults, trials = list(plan.faults), list[list[Record]]()
-    for number, cells in enumerate(plan.parts):
-        if only is not None and number not in only:
-            continue
-        records, told = measure_part(cells, number, run, command, looks(plan))
-        trials.append(records)
-        faults += told
-    if only is not None:
-        return list(dict.fromkeys(faults))
-    for number, point in enumerate(plan.points, len(plan.parts)):
-        faults += train_point(plan, point, [] if point.trials is None else trials[point.trials], number, run, command)
-    faults += measure_further(plan, run, command)
-    return list(dict.fromkeys(faults))
+    faults, further = list(plan.faults), list[int]()
+    for number in plan.numbers if only is None else only:
+        if number < len(plan.parts):
+            faults += measure_part(plan.parts[number], number, run, command, looks(plan))[1]
+        elif number < len(plan.parts) + len(plan.points):
+            faults += train_point(plan, number, run, command)
+        else:
+            further.append(number)
+    return list(dict.fromkeys(faults + measure_further(plan, further, run, command)))
 
 
-def train_point(plan: Plan, point: Point, short: list[Record], number: int, run: Run, command: str) -> list[str]:
-    """Try the best of a point's trials for as long as a final run, then train it; return what could not be done.
+def train_point(plan: Plan, number: int, run: Run, command: str) -> list[str]:
+    """Train a point as its trials chose, which the folder holds; return what could not be done."""
+    point = plan.points[number - len(plan.parts)]
+    short = list[Record]()
+    if point.trials is not None:
+        trials = plan.parts[point.trials]
+        run.refresh()
+        short = Recorded(run.records.values(), _machine(trials[0], run)).look(trials).found
+        if lacking := len(trials) - len(short):
+            told = f"{lacking} of the {len(trials)} trials of {' '.join(point.words)} are not recorded in {run.path}"
+            return [f"{told}: measure part={point.trials} before part={number}"]
+    expected = [plan.finalists(point)]
 
-    Where none of those that were tried comes to its end, the next best are tried, until one does.
-    """
-    ranked, tried, faults = tuning.ranked(short), list[Record](), list[str]()
-    expected = plan.finalists(point)
-    while ranked and not tuning.ranked(tried):
-        chosen, ranked = ranked[: tuning.FINALISTS], ranked[tuning.FINALISTS :]
-        _expect(run, len(chosen) - expected)
-        cells = [words for trial in chosen for words in expand(tuning.full_length(point.words, trial))]
-        records, told = measure_part(cells, len(plan.points) + number, run, command)
-        tried, faults, expected = tried + records, faults + told, 0
-    try:
-        finals = plan.finals(point, tried)
-    except UsageError as error:
-        return [*faults, str(error)]
-    return faults + measure_part(finals, number, run, command, tuned=tuning.spent(short + tried))[1]
+    def measure(cells: list[Words], final: bool, tuned: Tuning | None) -> tuple[list[Record], list[str]]:
+        if not final:
+            _expect(run, len(cells) - (expected.pop() if expected else 0))
+        lock = number if final else number + len(plan.points)
+        return measure_part(cells, lock, run, command, tuned=tuned)
+
+    return tuning.try_and_train(point.words, short, plan.seeds, measure)
+
+
+def _machine(words: Words, run: Run) -> str | None:
+    """Name this machine as the place of a cell; None where that cannot be measured here."""
+    with suppress(UsageError):
+        return describe(compose_cell(words), "", run.path).machine.name
+    return None
 
 
 def _expect(run: Run, more: int) -> None:
@@ -82,19 +87,18 @@ def _expect(run: Run, more: int) -> None:
     run.planned = None if run.planned is None else run.planned + more
 
 
-def measure_further(plan: Plan, run: Run, command: str) -> list[str]:
+def measure_further(plan: Plan, numbers: Sequence[int], run: Run, command: str) -> list[str]:
     """Measure further seeds of the cells of which a factor is undecided, until none is or the plan has no more."""
     faults = list[str]()
-    for number, cells in enumerate(plan.further, len(plan.parts) + len(plan.points)):
-        from stepscale.bench.analysis.factors import undecided  # scipy.stats: not before the first cell
-
-        open_ = undecided(tables.cells_of(run.records.values(), Task.TIME))
-        wanted = [words for words in cells if open_ and _place(words) in open_]
-        if not wanted:
+    for number in numbers:
+        cells = plan.further[number - len(plan.parts) - len(plan.points)]
+        run.refresh()
+        chosen = wanted(cells, run.records.values(), _machine(cells[0], run))
+        if not chosen:
             break
-        run.tell(f"undecided yet are {len(wanted)} cells: another seed of them")
-        _expect(run, len(wanted))
-        faults += measure_part(wanted, number, run, command, looks(plan))[1]
+        run.tell(f"undecided yet are {len(chosen)} cells: another seed of them")
+        _expect(run, len(chosen))
+        faults += measure_part(chosen, number, run, command, looks(plan))[1]
     return faults
 
 
@@ -104,13 +108,6 @@ def looks(plan: Plan) -> int:
     Whoever looks several times, and stops when a difference shows, finds one too often: the error is spent over all.
     """
     return 1 + len(plan.further)
-
-
-def _place(words: Words) -> tuple[object, ...]:
-    """Return what a cell is of, as ``undecided`` tells it."""
-    job = describe(compose_cell(words), "", Path())
-    axes = msgspec.structs.asdict(job.cell) | {"machine": job.machine.name}
-    return tuple(axes[axis] for axis in (*GROUP, "dim", "optimizer"))
 
 
 def measure_part(
@@ -156,14 +153,14 @@ def describe(composed: CellConfig, command: str, folder: Path) -> Job:
         SETTINGS[Task(config["task"])](**config[OWN[Task(config["task"])]])
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    device = choose_device(str(config["device"]))
-    require_present(device)
-    if config["dtype"] == TF32 and device != "cuda":
-        raise UsageError(f"dtype={TF32} is a mode of CUDA devices, this cell's device is {device}; use dtype=float32")
-    whole: Config = {name: config[name] for name in ("dim", "batch", "depth", "dtype", "seed")}
+    cell = placed(composed)
+    require_present(cell.device)
+    if config["dtype"] == TF32 and cell.device != "cuda":
+        told = f"dtype={TF32} is a mode of CUDA devices, this cell's device is {cell.device}"
+        raise UsageError(f"{told}; use dtype=float32")
     threads = cores.threads_for(config["threads"], alone=config["task"] == Task.TIME)
-    cell = Cell(**whole | composed.names, device=device, threads=threads)
-    machine = description.machine(device)
+    cell = msgspec.structs.replace(cell, threads=threads)
+    machine = description.machine(cell.device)
     own = sources(config)
     versions = [code_version.code_hash(), str(torch.__version__), *own]
     job = Job(

@@ -24,12 +24,11 @@ from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.device import choose_device
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import Config, Record
+from stepscale.bench.records.schema import Config
 from stepscale.bench.runs import tuning
 
 SWEEPS = CONF / "sweep"
 NEEDED = ("task", "settings", "seeds", "grids")
-NOT_THE_PLANS = ("hydra.sweep.dir=", "hydra.run.dir=")  # words that do not change what is measured
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -54,24 +53,35 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def cells(self) -> int:
         """How many cells it has, those that are planned later too; not those that their results may add."""
-        return sum(map(len, self.parts)) + self.seeds * len(self.points) + sum(map(self.finalists, self.points))
+        return sum(map(self.count, self.numbers))
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of its parts: those of cells that are known, then a point's each, then those of further seeds."""
+        return range(len(self.parts) + len(self.points) + len(self.further))
+
+    @property
+    def rounds(self) -> list[range]:
+        """Its parts as they may be measured at the same time: what a later round has is planned by an earlier one's."""
+        known, points = len(self.parts), len(self.points)
+        further = [range(number, number + 1) for number in self.numbers[known + points :]]
+        return [range(known), range(known, known + points), *further]
+
+    def count(self, number: int) -> int:
+        """How many cells a part has for sure: of further seeds none."""
+        trained = [self.seeds + self.finalists(point) for point in self.points]
+        return [*map(len, self.parts), *trained, *(0 for _ in self.further)][number]
+
+    def example(self, number: int) -> Words:
+        """Return the words of a part's first cell, as far as they are known."""
+        cells = [*self.parts, *([point.words] for point in self.points), *self.further]
+        return cells[number][0]
 
     @property
     def folder(self) -> str:
         """Name the plan's folder: the same plan of the same code goes on where it stopped, whatever ran since."""
         content = json.dumps(msgspec.to_builtins(self), sort_keys=True)
         return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-
-    def finals(self, point: Point, trials: Iterable[Record]) -> list[Words]:
-        """Plan the part that trains a point as its trials of full length chose.
-
-        Raises:
-            UsageError: it has trials, and none of them came to its end.
-        """
-        best = next(iter(tuning.ranked(trials)), None)
-        if point.trials is not None and best is None:
-            raise UsageError(f"no trial of {' '.join(point.words)} came to its end, so that nothing chose its settings")
-        return expand(tuning.finals(point.words, best, self.seeds))
 
     def finalists(self, point: Point) -> int:
         """How many trials of a point go on for as long as a final run, where one of these comes to its end."""
@@ -89,7 +99,7 @@ def plan_sweep(name: str, words: Words) -> Plan:
     Raises:
         UsageError: there is no sweep of that name, its file holds none, or the words name no device.
     """
-    asked = [word for word in searchable(words) if not word.startswith(NOT_THE_PLANS)]
+    asked = searchable(words)
     device = device_of(asked)
     config = read_sweep(name, device)
     settings = [f"task={config['task']}", *shlex.split(config["settings"])]
@@ -106,9 +116,11 @@ def plan_sweep(name: str, words: Words) -> Plan:
 
 
 def plan_multirun(words: Words) -> Plan:
-    """Plan the cells of ``stepscale -m``, as one part."""
-    asked = [word for word in searchable(words) if not word.startswith(NOT_THE_PLANS)]
-    return _plan("multirun", [in_turns(expand(asked))])
+    """Plan the cells of ``stepscale -m``: a part for each seed, as a sweep has."""
+    seeds: dict[str, list[Words]] = {}
+    for cell in expand(searchable(words)):
+        seeds.setdefault("".join(word for word in cell if word.startswith("seed=")), []).append(cell)
+    return _plan("multirun", [in_turns(cells) for cells in seeds.values()])
 
 
 def in_turns(cells: Iterable[Words]) -> list[Words]:

@@ -1,7 +1,13 @@
-"""A run's folder: which cells it holds, which need no measuring, and how far it is."""
+"""A run's folder: where it lies, which cells it holds, which need no measuring, and how far it is.
+
+A plan's folder is named by its content, so that the same plan goes on where it stopped.
+"""
 
 from __future__ import annotations
 
+import glob
+import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,8 +25,11 @@ from stepscale.bench.records.schema import Record, Status, Task
 from stepscale.bench.runs.locks import measuring
 from stepscale.bench.runs.prediction import predict_too_slow
 from stepscale.bench.runs.progress import outcome
+from stepscale.bench.runs.recorded import settled
 
 Tell = Callable[[str], None]
+LOCAL = Path("results/local")
+LATEST = "latest"
 
 
 class Run:
@@ -143,7 +152,7 @@ class Run:
             except BadRecordError:
                 return None
         there = self.records.get(job.identity)
-        if there is None or there.status is Status.FAILED or there.signal is not None:
+        if there is None or not settled(there):
             return None
         unfinished = there.status not in process.ENDED and job.checkpoint.exists()
         return None if unfinished else there
@@ -170,3 +179,27 @@ class Run:
             return ""
         seconds = round(self.spent_s / self.measured * max(0, self.planned - self.seen))
         return f"   {seconds // 60}:{seconds % 60:02d} left"
+
+
+def folder_of(name: str, *, anew: bool = False) -> Path:
+    """Return the folder of a plan's name: the newest there is of it, or ``anew`` a further one, ``NAME-2``."""
+    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    there = [
+        match
+        for path in LOCAL.glob(f"{glob.escape(name)}*")
+        if path.is_dir() and (match := pattern.fullmatch(path.name))
+    ]
+    newest = max((int(match[1] or 1) for match in there), default=0)
+    number = max(1, newest + anew)
+    return LOCAL / (name if number == 1 else f"{name}-{number}")
+
+
+def point_latest_at(path: Path) -> None:
+    """Have ``results/local/latest`` lead to a run; where links cannot be made, do without."""
+    if path.parent != LOCAL:
+        return
+    partial = LOCAL / f"{LATEST}.{os.getpid()}.partial"
+    with suppress(OSError):
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(path.name)
+        os.replace(partial, LOCAL / LATEST)

@@ -13,15 +13,17 @@ chooses nothing: should one diverge, it counts as that.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from stepscale.bench.config import Words, compose_cell, quoted
+from stepscale.bench.config import Words, compose_cell, expand, quoted
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import tables
 from stepscale.bench.records.schema import Record, Status, Tuning
 
 FINALISTS = 2  # of an optimizer's short trials, tried for as long as a final run
 TRIAL = ("training.trial=true", "training.pictures=0")
+# takes cells, whether they are final runs, and what choosing their settings took; gives records, and what could not be
+Measure = Callable[[list[Words], bool, Tuning | None], tuple[list[Record], list[str]]]
 
 
 def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
@@ -46,6 +48,31 @@ def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
         for key, value in defaults.items()
     ]
     return [*point, *swept, _label(cell.names["optimizer"]), *TRIAL]
+
+
+def try_and_train(point: Words, short: list[Record], seeds: int, measure: Measure) -> list[str]:
+    """Try the best of a point's trials for as long as a final run, then train it; return what could not be done.
+
+    Where none of those that were tried comes to its end, the next best are tried, until one does.
+
+    Args:
+        point: the words of a workload and an optimizer.
+        short: its short trials; none where it has nothing to tune.
+        seeds: of the final runs.
+        measure: gives the records of cells, by measuring them or by looking for them.
+    """
+    left, tried, faults = ranked(short), list[Record](), list[str]()
+    while left and not ranked(tried):
+        chosen, left = left[:FINALISTS], left[FINALISTS:]
+        cells = [words for trial in chosen for words in expand(full_length(point, trial))]
+        records, told = measure(cells, False, None)
+        tried, faults = tried + records, faults + told
+        if len(records) < len(cells):
+            break
+    best = next(iter(ranked(tried)), None)
+    if short and best is None:
+        return [*faults, f"no trial of {' '.join(point)} came to its end, so that nothing chose its settings"]
+    return faults + measure(expand(finals(point, best, seeds)), True, spent(short + tried))[1]
 
 
 def full_length(point: Words, trial: Record) -> Words:

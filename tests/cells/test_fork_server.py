@@ -42,6 +42,7 @@ def test_it_loads_torch_and_nothing_that_only_tables_and_plots_need() -> None:
         ("doctor", "stepscale.bench.cli.doctor"),
         ("regress main", "stepscale.bench.cli.regress"),
         ("dim=8 threads=1", "stepscale.bench.cli.cell"),
+        ("sweep quick hydra/launcher=submitit_slurm", "stepscale.bench.cli.sweep"),
         ("--cfg job", "stepscale.bench.cli.cell"),
     ],
 )
@@ -78,13 +79,18 @@ def test_ctrl_c_while_it_loads_is_not_for_the_server() -> None:
     assert python(code) == "0"
 
 
-def test_another_number_of_threads_gets_another_server() -> None:
+def test_another_number_of_threads_gets_another_server_and_the_commands_environment_stays() -> None:
+    """What a command starts elsewhere, as jobs of a scheduler, must not have this machine's threads."""
     code = (
         "import os\nfrom stepscale.bench.cells import fork_server\nfrom multiprocessing import forkserver\n"
+        "before = dict(os.environ)\n"
         "def started(threads):\n    fork_server.start(threads)\n    return forkserver._forkserver._forkserver_pid\n"
-        "one = started(1)\nprint(one == started(1), one == started(2), os.environ['OMP_NUM_THREADS'])"
+        "def threads(server):\n    there = open(f'/proc/{server}/environ').read().split('\\0')\n"
+        "    return [word for word in there if word.startswith('OMP_NUM_THREADS')]\n"
+        "one = started(1)\nprint(one == started(1), threads(one), end=' ')\n"
+        "other = started(2)\nprint(one == other, threads(other), os.environ == before)"
     )
-    assert python(code) == "True False 2"
+    assert python(code) == "True ['OMP_NUM_THREADS=1'] False ['OMP_NUM_THREADS=2'] True"
 
 
 def test_the_users_thread_count_is_kept_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,14 @@ def test_a_process_that_a_signal_ends_leaves_no_record_before_it_is_tried_again(
     assert (found.status, found.signal, found.reason) == ("killed", 15, "its process was ended by SIGTERM")
 
 
+def test_a_process_that_ends_with_its_server_leaves_no_record_before_it_is_tried_again(tmp_path: Path) -> None:
+    """As where a scheduler ends all of a job, and this process hears of it last."""
+    asked = job(tmp_path, *misbehaving("parent killed"))
+    assert process.run([asked]) == [] and not store.path_of(tmp_path, asked.identity).exists()
+    [found] = process.run([asked], again=True)
+    assert (found.status, found.reason) == ("killed", "its process ended with status 255 and left no record")
+
+
 def test_a_message_of_megabytes_makes_no_record_of_megabytes(tmp_path: Path) -> None:
     asked = job(tmp_path, *misbehaving("message of 10 MB"))
     [found] = process.run([asked])

@@ -140,6 +140,19 @@ def test_hyper_threads_are_no_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert cores.available_cores() == 3
 
 
+def test_a_schedulers_job_has_the_cores_of_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where the site does not bind it to them; what binds it to fewer counts as well."""
+    monkeypatch.setattr(cores, "CPUS", tmp_path)
+    monkeypatch.setattr(control_group, "ROOT", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "8")
+    assert cores.available_cores() == 8
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert cores.available_cores() == cores.threads_for("all", alone=True) == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    assert cores.available_cores() == 1
+
+
 @pytest.mark.parametrize(("device", "idle"), [("cpu", 12), ("cuda", 15)])
 def test_a_cell_on_a_gpu_leaves_all_cores_but_one(monkeypatch: pytest.MonkeyPatch, device: str, idle: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
@@ -172,7 +185,9 @@ def test_of_hyper_threads_one_a_core_is_used(monkeypatch: pytest.MonkeyPatch) ->
 def test_how_many_threads_a_cell_has(
     asked: int | str | None, variable: str | None, alone: bool, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cores, "_asked", variable)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
     monkeypatch.setattr(cores, "available_cores", lambda: 7)
     assert cores.threads_for(asked, alone=alone) == expected
 
@@ -184,6 +199,6 @@ def test_how_many_threads_a_cell_has(
 def test_a_command_tells_how_many_threads_its_server_needs(
     words: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cores, "_asked", None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(cores, "available_cores", lambda: 7)
     assert cores.guessed_threads(words) == expected

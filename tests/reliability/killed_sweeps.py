@@ -26,7 +26,7 @@ from tests.support.jobs import BRIEF
 from tests.support.processes import marked, survivors
 
 CELLS = 40
-WORDS = ["-m", "optimizer=relative,layerwise,kfac,adam", "dim=4,8", "seed=0,1,2,3,4", *BRIEF, "hydra.sweep.dir=run"]
+WORDS = ["-m", "optimizer=relative,layerwise,kfac,adam", "dim=4,8", "seed=0,1,2,3,4", *BRIEF, "into=run"]
 WITHIN_S, PATIENCE_S = 2.0, 600.0
 
 

@@ -55,7 +55,7 @@ class Known(Flow):
 
 def start(folder: Path, optimizer: str) -> subprocess.Popen[bytes]:
     """Start a training, or take it up where it was killed."""
-    words = [*SETTINGS, f"optimizer={optimizer}", f"hydra.sweep.dir={folder}"]
+    words = [*SETTINGS, f"optimizer={optimizer}", f"into={folder}"]
     environment = os.environ | {"TRAINED": str(folder / PARAMETERS), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "stepscale.bench", "-m", *words], env=environment, stdout=subprocess.DEVNULL,

@@ -39,7 +39,7 @@ def sweep(folder: Path, deeds: list[str], timeout_s: float) -> tuple[pd.DataFram
     environment["PYTHONPATH"] = f"{Path.cwd()}:{environment.get('PYTHONPATH', '')}"
     command = [sys.executable, "-m", "stepscale.bench", *words, f"seed={','.join(map(str, range(NEIGHBOURS)))}"]
     with (folder / "said").open("wb") as said:
-        status = subprocess.run([*command, "hydra.sweep.dir=run"], cwd=folder, env=environment, stdout=said,
+        status = subprocess.run([*command, "into=run"], cwd=folder, env=environment, stdout=said,
                                 stderr=said, timeout=timeout_s).returncode  # fmt: skip
     records, faults = store.read_all(folder / "run")
     by_name = {(record.cell.optimizer, record.cell.seed): record for record in records}

@@ -253,7 +253,7 @@ def test_cells_that_differ_in_their_optimizer_alone_take_turns(tmp_path: Path, m
     monkeypatch.setattr(process, "log", lambda jobs: [StepLog(notes={"counts": "not logged"}) for _ in jobs])
     planned = plan_multirun(GRID)
     conduct(planned, Run(tmp_path, planned.cells, quiet), "typed")
-    assert groups == [{(name, dim, seed) for name in ("relative", "layerwise")} for dim in (8, 16) for seed in (0, 1)]
+    assert groups == [{(name, dim, seed) for name in ("relative", "layerwise")} for seed in (0, 1) for dim in (8, 16)]
 
 
 def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[Job]) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(running.interrupt, "remember", lambda: None)
     monkeypatch.setattr(running, "finish", lambda run, faults: len(faults))
-    return lambda *words: running.run_plan(plan_multirun(list(words)), list(words), anew=False)
+    return lambda *words: running.run_plan(plan_multirun(list(words)), running.read(list(words)), [])
 
 
 def test_an_interrupted_run_goes_on_whatever_ran_since(

@@ -13,11 +13,12 @@ from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
 from stepscale.bench.config import compose_cell, expand
 from stepscale.bench.errors import UsageError
+from stepscale.bench.machine import description
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Record, Status
 from stepscale.bench.runs import tuning
 from stepscale.bench.runs.conduct import conduct
-from stepscale.bench.runs.plan import Plan, Point, plan_sweep
+from stepscale.bench.runs.plan import Plan, plan_sweep
 from stepscale.bench.runs.run import Run
 from tests.support.training import END_S, train_record
 
@@ -68,10 +69,16 @@ def test_without_a_trial_it_is_trained_as_its_file_says() -> None:
 
 def test_a_tuned_point_without_a_trial_that_ended_is_not_trained() -> None:
     """It would be trained as its file says, and pass for tuned."""
-    planned = Plan(name="mine", parts=[], code="code", torch="2", seeds=2)
-    with pytest.raises(UsageError, match="no trial of dim=64 optimizer=relative came to its end"):
-        planned.finals(Point(["dim=64", "optimizer=relative"], trials=0), [trial(0.4, 9.0, status="diverged")])
-    cells = planned.finals(Point(["dim=64", "optimizer=kfac_whole"], trials=None), [])
+    cells = list[list[str]]()
+
+    def measure(asked: list[list[str]], *_: object) -> tuple[list[Record], list[str]]:
+        cells.extend(asked)
+        return [], []
+
+    told = tuning.try_and_train(["dim=64", "optimizer=relative"], [trial(0.4, 9.0, status="diverged")], 2, measure)
+    assert told == ["no trial of dim=64 optimizer=relative came to its end, so that nothing chose its settings"]
+    assert cells == []
+    assert tuning.try_and_train(["dim=64", "optimizer=kfac_whole"], [], 2, measure) == []
     assert [words[-1] for words in cells] == ["seed=1", "seed=2"]
 
 
@@ -101,7 +108,7 @@ def descended(job: Job) -> Record:
     nats = nats_after(tables.tuned(job.config["optimizer"])["update.lr"], steps)
     assert made.training and made.training.final
     made.training.steps, made.training.final.validation_nats = steps, max(nats, -1e99)
-    found = job.record(Status.DIVERGED, None, made.environment)
+    found = job.record(Status.DIVERGED, None, description.bare())
     found.data, found.training, found.status = made.data, made.training, Status.OK if nats > -math.inf else found.status
     return found
 
