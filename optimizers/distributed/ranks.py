@@ -31,7 +31,7 @@ class Ranks:
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def rows(self, batch: Batch) -> list[int]:
-        """How many rows of a batch each rank takes: as many as the others, or one more.
+        """How many rows of a batch each rank takes: as many as the others, the first ranks one more.
 
         Raises:
             ValueError: they are fewer than the ranks.
@@ -59,21 +59,23 @@ class Ranks:
         """Join the ranks' rows of each tensor, in their order; one all-gather of them all.
 
         Args:
-            tensors: this rank's part of each, ``[n · rows[rank], …]``: n rows for each row of the batch.
-            rows: of the batch, that each rank has. Who has fewer than the others sends zeros in their place.
+            tensors: this rank's part of each, ``[n · rows[rank], dim]``: n rows for each row of the batch.
+            rows: of the batch, that each rank has. Who has one fewer than the first sends zeros in its place.
         """
-        most, own = max(rows), rows[self.rank]
-        each_row = [len(tensor) // own for tensor in tensors]
+        most, own, fuller = rows[0], rows[self.rank], rows.count(rows[0])
+        copies = [len(tensor) // own for tensor in tensors]
         padded = [
-            torch.cat([tensor, tensor.new_zeros((most - own) * n, *tensor.shape[1:])])
-            for tensor, n in zip(tensors, each_row, strict=True)
+            tensor if own == most else torch.cat([tensor, tensor.new_zeros(n, tensor.shape[1])])
+            for tensor, n in zip(tensors, copies, strict=True)
         ]
         mine = packed(padded)
-        found = mine.new_empty(self.world * len(mine))
-        distributed.all_gather_into_tensor(found, mine)
-        parts = [unpacked(flat, padded) for flat in found.view(self.world, -1)]
+        whole = mine.new_empty(self.world, len(mine))
+        distributed.all_gather([*whole], mine)
+        blocks = whole.split([tensor.numel() for tensor in padded], dim=1)
+        parts = [block.unflatten(1, tensor.shape) for block, tensor in zip(blocks, padded, strict=True)]
         return [
-            torch.cat([part[k][: rows[rank] * n] for rank, part in enumerate(parts)]) for k, n in enumerate(each_row)
+            torch.cat([part[:fuller].flatten(0, 1), part[fuller:, : (most - 1) * n].flatten(0, 1)])
+            for part, n in zip(parts, copies, strict=True)
         ]
 
     @torch.no_grad()

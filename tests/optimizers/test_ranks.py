@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import distributed
 
+from stepscale.bench.counting.collectives import fake_ranks
 from stepscale.models import Autoencoder
 from stepscale.optimizers import EKFAC, KFAC, TNT, DataParallel, NaturalGradient
 from stepscale.optimizers.distributed.owners import balanced
 from stepscale.optimizers.distributed.ranks import Ranks
 from tests.conftest import batch_of, generic_flow
-from tests.support.ranks import CASES, train
+from tests.support.ranks import CASES, collectives, train
 
 ROOT = Path(__file__).parent.parent.parent
 needs_gloo = pytest.mark.skipif(
@@ -53,6 +54,14 @@ def test_ranks_draw_apart_and_then_alike(written: list[dict[str, Any]]) -> None:
     (own, common), (other, same) = (rank["draws"] for rank in written)
     assert (own != other).all()
     assert (common == same).all()
+
+
+@needs_gloo
+def test_two_ranks_that_are_there_call_what_one_of_two_fake_ones_calls(written: list[dict[str, Any]]) -> None:
+    with fake_ranks(0, 2):
+        counted = collectives("tnt")
+    assert {kind for kind, _ in counted} == {"all_gather", "all_reduce", "broadcast"}
+    assert [rank["collectives"] for rank in written] == [counted, counted]
 
 
 def test_the_dearest_layers_are_shared_out_first() -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from stepscale.bench.counting.collectives import CollectiveLog
 from stepscale.models import Autoencoder, Batch, LayerIO, Transformer
 from stepscale.optimizers import (
     FOOF,
@@ -142,10 +143,18 @@ def draws() -> tuple[Tensor, Tensor]:
     return own, torch.randn(4)
 
 
+def collectives(name: str) -> list[tuple[str, int]]:
+    """Kind and bytes of each collective of a training."""
+    with CollectiveLog() as log:
+        train(CASES[name], on_ranks)
+    return [tuple(one) for one in log.collectives]
+
+
 def main(folder: Path, rank: int, world: int) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world)
     found: dict[str, Any] = {name: train(case, on_ranks) for name, case in CASES.items()}
-    torch.save(found | {"inversions": inversions(rank), "draws": draws()}, folder / f"{rank}.pt")
+    found |= {"inversions": inversions(rank), "draws": draws(), "collectives": collectives("tnt")}
+    torch.save(found, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
