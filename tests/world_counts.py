@@ -19,7 +19,13 @@ from stepscale.bench.runs.conduct import describe
 
 EXPECTED = Path(__file__).parent / "world_counts.json"
 SHORT = ("optimizer.direction.schedule.inverse=4",)  # a period, or counting would take five times as long
-OPTIMIZERS = {"layerwise": (), "relative": (), "kfac": (), "tnt": SHORT, "shampoo": SHORT}
+OPTIMIZERS = {
+    "layerwise": (),
+    "relative": (),
+    "kfac": (),
+    "tnt": (*SHORT, "optimizer.direction.schedule.eager=0"),
+    "shampoo": SHORT,
+}
 WORLDS = (1, 2, 8, 64)
 WORDS = ("dim=24", "depth=3", "batch=72")  # the ranks of 64 have one row or two
 
