@@ -82,11 +82,13 @@ regress: $(READY)  ## Is a step slower than at BASE (a git ref; where this left 
 doctor: $(READY)  ## What difference this machine can resolve, and what disturbs it
 	$(PY) -m stepscale.bench doctor
 
-counts: $(READY)  ## What each step costs, free of noise: FLOPs, operations, synchronisations, bytes
+counts: $(READY)  ## What each step costs, free of noise: FLOPs, operations, synchronisations, bytes; and each of many ranks
 	$(PY) -m tests.counts
+	$(PY) -m tests.world_counts
 
 counts-update: $(READY)  ## Commit to these counts: what make test then expects
 	$(PY) -m tests.counts --update
+	$(PY) -m tests.world_counts --update
 
 gate-check: $(READY)  ## The regression gate's own quality, into results/gate; 70 minutes on 2 cores, goes on where it was
 	$(PY) -m stepscale.bench gate-check

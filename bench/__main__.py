@@ -20,6 +20,7 @@ COMMANDS = {
     "publish": "stepscale.bench.cli.publish",
     "regress": "stepscale.bench.cli.regress",
     "doctor": "stepscale.bench.cli.doctor",
+    "world": "stepscale.bench.cli.world.command",
     "list": "stepscale.bench.cli.listing",
     "gate-check": "stepscale.bench.cli.gate_check",
 }

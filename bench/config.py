@@ -37,7 +37,7 @@ CONF = Path(__file__).parent / "conf"
 GROUPS = ("optimizer", "model", "data", "timing", "training")
 NAMED = ("optimizer", "model", "data")  # groups whose choice is an axis of the tables
 BUILD_NOTHING = ("timing", "training")
-SETTINGS = ("task", "memory_gib", "timeout_s", "flush_denormal", "label", "timing", "training", "hydra")
+SETTINGS = ("task", "memory_gib", "timeout_s", "flush_denormal", "label", "world", "timing", "training", "hydra")
 NOT_THE_OPTIMIZERS = rf"({'|'.join([*AXES, *SETTINGS])})[.=/@]|[^=]*$"
 SIZES = ("dim", "batch", "depth", "data.dim")
 WHOLE = dict.fromkeys(SIZES, (1, LARGEST)) | {"seed": (0, 2**53)}  # least and most
@@ -255,6 +255,11 @@ def check_numbers(config: DictConfig) -> None:
             raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if value > most:
             raise UsageError(f"{name} must be at most {most}, got {value}")
+    if config.world != 1:
+        raise UsageError(
+            f"world={config.world} is unmeasured: a time across ranks needs a quiet core or a GPU for each, and "
+            "stepscale times one process; `stepscale world` counts the FLOPs, collectives and bytes of each rank"
+        )
     if config.threads not in (None, ALL) and not _whole(config.threads, 1):
         raise UsageError(f"threads must be null, {ALL} or a whole number of at least 1, got {config.threads!r}")
     for name in ("memory_gib", "timeout_s"):

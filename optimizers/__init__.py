@@ -16,6 +16,7 @@ from stepscale.optimizers.core.step import (
     require,
 )
 from stepscale.optimizers.core.update import Averaged, Closure, Split, StateDict, averaged, parts_of, split
+from stepscale.optimizers.distributed.data_parallel import DataParallel
 from stepscale.optimizers.exact.autodiff import Jacobian, Layerwise
 from stepscale.optimizers.exact.explicit_inverse import ExplicitInverse
 from stepscale.optimizers.exact.self_normalizing import SelfNormalizing
@@ -47,6 +48,7 @@ __all__ = [
     "TNT",
     "Averaged",
     "Closure",
+    "DataParallel",
     "Direction",
     "ExplicitInverse",
     "Facts",

@@ -119,7 +119,7 @@ RULES: dict[object, Callable[..., float]] = {
 FACTORS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
 SYNCHRONISING = {aten._local_scalar_dense, aten.nonzero, aten._linalg_check_errors}
 UNKNOWN = re.compile(r"linalg|cholesky|mm$|mv$|svd|qr$|qrf$|eig|convolution|attention|lstsq|triangular_solve|^_?lu_")
-TORCHS_OWN = ("aten", "prim", "prims", "profiler")  # namespaces whose names UNKNOWN is made for
+TORCHS_OWN = ("aten", "prim", "prims", "profiler", "c10d")  # namespaces whose names UNKNOWN is made for
 FREE = {aten.linalg_vector_norm, aten._linalg_check_errors, aten.linalg_diagonal}  # at most linear in the elements
 
 

@@ -63,12 +63,27 @@ class Options(TypedDict, total=False):
     statistics_share: float
 
 
+class Alone:
+    """One process that has all rows, and makes for every layer what its direction needs; ranks share that."""
+
+    def averaged(self, direction: Kronecker[Kind], source: list[LayerIO], keep: float) -> list[Moments]:
+        """Take captured layers into the direction's moments, which keep that share of what they were."""
+        there: list[Moments | None] = [*direction.moments] or [None] * len(source)
+        return [direction.average(moments, io, keep) for moments, io in zip(there, source, strict=True)]
+
+    def made(self, direction: Kronecker[Kind], free: list[LayerIO], source: list[LayerIO] | None) -> list[Kind]:
+        """Make anew what is applied to each layer; ``source`` is what the moments have just taken in, if they have."""
+        fresh: list[LayerIO | None] = [None] * len(free) if source is None else [*source]
+        return [direction.applied_to(*layer) for layer in zip(free, direction.moments, fresh, strict=True)]
+
+
 class Kronecker(ABC, Generic[Kind]):
     """A direction with second moments of each captured layer that is trained, and what it makes of them.
 
     Attributes:
         moments: of each layer that is trained.
         applied: what has been made of them, for each layer.
+        work: who averages and makes them: this process alone, or ranks (``stepscale.optimizers.distributed``).
     """
 
     def __init__(
@@ -102,6 +117,7 @@ class Kronecker(ABC, Generic[Kind]):
         self.steps, self.updates = 0, 0
         self.moments: list[Moments] = []
         self.applied: list[Kind] = []
+        self.work = Alone()
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         self.apply(self.model.capture(batch), mark)
@@ -152,9 +168,7 @@ class Kronecker(ABC, Generic[Kind]):
     def observe(self, source: list[LayerIO]) -> None:
         """Take captured layers into the averages: a plain mean at first, then one that forgets."""
         self.updates += 1
-        keep = min(1 - 1 / self.updates, self.schedule.decay)
-        there: list[Moments | None] = [*self.moments] or [None] * len(source)
-        self.moments = [self.average(moments, io, keep) for moments, io in zip(there, source, strict=True)]
+        self.moments = self.work.averaged(self, source, min(1 - 1 / self.updates, self.schedule.decay))
 
     def write(self, free: list[LayerIO], renewed: bool) -> None:
         """Write each layer's direction into ``.grad``; ``renewed`` says whether what is applied has just been made."""
@@ -181,8 +195,7 @@ class Kronecker(ABC, Generic[Kind]):
         return [reduced(io) for io in source] if self.reduce else source
 
     def _invert(self, free: list[LayerIO], source: list[LayerIO] | None) -> None:
-        fresh: list[LayerIO | None] = [None] * len(free) if source is None else [*source]
-        self.applied = [self.applied_to(*layer) for layer in zip(free, self.moments, fresh, strict=True)]
+        self.applied = self.work.made(self, free, source)
 
 
 def share_of(option: str, value: float) -> float:
