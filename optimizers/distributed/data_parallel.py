@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, CountsTerms, offers, rows_of
 from stepscale.optimizers.core.facts import facts_of
-from stepscale.optimizers.core.step import Direction, Mark, StateDict, no_mark
+from stepscale.optimizers.core.step import Direction, LearnsAfterwards, Mark, StateDict, no_mark
 from stepscale.optimizers.distributed.owners import Owners, OwnSamples
 from stepscale.optimizers.distributed.ranks import Ranks
 from stepscale.optimizers.exact.explicit_inverse import ExplicitInverse
@@ -135,7 +135,7 @@ def require_moments_alone(direction: Kronecker[Any]) -> None:
         TypeError: it averages more of them.
     """
     kind = type(direction)
-    if (kind.observe, kind.apply) != (Kronecker.observe, Kronecker.apply):
+    if isinstance(direction, LearnsAfterwards) or (kind.observe, kind.apply) != (Kronecker.observe, Kronecker.apply):
         raise TypeError(
             f"{kind.__name__} takes more of its rows than second moments, which ranks do not share yet: "
             "use KFAC, FOOF, TNT, Shampoo or MiniBlock"

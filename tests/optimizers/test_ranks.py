@@ -12,7 +12,7 @@ from torch import distributed
 
 from stepscale.bench.counting.collectives import fake_ranks
 from stepscale.models import Autoencoder
-from stepscale.optimizers import EKFAC, KFAC, TNT, DataParallel, NaturalGradient
+from stepscale.optimizers import EKFAC, KBFGS, KFAC, TNT, DataParallel, NaturalGradient
 from stepscale.optimizers.distributed.owners import balanced
 from stepscale.optimizers.distributed.ranks import Ranks
 from tests.conftest import batch_of, generic_flow
@@ -91,8 +91,9 @@ def test_what_ranks_cannot_share_is_refused() -> None:
     model = generic_flow()
     with pytest.raises(TypeError, match="NaturalGradient is no mean over rows"):
         DataParallel(model, NaturalGradient)
-    with pytest.raises(TypeError, match="EKFAC takes more of its rows than second moments"):
-        DataParallel(model, EKFAC)
+    for direction in (EKFAC, KBFGS):
+        with pytest.raises(TypeError, match=f"{direction.__name__} takes more of its rows than second moments"):
+            DataParallel(model, direction)
     with pytest.raises(ValueError, match="2 rows leaves some of 3 ranks without any"):
         Ranks(0, 3).part(batch_of(2))
     state = DataParallel(model, KFAC).state_dict()
