@@ -221,17 +221,7 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
             f"Of {unknown} of {len(ok)} cells it is not known whether they wait for the host: the profiler saw no"
             " kernel. They are judged as if they did not."
         )
-    unlimited = ok["ratio"].isna()
-    if free := int((unlimited & ok["limit_flops"].isna()).sum()):
-        found.append(
-            f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
-            " avoid. Their times are compared as they are."
-        )
-    if len(faster := ok[unlimited & ok["limit_flops"].notna()]):
-        found.append(
-            f"In {len(faster)} of {len(ok)} cells the step of {_listed(faster)} takes less time than torch takes for"
-            " the products that it contains: it multiplies by other code. They have no limit."
-        )
+    found += _without_limit(ok)
     if len(endless := ok[ok["repeats"].eq(False)]):
         found.append(
             f"The work of {_listed(endless)} does not repeat after a period, as far as it was watched: it was timed in"
@@ -244,6 +234,22 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
         found.append("All cells are of one dim: sweep dims, as dim=64,128,256,512, to see growth.")
     if not any(base(name) == HONEST for name in cells["optimizer"]):
         found.append(f"The baseline `{HONEST}` is not in this run.")
+    return found
+
+
+def _without_limit(ok: pd.DataFrame) -> list[str]:
+    """Say of which cells there is no limit, and why."""
+    found, unlimited = [], ok["ratio"].isna()
+    if free := int((unlimited & ok["limit_flops"].isna()).sum()):
+        found.append(
+            f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
+            " avoid. Their times are compared as they are."
+        )
+    if len(faster := ok[unlimited & ok["limit_flops"].notna()]):
+        found.append(
+            f"In {len(faster)} of {len(ok)} cells the step of {_listed(faster)} takes less time than torch takes for"
+            " the products that it contains: it multiplies by other code. They have no limit."
+        )
     return found
 
 
