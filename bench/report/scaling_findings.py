@@ -239,7 +239,7 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
 
 def _without_limit(ok: pd.DataFrame) -> list[str]:
     """Say of which cells there is no limit, and why."""
-    found, unlimited = [], ok["ratio"].isna()
+    found, unlimited = list[str](), ok["ratio"].isna()
     if free := int((unlimited & ok["limit_flops"].isna()).sum()):
         found.append(
             f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
