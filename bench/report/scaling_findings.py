@@ -237,6 +237,22 @@ def _caveats(cells: pd.DataFrame) -> list[str]:
     return found
 
 
+def _without_limit(ok: pd.DataFrame) -> list[str]:
+    """Say of which cells there is no limit, and why."""
+    found, unlimited = list[str](), ok["ratio"].isna()
+    if free := int((unlimited & ok["limit_flops"].isna()).sum()):
+        found.append(
+            f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
+            " avoid. Their times are compared as they are."
+        )
+    if len(faster := ok[unlimited & ok["limit_flops"].notna()]):
+        found.append(
+            f"In {len(faster)} of {len(ok)} cells the step of {_listed(faster)} takes less time than torch takes for"
+            " the products that it contains: it multiplies by other code. They have no limit."
+        )
+    return found
+
+
 def _by_wall_clock(ok: pd.DataFrame) -> pd.DataFrame:
     """Return the cells at one thread whose step turned out not to suit CPU time.
 

@@ -95,6 +95,17 @@ def test_only_other_versions_of_one_machine_are_compared(changes: dict[str, obje
         assert line.startswith("b against a: driver 2 after driver None, simulated, 2 cores: a step takes 1× as long")
 
 
+def test_a_commit_that_measures_alike_is_no_other_version() -> None:
+    """The code's hash decides, and its commit is the name: a README edited is no upgrade, a dirty tree may be one."""
+    before, after, edited = run_of(), run_of(), run_of()
+    for made, commit, code in ((before, "abc", "made"), (after, "def", "made"), (edited, "abc", "other")):
+        for one in made:
+            one.environment = replace(one.environment, commit=commit, code=code)
+    assert compared.section([("a", before), ("b", after)]) is None
+    found = compared.section([("a", after), ("b", edited)])
+    assert found and found.findings[0].startswith("b against a: code abc after code def, ")
+
+
 def test_a_setting_that_only_the_new_code_knows_makes_no_other_cell() -> None:
     old, new = run_of("1"), run_of("2")
     for made in new:

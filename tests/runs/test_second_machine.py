@@ -52,7 +52,7 @@ def test_another_machines_times_foretell_nothing(tmp_path: Path) -> None:
     cubic = polynomial(0, 0, 0, 1e-1)
     known = [record("naive", dim, 0, cubic(dim)) for dim in (64, 128)]
     for made in known:
-        made.environment.code = code_version.code_hash()
+        made.environment = replace(made.environment, code=code_version.code_hash())
     wanted = replaced(job(tmp_path), cell=replace(known[0].cell, dim=1024), config=known[0].config, sources=[])
     assert predict_too_slow(replaced(wanted, machine=MACHINE), known) is not None
     assert predict_too_slow(replaced(wanted, machine=OTHER), known) is None

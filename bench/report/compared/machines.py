@@ -25,6 +25,8 @@ Row = dict[str, str]
 
 def section(judged: Judged) -> Section | None:
     """Compare the machines that have a pair of optimizers in common; None where there are none."""
+    if judged.cells["machine"].nunique() < 2:
+        return None
     named = _named(judged)
     varying = [axis for axis in WORKLOAD if named.crossovers[axis].nunique() > 1]
     workloads = sorted(named.crossovers.groupby(WORKLOAD), key=lambda group: -len(group[1]))

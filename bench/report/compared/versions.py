@@ -16,33 +16,37 @@ from stepscale.bench.report.page import Section, Shown, TableRow, measured, numb
 
 ASKED = "Did other code, torch or another driver make the same step slower on the same machine?"
 NAMED = 5  # cells that a sentence names, of each verdict
+TOLD_APART = ("slower", "faster")
 Run = tuple[str, Collection[Record]]  # its folder's name, and its records
 Cells = dict[tuple[object, ...], list[Record]]
 
 
 def section(runs: Sequence[Run]) -> Section | None:
     """Compare every two runs, an earlier-named one with a later-named one; None where they share no cell to compare."""
-    headline, findings, found = dict[str, pd.DataFrame](), list[str](), list[pd.DataFrame]()
+    headline, every = dict[str, pd.DataFrame](), dict[str, pd.DataFrame]()
+    findings, found = list[str](), list[pd.DataFrame]()
     for (before, earlier), (after, later) in itertools.combinations(runs, 2):
         for machine, (one, other) in _shared(earlier, later).items():
             table = versions.compared(*(tables.cells_of(records, Task.TIME) for records in (one, other)))
             if len(table):
                 title = f"{after} against {before}: {_changed(one, other)}, {machine}"
-                headline[title] = _shown(table)
+                every[title] = _shown(table)
+                headline[title] = every[title][every[title]["verdict"].isin(TOLD_APART)]
                 findings.append(f"{title}: {_told(table)}")
                 found.append(table.assign(before=before, after=after))
     if not found:
         return None
     files = {"versions.csv": pd.concat(found, ignore_index=True)}
-    return Section("Before and after", ASKED, headline, findings, [], {}, {}, files)
+    decided = {title: table for title, table in headline.items() if len(table)}
+    return Section("Before and after", ASKED, decided, findings, [], {}, every, files)
 
 
 def _shared(earlier: Collection[Record], later: Collection[Record]) -> dict[str, tuple[list[Record], list[Record]]]:
     """Return by machine the records of the cells that both have, not by the same versions."""
     before, after = _by_cell(earlier), _by_cell(later)
     found: dict[str, tuple[list[Record], list[Record]]] = {}
-    for cell in before.keys() & after.keys():
-        if _versions(before[cell]) != _versions(after[cell]):
+    for cell in (cell for cell in before if cell in after):
+        if _changed(before[cell], after[cell]):
             own = found.setdefault(str(cell[-1]), ([], []))
             own[0].extend(before[cell])
             own[1].extend(after[cell])
@@ -58,19 +62,19 @@ def _by_cell(records: Collection[Record]) -> Cells:
     return found
 
 
-def _versions(records: Iterable[Record]) -> list[dict[str, None]]:
-    """Return which code, torch and driver records were measured by."""
+def _versions(records: Iterable[Record]) -> list[dict[str | None, str]]:
+    """Return which code, torch and driver records were measured by, each with its name; that of code is its commit."""
     return [
-        dict.fromkeys(f"code {record.environment.commit or record.environment.code}" for record in records),
-        dict.fromkeys(f"torch {record.environment.torch}" for record in records),
-        dict.fromkeys(f"driver {record.machine.driver}" for record in records),
+        {record.environment.code: f"code {record.environment.commit or record.environment.code}" for record in records},
+        {record.environment.torch: f"torch {record.environment.torch}" for record in records},
+        {record.machine.driver: f"driver {record.machine.driver}" for record in records},
     ]
 
 
 def _changed(before: Sequence[Record], after: Sequence[Record]) -> str:
-    """Say what another version has measured: ``torch 2.13.0 after torch 2.12.0``."""
-    both = zip(_versions(before), _versions(after), strict=True)
-    return ", ".join(f"{' and '.join(new)} after {' and '.join(old)}" for old, new in both if old.keys() != new.keys())
+    """Say what another version has measured: ``torch 2.13.0 after torch 2.12.0``; nothing where it is the same."""
+    both = [pair for pair in zip(_versions(before), _versions(after), strict=True) if pair[0].keys() != pair[1].keys()]
+    return ", ".join(f"{' and '.join(new.values())} after {' and '.join(old.values())}" for old, new in both)
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -95,8 +99,9 @@ def _told(table: pd.DataFrame) -> str:
     parts = [
         f"a step takes {number(mean)}× as long, the limit {number(limit)}× (geometric means of {len(table)} cells)"
     ]
-    for verdict, order in (("slower", False), ("faster", True)):
-        some = table[table["verdict"] == verdict].sort_values("times", ascending=order).to_dict("records")
+    for verdict in TOLD_APART:
+        own = table[table["verdict"] == verdict].sort_values("times", ascending=verdict == "faster")
+        some = own.to_dict("records")
         if some:
             more = ", …" * (len(some) > NAMED)
             parts.append(f"{verdict} are {len(some)}: {', '.join(map(_cell, some[:NAMED]))}{more}")
