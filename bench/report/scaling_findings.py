@@ -262,21 +262,6 @@ def _by_wall_clock(ok: pd.DataFrame) -> pd.DataFrame:
     return ok[free & (ok["clock"] == "wall")]
 
 
-def _without_limit(ok: pd.DataFrame) -> list[str]:
-    found, unlimited = [], ok["ratio"].isna()
-    if free := int((unlimited & ok["limit_flops"].isna()).sum()):
-        found.append(
-            f"{free} of {len(ok)} cells have no limit: it is not known which products no exact step of their model can"
-            " avoid. Their times are compared as they are."
-        )
-    if len(faster := ok[unlimited & ok["limit_flops"].notna()]):
-        found.append(
-            f"In {len(faster)} of {len(ok)} cells the step of {_listed(faster)} takes less time than torch takes for"
-            " the products that it contains: it multiplies by other code. They have no limit."
-        )
-    return found
-
-
 def _listed(cells: pd.DataFrame) -> str:
     return ", ".join(f"`{name}`" for name in sorted(cells["optimizer"].unique()))
 
