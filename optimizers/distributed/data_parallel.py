@@ -48,7 +48,7 @@ class DataParallel:
 
     Raises:
         TypeError: the direction is no mean over rows, or takes more of them than its moments.
-        ValueError: when called, and a batch has fewer rows than there are ranks; or momentum has been kept of another
+        ValueError: statistics are of a share of the rows; when called, and a batch has fewer rows than there are ranks; or momentum has been kept of another
             split of the rows.
     """
 
@@ -129,14 +129,19 @@ class DataParallel:
 
 
 def require_moments_alone(direction: Kronecker[Any]) -> None:
-    """See that a direction's rows enter by its moments alone, which ranks can share.
+    """See that a direction's rows enter by its moments alone, which ranks can share, and linearly into what it writes.
 
     Raises:
-        TypeError: it averages more of them.
+        TypeError: it has a way of its own to take them in, to invert or to write.
+        ValueError: its statistics are of some of the rows, which ranks would choose each by itself.
     """
-    kind = type(direction)
-    if isinstance(direction, LearnsAfterwards) or (kind.observe, kind.apply) != (Kronecker.observe, Kronecker.apply):
+    kind, family = type(direction), Kronecker
+    alike = (kind.apply, kind.observe, kind._invert) == (family.apply, family.observe, family._invert)
+    alike = alike and kind.write in (family.write, WithMomentum.write)
+    if not alike or isinstance(direction, LearnsAfterwards):
         raise TypeError(
             f"{kind.__name__} takes more of its rows than second moments, which ranks do not share yet: "
             "use KFAC, FOOF, TNT, Shampoo or MiniBlock"
         )
+    if direction.share < 1:
+        raise ValueError(f"ranks share statistics of all rows: set statistics_share=1, got {direction.share}")

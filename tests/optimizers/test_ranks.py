@@ -94,6 +94,11 @@ def test_what_ranks_cannot_share_is_refused() -> None:
     for direction in (EKFAC, KBFGS):
         with pytest.raises(TypeError, match=f"{direction.__name__} takes more of its rows than second moments"):
             DataParallel(model, direction)
+    writes = type("Writes", (KFAC,), {"write": lambda *_: None})
+    with pytest.raises(TypeError, match="Writes takes more"):
+        DataParallel(model, writes)
+    with pytest.raises(ValueError, match=r"set statistics_share=1, got 0\.5"):
+        DataParallel(model, partial(KFAC, statistics="data", statistics_share=0.5))
     with pytest.raises(ValueError, match="2 rows leaves some of 3 ranks without any"):
         Ranks(0, 3).part(batch_of(2))
     state = DataParallel(model, KFAC).state_dict()

@@ -91,6 +91,7 @@ CASES = {
     "kfac, restored": Case(partial(KFAC, **DATA), restored=True),
     "foof": Case(partial(FOOF, schedule=OFTEN)),
     "tnt": Case(partial(TNT, **DATA)),
+    "tnt, dense": Case(partial(TNT, form="dense", **DATA)),
     "tnt, samples": Case(partial(given, method=partial(TNT, schedule=OFTEN))),
     "tnt, restored": Case(partial(TNT, **DATA), restored=True),
     "shampoo": Case(partial(Shampoo, schedule=OFTEN)),
