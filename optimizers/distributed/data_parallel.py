@@ -48,8 +48,8 @@ class DataParallel:
 
     Raises:
         TypeError: the direction is no mean over rows, or takes more of them than its moments.
-        ValueError: statistics are of a share of the rows; when called, and a batch has fewer rows than there are ranks; or momentum has been kept of another
-            split of the rows.
+        ValueError: statistics are of a share of the rows. Or, when called, a batch has fewer rows than there are
+            ranks, or momentum has been kept of another split of the rows.
     """
 
     def __init__(self, model: nn.Module, direction: Callable[[nn.Module], Direction]) -> None:
