@@ -79,6 +79,7 @@ def test_the_command_prints_a_row_of_each_world(capsys: pytest.CaptureFixture[st
     [
         (["optimizer=kfac", "world=0"], "whole numbers of at least 1, as world=1,2,8,64, got world=0"),
         (["optimizer=relative_fused"], "RelativeSGD is a step without a direction"),
+        (["optimizer=kfac", "world=11"], "kfac in a world of 11: .*10 rows leaves some of 11 ranks without any"),
         (["optimizer=natural", "world=2"], "NaturalGradient is no mean over rows"),
     ],
 )

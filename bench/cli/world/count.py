@@ -13,6 +13,7 @@ from stepscale.bench.cells.time_cell import batches_of
 from stepscale.bench.counting.collectives import Collective, CollectiveLog, fake_ranks
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.errors import UsageError
+from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Config
 from stepscale.bench.timing.workload import Workload
 from stepscale.models import Batch
@@ -85,12 +86,19 @@ def count_world(job: Job, world: int) -> WorldCount:
 
 
 def count_rank(job: Job, batches: list[Batch], rank: int, world: int) -> RankCount:
-    """Count a period of a step, after the first, as one rank of a world runs it."""
+    """Count a period of a step, after the first, as one rank of a world runs it.
+
+    Raises:
+        UsageError: the step says that it cannot be so, or has an operation without a rule.
+    """
     with fake_ranks(rank, world):
         torch.manual_seed(job.cell.seed)
         model, step = build(job, CPU, number_type(job.cell.dtype))
         workload = Workload(model, step, batches)
-        workload.run(workload.period)
+        try:
+            workload.run(workload.period)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise UsageError(f"{job.cell.optimizer} in a world of {world}: {one_line(error)}") from error
         with OperationLog() as operations, CollectiveLog() as log:
             workload.run(workload.period)
     if operations.uncounted:
