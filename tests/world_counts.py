@@ -23,7 +23,7 @@ OPTIMIZERS = {
     "layerwise": (),
     "relative": (),
     "kfac": (),
-    "tnt": (*SHORT, "optimizer.direction.schedule.eager=0"),
+    "tnt": SHORT,
     "shampoo": SHORT,
 }
 WORLDS = (1, 2, 8, 64)

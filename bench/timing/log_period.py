@@ -71,7 +71,7 @@ def find_period(workload: Workload, notes: Notes) -> Found:
     """
     declared = workload.facts.period
     if workload.facts.period_known:
-        return Found(declared, 0, regular=True)
+        return Found(declared, workload.facts.settled, regular=True)
     seen, began, wanted = _Steps(), time.perf_counter(), max(WATCHED, 4 * declared)
     while len(seen.lengths) < wanted and (time.perf_counter() - began < WATCH_S or len(seen.lengths) < 4 * declared):
         _run(workload, 1, seen)

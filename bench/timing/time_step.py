@@ -109,7 +109,8 @@ def measure(
     if first_step_s > settings.max_step_s:  # it may be compilation, the next a neighbour: the better of two more counts
         _refuse_slow(min(_wall_seconds(clock, workload, 1) for _ in range(2)), settings)
     workload.run(-workload.position % workload.period)
-    workload.run(max(0, (log.settled if log else 0) - workload.position))  # an update may warm up
+    settled = log.settled if log else workload.facts.settled
+    workload.run(max(0, settled - workload.position))  # an update may warm up, a direction invert more often at first
     memory = peak_memory()
     try:
         boundary, limit = workload.snapshot(), limit_of()

@@ -13,6 +13,7 @@ class Facts:
 
     Attributes:
         period: number of calls after which its work repeats.
+        settled: number of calls before it does, as where inverses are made more often at first.
         log_det: how it comes by the log-determinant's gradient; None where it does not say. Tables show it.
         writes_in_place: whether it writes over the ``.grad`` it finds, as into ``gradient_of``, of all parameters or of
             none. Any other direction finds them None before each call.
@@ -21,7 +22,7 @@ class Facts:
         period_known: whether ``period`` is sure. A step whose update is not torch's own is watched.
 
     Raises:
-        ValueError: ``period`` is below 1, or ``log_det`` is no ``LogDet``.
+        ValueError: ``period`` is below 1, ``settled`` below 0, or ``log_det`` is no ``LogDet``.
     """
 
     period: int = 1
@@ -29,10 +30,13 @@ class Facts:
     writes_in_place: bool = False
     exact: bool = False
     period_known: bool = True
+    settled: int = 0
 
     def __post_init__(self) -> None:
         if self.period < 1:
             raise ValueError(f"period must be at least 1 step, got {self.period}")
+        if self.settled < 0:
+            raise ValueError(f"settled must be at least 0 steps, got {self.settled}")
         if self.log_det is not None:  # which may come from a file, as a word
             object.__setattr__(self, "log_det", one_of("log_det", LogDet, self.log_det))
 

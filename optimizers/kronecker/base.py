@@ -112,7 +112,7 @@ class Kronecker(ABC, Generic[Kind]):
         if damping < 0:
             raise ValueError(f"damping must be at least 0, got damping={damping}")
         period = math.lcm(schedule.statistics, schedule.inverse)
-        self.facts = Facts(period=period, log_det=kept, writes_in_place=True)
+        self.facts = Facts(period=period, settled=schedule.eager, log_det=kept, writes_in_place=True)
         self.damping, self.schedule, self.stale = damping, schedule, kept is LogDet.STALE
         self.steps, self.updates = 0, 0
         self.moments: list[Moments] = []

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from stepscale.bench.records.operations import CUBIC, PeriodLog
 from stepscale.bench.timing import log_period
 from stepscale.bench.timing.log_period import classes_of, counts_of, log_growth, log_here
 from stepscale.bench.timing.workload import Workload
-from stepscale.optimizers import Layerwise, pair
+from stepscale.models import Flow
+from stepscale.optimizers import KFAC, Layerwise, Schedule, pair
 from tests.support.compose import built, composed, named
 
 DEPTH, BATCH = 2, 5
@@ -162,6 +164,16 @@ def test_a_model_of_one_dim_is_counted_and_its_growth_is_not_known() -> None:
 def test_a_slow_step_ends_the_logging() -> None:
     with pytest.raises(TooSlowError, match=r"timing\.max_step_s=1e-09"):
         log_growth(maker(10), 16, 1e-9, Notes())
+
+
+def test_inverses_made_more_often_at_first_are_no_part_of_the_period() -> None:
+    flow = Flow(6, depth=DEPTH)
+    often = partial(KFAC, damping=1.0, schedule=Schedule(statistics=1, inverse=5, eager=20))
+    step = pair(flow, often, lambda parameters: torch.optim.SGD(parameters, lr=1e-6))
+    log = log_here(Workload(flow, step, [torch.randn(4, 6)]), Notes())
+    names = [log.kinds[kind].name for kind in log.sequence]
+    assert len(log.lengths) == 5 and log.settled == 20
+    assert names.count("cholesky_inverse") == 2 * DEPTH, "one inversion of A and G in each layer"
 
 
 def test_a_workload_s_own_period_is_logged_in_place() -> None:

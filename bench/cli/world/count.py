@@ -15,6 +15,7 @@ from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.errors import UsageError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records.schema import Config
+from stepscale.bench.timing.log_period import Found
 from stepscale.bench.timing.workload import Workload
 from stepscale.models import Batch
 from stepscale.optimizers import DataParallel, Paired
@@ -96,7 +97,7 @@ def count_rank(job: Job, batches: list[Batch], rank: int, world: int) -> RankCou
         model, step = build(job, CPU, number_type(job.cell.dtype))
         workload = Workload(model, step, batches)
         try:
-            workload.run(workload.period)
+            workload.run(Found(workload.period, workload.facts.settled, regular=True).start)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise UsageError(f"{job.cell.optimizer} in a world of {world}: {one_line(error)}") from error
         with OperationLog() as operations, CollectiveLog() as log:
