@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK = 2**16  # numbers of a gradient that are looked at together in float64
+WHOLE = 2**16  # numbers of a gradient up to which it is looked at in one piece
 
 
 class MFAC(torch.optim.Optimizer):
@@ -126,14 +126,20 @@ class MFAC(torch.optim.Optimizer):
 
 def products(rows: Tensor, row: Tensor) -> Tensor:
     """O(m P): each row times one, in float64; ``[m, P]`` and ``[P]``, to ``[m]``."""
-    parts = zip(rows.split(CHUNK, dim=1), row.split(CHUNK), strict=True)
+    count = pieces(rows)
+    parts = zip(rows.tensor_split(count, dim=1), row.tensor_split(count), strict=True)
     return torch.stack([part.double() @ one.double() for part, one in parts]).sum(0)
 
 
 def combined(weights: Tensor, rows: Tensor) -> Tensor:
     """O(m P): the rows' sum with these weights, in float64, as nearly equal rows have large ones of two signs."""
     weights = weights.to(rows.device)
-    return torch.cat([(weights @ part.double()).to(rows.dtype) for part in rows.split(CHUNK, dim=1)])
+    return torch.cat([(weights @ part.double()).to(rows.dtype) for part in rows.tensor_split(pieces(rows), dim=1)])
+
+
+def pieces(rows: Tensor) -> int:
+    """Into how many pieces rows are split: in float64 one is as large as two rows, and each grows as rows do."""
+    return len(rows) if rows.shape[1] > WHOLE else 1
 
 
 class InverseFisher:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Flow
 from stepscale.optimizers import MFAC, InverseFisher, Relative, pair
+from stepscale.optimizers.fisher import mfac
 
 pytestmark = pytest.mark.numerical
 
@@ -29,6 +30,14 @@ def gradients(kind: str, count: int = 20) -> Tensor:
 def dense(window: Tensor, damping: float, g: Tensor) -> Tensor:
     F = window.T @ window / WINDOW + damping * torch.eye(P, dtype=torch.float64)
     return torch.linalg.solve(F, g)
+
+
+def test_long_rows_are_looked_at_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mfac, "WHOLE", 20)
+    rows, weights = torch.randn(WINDOW, P), torch.randn(WINDOW, dtype=torch.float64)
+    assert mfac.pieces(rows) == WINDOW and mfac.pieces(rows[:, :20]) == 1
+    torch.testing.assert_close(mfac.products(rows, rows[3]), rows.double() @ rows[3].double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(mfac.combined(weights, rows), (weights @ rows.double()).float(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("damping", [1e-8, 1e-5, 1e-2])

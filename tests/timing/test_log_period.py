@@ -17,6 +17,7 @@ from stepscale.bench.timing.log_period import classes_of, counts_of, log_growth,
 from stepscale.bench.timing.workload import Workload
 from stepscale.models import Flow
 from stepscale.optimizers import KFAC, Layerwise, Schedule, pair
+from stepscale.optimizers.fisher import mfac
 from tests.support.compose import built, composed, named
 
 DEPTH, BATCH = 2, 5
@@ -198,19 +199,27 @@ CUBIC_BY_ALGEBRA = {
 }
 
 
+def configured(name: str, dim: int) -> Workload:
+    torch.manual_seed(0)
+    config = composed(f"optimizer={name}", f"dim={dim}", "batch=20")
+    model = built(config["model"])
+    return Workload(model, built(config["optimizer"])(model), [torch.randn(20, dim) for _ in range(3)])
+
+
 @pytest.mark.parametrize("name", named("optimizer"))
 def test_which_methods_do_cubic_work(name: str) -> None:
     """At dim 32, above the batch of 20: below it, what takes min(B, d) is cubic too."""
-
-    def make(dim: int) -> Workload:
-        torch.manual_seed(0)
-        config = composed(f"optimizer={name}", f"dim={dim}", "batch=20")
-        model = built(config["model"])
-        return Workload(model, built(config["optimizer"])(model), [torch.randn(20, dim) for _ in range(3)])
-
-    log, notes = logged(make, 32)
+    log, notes = logged(partial(configured, name), 32)
     assert not notes
     unknown = {kind.name for kind in log.kinds if kind.order < 0}
     assert not unknown
     assert any(kind.order >= CUBIC for kind in log.kinds) is CUBIC_BY_ALGEBRA[name]
     assert max(kind.order for kind in log.kinds) <= 3
+
+
+@pytest.mark.parametrize("dim", [27, 32, 37])
+def test_a_window_of_gradients_in_pieces_does_no_cubic_work(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of one size would leave a rest, whose size grows as it will."""
+    monkeypatch.setattr(mfac, "WHOLE", 100)
+    log, notes = logged(partial(configured, "relative_mfac"), dim)
+    assert not notes and max(kind.order for kind in log.kinds) == 2
