@@ -111,6 +111,11 @@ class KLDWRM(KFAC):
     ) -> None:
         options.setdefault("schedule", SCHEDULE)
         super().__init__(model, damping=damping, statistics=statistics, log_det=log_det, **options)
+        if self.momentum or self.dense:
+            raise ValueError(
+                "KLDWRM has the last gradient in place of momentum, and no dense form, got "
+                f"momentum={self.momentum}, dense={self.dense}: leave both out"
+            )
         self.quadratic = one_of("order", Order, order) is Order.QUADRATIC
         if self.quadratic and self.schedule.statistics > 1:
             raise ValueError(

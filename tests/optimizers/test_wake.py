@@ -357,5 +357,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         KLDWRM(model, order="qe")
     with pytest.raises(ValueError, match=r"every batch, got schedule\.statistics=10: set it to 1"):
         KLDWRM(model, order="q", schedule=Schedule(10, 10))
+    for option in ({"momentum": 0.9}, {"form": "dense"}):
+        with pytest.raises(ValueError, match=r"the last gradient in place of momentum.*leave both out"):
+            KLDWRM(model, **option)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="KLDWRM owns no momentum"):
         TrustRegion(model, KLDWRM, SGD)
