@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.models import MLP, Batch, Classifier, Flow, LayerIO
-from stepscale.optimizers import KFAC, KLDWRM, KLClipped, Paired, Schedule, SelfNormalizing, TrustRegion, pair
+from stepscale.optimizers import KFAC, KLDWRM, KLClipped, Paired, QuadraticStep, Schedule, SelfNormalizing, TrustRegion, pair
 from tests.conftest import batch_of, generic_flow, gradients
 from tests.support.dense import homogeneous, network
 
@@ -360,5 +360,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     for option in ({"momentum": 0.9}, {"form": "dense"}):
         with pytest.raises(ValueError, match=r"the last gradient in place of momentum.*leave both out"):
             KLDWRM(model, **option)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"KLDWRM goes by learning rates, of which a quadratic.*has none: give it to pair"):
+        QuadraticStep(model, KLDWRM)
     with pytest.raises(TypeError, match="KLDWRM owns no momentum"):
         TrustRegion(model, KLDWRM, SGD)
