@@ -278,14 +278,6 @@ def test_stale_log_determinants_have_the_same_share() -> None:
         torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10)
 
 
-def test_a_kl_clip_tells_the_rate_as_well() -> None:
-    model, batch = network("tanh")
-    make = partial(KLDWRM, frame="euclidean")
-    step = KLClipped(model, make, partial(torch.optim.SGD, lr=0.125), kappa=1e6)
-    step(batch)
-    assert step.natural.rate == 0.125 and step.natural.last_rate == 0.125  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("order", ["so", "q"])
 def test_a_schedule_may_begin_and_end_at_a_rate_of_zero(order: str) -> None:
     model, batch = network("tanh")
@@ -362,5 +354,7 @@ def test_what_makes_no_sense_is_refused() -> None:
             KLDWRM(model, **option)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"KLDWRM goes by learning rates, of which a quadratic.*has none: give it to pair"):
         QuadraticStep(model, KLDWRM)
+    with pytest.raises(TypeError, match=r"KLDWRM goes by the last step, which would be another.*give it to pair"):
+        KLClipped(model, KLDWRM, SGD)
     with pytest.raises(TypeError, match="KLDWRM owns no momentum"):
         TrustRegion(model, KLDWRM, SGD)
