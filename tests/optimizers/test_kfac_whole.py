@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -202,6 +203,21 @@ def test_iterates_are_averaged_and_judged_there() -> None:
             assert torch.equal(parameters(model), here)
         ends.append(parameters(model))
     assert torch.equal(*ends)
+
+
+def test_a_state_is_of_the_iterates_that_are_trained_wherever_it_is_loaded() -> None:
+    model, batch = network("tanh", 20)
+    step = QuadraticStep(model, DIRECTION, averaging=0.75)
+    step(batch)
+    saved, there = deepcopy((model.state_dict(), step.state_dict())), parameters(model)
+    step(batch)
+    step.eval()
+    with pytest.raises(RuntimeError, match=r"holds its average, from which no training goes on: call train\(\) before"):
+        step.state_dict()
+    model.load_state_dict(saved[0])
+    step.load_state_dict(saved[1])
+    step.train()
+    assert torch.equal(parameters(model), there)
 
 
 def test_state_restores_the_same_continuation_with_all_of_it() -> None:
