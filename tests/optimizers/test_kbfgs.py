@@ -214,6 +214,15 @@ def test_a_pair_that_needs_no_damping_is_fulfilled() -> None:
     assert plain
 
 
+def test_a_tiny_pair_is_taken_as_another() -> None:
+    """In float32, of a length of about 1e-10: 1 / (s·y)² is above all its numbers."""
+    s = 1e-10 * torch.randn(5)
+    y, H = s * (1 + torch.rand(5)), torch.eye(5)
+    change, expected = bfgs(s, y, y), updated(H.double(), s.double(), y.double())
+    for found in (H + change.U @ change.C @ change.U.T, LimitedMemory.empty(2, s).taking(s, y).times(H)):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_double_damping_keeps_h_positive_definite_through_400_pairs(dtype: torch.dtype) -> None:
     """Whatever the pairs, and s·y ≥ μ₂ s·s of each that is taken; K-BFGS(L) of a hundred of them, too."""
