@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.models import MLP, Batch, Classifier, Flow, LayerIO
-from stepscale.optimizers import KFAC, KLDWRM, KLClipped, Paired, QuadraticStep, Schedule, SelfNormalizing, TrustRegion, pair
+from stepscale.optimizers import KFAC, KLDWRM, KLClipped, Paired, QuadraticStep, Schedule, SelfNormalizing, TrustRegion, pair, split
 from tests.conftest import batch_of, generic_flow, gradients
 from tests.support.dense import homogeneous, network
 
@@ -288,6 +288,14 @@ def test_a_schedule_may_begin_and_end_at_a_rate_of_zero(order: str) -> None:
         step(batch)
         assert all(p.isfinite().all() for p in model.parameters())
         assert all(map(torch.equal, before, model.parameters())) is (k in (0, 3))
+
+
+def test_groups_of_other_rates_are_refused() -> None:
+    model = generic_flow()
+    step = pair(model, KLDWRM, partial(split, matrices=SGD, rest=partial(torch.optim.SGD, lr=0.5)))
+    with pytest.raises(ValueError, match=r"KLDWRM goes by one learning rate, and groups.* have 0\.02, 0\.5: give them"):
+        step(batch_of())
+    pair(model, KLDWRM, partial(split, matrices=SGD, rest=SGD))(batch_of())
 
 
 def test_another_direction_s_rate_is_its_own() -> None:
