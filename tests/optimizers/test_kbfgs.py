@@ -215,8 +215,8 @@ def test_a_pair_that_needs_no_damping_is_fulfilled() -> None:
 
 
 def test_a_tiny_pair_is_taken_as_another() -> None:
-    """In float32, of a length of about 1e-10: 1 / (s·y)² is above all its numbers."""
-    s = 1e-10 * torch.randn(5)
+    """In float32, of a length of about 1e-12: 1 / (s·y)² is above all its numbers."""
+    s = 1e-12 * torch.randn(5)
     y, H = s * (1 + torch.rand(5)), torch.eye(5)
     change, expected = bfgs(s, y, y), updated(H.double(), s.double(), y.double())
     for found in (H + change.U @ change.C @ change.U.T, LimitedMemory.empty(2, s).taking(s, y).times(H)):
