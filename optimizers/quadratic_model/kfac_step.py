@@ -49,7 +49,8 @@ class QuadraticStep:
         interval: T₁, steps between adaptations of λ, each at the cost of two more losses; None to keep λ.
         gamma_interval: T₂, steps between searches of γ, whose square is the direction's damping: of γ, ω₂ γ and γ / ω₂
             that with the lowest M, each at the cost of an inversion. None keeps γ² = λ + η.
-        l2: η of η/2 ‖θ‖² in the loss: it is in the gradient, at two dense products a layer and step, in M and in γ₀.
+        l2: η of η/2 ‖θ‖² in the loss: it is in the gradient, at two dense products a layer and step, four on a flow
+            in the relative frame; in M and in γ₀.
         fisher_share: τ₂, of a batch's samples, the first, by which F is applied in M.
         averaging: ξ of the average of iterates that a training is judged at (``IterateAverage``); None for none.
 

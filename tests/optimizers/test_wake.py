@@ -12,7 +12,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.models import MLP, Batch, Classifier, Flow, LayerIO
-from stepscale.optimizers import KFAC, KLDWRM, KLClipped, Paired, QuadraticStep, Schedule, SelfNormalizing, TrustRegion, pair, split
+from stepscale.optimizers import (
+    KFAC,
+    KLDWRM,
+    KLClipped,
+    Paired,
+    QuadraticStep,
+    Schedule,
+    SelfNormalizing,
+    TrustRegion,
+    pair,
+    split,
+)
 from tests.conftest import batch_of, generic_flow, gradients
 from tests.support.dense import homogeneous, network
 
@@ -360,7 +371,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     for option in ({"momentum": 0.9}, {"form": "dense"}):
         with pytest.raises(ValueError, match=r"the last gradient in place of momentum.*leave both out"):
             KLDWRM(model, **option)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"KLDWRM goes by learning rates, of which a quadratic.*has none: give it to pair"):
+    with pytest.raises(TypeError, match=r"KLDWRM goes by learning rates, of which.*has none: give it to pair"):
         QuadraticStep(model, KLDWRM)
     with pytest.raises(TypeError, match=r"KLDWRM goes by the last step, which would be another.*give it to pair"):
         KLClipped(model, KLDWRM, SGD)
