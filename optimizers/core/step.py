@@ -185,7 +185,7 @@ class Paired:
         if self.paced is None:
             return
         rates = [group["lr"] for group in self.update.param_groups]
-        if any(rate != rates[0] for rate in rates):
+        if any(rate != rates[0] for rate in rates[1:]):
             name, said = type(self.direction).__name__, ", ".join(f"{rate:g}" for rate in rates)
             raise ValueError(f"{name} goes by one learning rate, and groups of parameters have {said}: give them one")
         self.paced.set_learning_rate(rates[0])
