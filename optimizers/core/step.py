@@ -51,7 +51,7 @@ class Direction(Protocol):
 
 @runtime_checkable
 class Paced(Protocol):
-    """A direction that depends on the update's learning rates."""
+    """A direction that depends on the update's learning rate, which is one for all parameters, as KLD-WRM."""
 
     def set_learning_rate(self, rate: float) -> None:
         """Take note of the learning rate of the next step."""
@@ -177,9 +177,18 @@ class Paired:
         return loss
 
     def tell_rate(self) -> None:
-        """Tell the direction the learning rate of this step, where it asks for it."""
-        if self.paced is not None:
-            self.paced.set_learning_rate(self.update.param_groups[0]["lr"])
+        """Tell the direction the learning rate of this step, where it asks for it.
+
+        Raises:
+            ValueError: groups of parameters have rates of their own.
+        """
+        if self.paced is None:
+            return
+        rates = [group["lr"] for group in self.update.param_groups]
+        if any(rate != rates[0] for rate in rates[1:]):
+            name, said = type(self.direction).__name__, ", ".join(f"{rate:g}" for rate in rates)
+            raise ValueError(f"{name} goes by one learning rate, and groups of parameters have {said}: give them one")
+        self.paced.set_learning_rate(rates[0])
 
     def move(self, batch: Batch, mark: Mark) -> None:
         """Have the update step; each evaluation that it asks for meanwhile costs what it costs."""

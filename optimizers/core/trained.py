@@ -105,7 +105,8 @@ def _refuse_copies(place: int, io: LayerIO) -> NoReturn:
     """Refuse a layer whose rows are not the samples."""
     raise TypeError(
         f"captured layer {place}, {io.layer.out_features}×{io.layer.in_features}, sees {io.copies} rows a sample "
-        "(tokens, uses), and this direction takes one: use KFAC, EKFAC, FOOF or the layerwise direction"
+        "(tokens, uses), and this direction takes one: use KFAC, another of the Kronecker family, KBFGS, KLDWRM or the "
+        "layerwise direction"
     )
 
 

@@ -99,7 +99,8 @@ class DataParallel:
 
     def state_dict(self) -> StateDict:
         """Return this rank's own: momentum is of its rows, and moments of squares are its layers' alone."""
-        return {"rank": self.ranks.rank, "world": self.ranks.world, "direction": self.direction.state_dict()}
+        place = {"rank": self.ranks.rank, "world": self.ranks.world, "split": self.split}
+        return {**place, "direction": self.direction.state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Load what this rank has saved.
@@ -114,6 +115,7 @@ class DataParallel:
                 "go on with as many ranks, each with its own"
             )
         self.direction.load_state_dict(state["direction"])
+        self.split = [*state["split"]]
 
     def _keep_split(self, rows: list[int]) -> None:
         """See that ranks whose momentum is of their own rows always have the same shares of them."""

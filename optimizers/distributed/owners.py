@@ -26,9 +26,9 @@ class Owners(Alone):
 
     Moments that are means over samples, as K-FAC's, are averaged over the ranks by one all-reduce, and are the same in
     all. Squares of a batch's mean gradient, as TNT's, are no such means: the captured rows are gathered, by one
-    all-gather, and a layer's owner takes them into its moments, which the others do not keep. What an owner makes of
-    its layers' moments it broadcasts, at once for all of them. In the first step every rank makes all, and so knows
-    what will be sent to it.
+    all-gather, and a layer's owner takes them into its moments. The others' stay as the first step has left them, and
+    are not read. What an owner makes of its layers' moments it broadcasts, at once for all of them. In the first step
+    every rank makes all, and so knows what will be sent to it.
 
     Attributes:
         turn: number of the step at hand.

@@ -127,6 +127,7 @@ class Kronecker(ABC, Generic[Kind]):
         """Write the direction of a captured batch into ``.grad``; what is frozen has no part in it."""
         relative = f"{type(self).__name__} with frame=relative, unlike euclidean,"
         free = trained(ios, relative if self.relative else None, shared=True)
+        self._require_as_before(free)
         mark("gradient")
         source: list[LayerIO] | None = None
         if self.steps % self.schedule.statistics == 0:
@@ -186,6 +187,20 @@ class Kronecker(ABC, Generic[Kind]):
     @abstractmethod
     def restored(self, saved: StateDict) -> Kind:
         """Make what is applied of its ``state_dict``."""
+
+    def _require_as_before(self, free: list[LayerIO]) -> None:
+        """See that what is trained is what there are moments of.
+
+        Raises:
+            ValueError: parameters have been frozen or freed since.
+        """
+        there = [moments.A.shape[-1] for moments in self.moments]
+        found = [io.a.shape[1] + (io.layer.bias is not None) for io in free]
+        if there and there != found:
+            raise ValueError(
+                f"{type(self).__name__} has moments of layers that see {there} inputs and ones, and those trained now "
+                f"see {found}: build the step anew after freezing or freeing parameters"
+            )
 
     def _source(self, ios: list[LayerIO], free: list[LayerIO]) -> list[LayerIO]:
         """What this step's statistics are of: of the captured layers, and of those that are trained."""

@@ -52,7 +52,8 @@ class KFAC(WithMomentum):
         momentum: μ of gradients, before the inverses (``momentum.py``); 0 leaves momentum to the update.
 
     Raises:
-        ValueError: an option or a number is out of its range.
+        ValueError: an option or a number is out of its range; or, when called again, parameters have been frozen or
+            freed since.
         TypeError: the model lacks a method, or its layers a log-determinant that the relative frame needs.
         FloatingPointError: when called, and the parameters have diverged.
         torch.linalg.LinAlgError: when called, and a damped factor is not positive definite; raise ``damping``.

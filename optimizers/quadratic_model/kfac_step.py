@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, Captures, FisherRoots, HasLoss, LayerIO, Tangents, first
 from stepscale.optimizers.core.frames import add_whole, into_frame, map_back, whole
-from stepscale.optimizers.core.step import LearnsAfterwards, Mark, StateDict, no_mark, require, require_served
+from stepscale.optimizers.core.step import LearnsAfterwards, Mark, Paced, StateDict, no_mark, require, require_served
 from stepscale.optimizers.core.tangents import combined, copied, gradients, inner, move
 from stepscale.optimizers.core.trained import trainable, trained
 from stepscale.optimizers.kronecker.base import Kronecker, share_of
@@ -49,7 +49,8 @@ class QuadraticStep:
         interval: T₁, steps between adaptations of λ, each at the cost of two more losses; None to keep λ.
         gamma_interval: T₂, steps between searches of γ, whose square is the direction's damping: of γ, ω₂ γ and γ / ω₂
             that with the lowest M, each at the cost of an inversion. None keeps γ² = λ + η.
-        l2: η of η/2 ‖θ‖² in the loss: it is in the gradient, at two dense products a layer and step, in M and in γ₀.
+        l2: η of η/2 ‖θ‖² in the loss: it is in the gradient, at two dense products a layer and step, four on a flow
+            in the relative frame; in M and in γ₀.
         fisher_share: τ₂, of a batch's samples, the first, by which F is applied in M.
         averaging: ξ of the average of iterates that a training is judged at (``IterateAverage``); None for none.
 
@@ -59,8 +60,8 @@ class QuadraticStep:
 
     Raises:
         ValueError: a number is out of its range.
-        TypeError: the model lacks a method, or the direction is no ``Kronecker`` one; or another than K-FAC's, which
-            searches of γ and a penalty need.
+        TypeError: the model lacks a method, or the direction is no ``Kronecker`` one, or is to be told of steps; or it
+            is another than K-FAC's, which searches of γ and a penalty need.
         FloatingPointError: when called, and the parameters have diverged.
     """
 
@@ -83,11 +84,7 @@ class QuadraticStep:
             raise ValueError(f"l2 must be at least 0, got {l2}")
         self.parameters = trainable(model)
         self.direction, self.momentum, self.interval = kronecker_of(model, direction), momentum, interval
-        if isinstance(self.direction, LearnsAfterwards):
-            raise TypeError(
-                f"{type(self.direction).__name__} learns after each step, of which a quadratic model's step tells "
-                "nothing: give it to pair or to a trust region"
-            )
+        _refuse_what_is_told(self.direction)
         if gamma_interval is not None or l2:
             _require_kfac(self.direction)
         every = self.direction.schedule.inverse
@@ -245,6 +242,20 @@ def kronecker_of(model: nn.Module, direction: Callable[[nn.Module], Kronecker[An
     if not isinstance(built, Kronecker):
         raise TypeError(f"the direction must be one of curvature in factors, as KFAC, got {type(built).__name__}")
     return built
+
+
+def _refuse_what_is_told(direction: Kronecker[Any]) -> None:
+    """Refuse a direction that is to be told of steps, of which a quadratic model's step tells nothing."""
+    if isinstance(direction, LearnsAfterwards):
+        raise TypeError(
+            f"{type(direction).__name__} learns after each step, of which a quadratic model's step tells "
+            "nothing: give it to pair or to a trust region"
+        )
+    if isinstance(direction, Paced):
+        raise TypeError(
+            f"{type(direction).__name__} goes by learning rates, of which a quadratic model's step has none: "
+            "give it to pair"
+        )
 
 
 def _require_kfac(direction: Kronecker[Any]) -> None:

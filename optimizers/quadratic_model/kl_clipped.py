@@ -33,7 +33,8 @@ class KLClipped(Shortened[Kronecker[Any]]):
 
     Raises:
         ValueError: ``kappa`` is not positive.
-        TypeError: the direction is no ``Kronecker`` one, or the update's ``step`` needs a closure.
+        TypeError: the direction is no ``Kronecker`` one, or goes by the last step, or the update's ``step`` needs a
+            closure.
     """
 
     def __init__(

@@ -50,11 +50,18 @@ class IterateAverage:
             self.aside = []
 
     def state_dict(self) -> StateDict:
+        """Return the average; what is trained is the model's own.
+
+        Raises:
+            RuntimeError: the model holds the average.
+        """
+        if self.aside:
+            raise RuntimeError("the model holds its average, from which no training goes on: call train() before")
         return {"count": self.count, "mean": list(self.mean)}
 
     @torch.no_grad()
     def load_state_dict(self, state: StateDict) -> None:
-        self.count = state["count"]
+        self.count, self.aside = state["count"], []  # the model is brought to what was saved of it
         _copy(self.mean, state["mean"])
 
 

@@ -21,7 +21,7 @@ class Shortened(Paired, ABC, Generic[Natural]):
 
     Raises:
         ValueError: ``kappa`` is not positive.
-        TypeError: the update's ``step`` needs a closure.
+        TypeError: the update's ``step`` needs a closure, or the direction goes by the last step.
     """
 
     def __init__(self, model: nn.Module, natural: Natural, update: Update, kappa: float) -> None:
@@ -30,12 +30,16 @@ class Shortened(Paired, ABC, Generic[Natural]):
         super().__init__(natural, optimizer_of(model, update))
         if self.closure is not None:
             raise TypeError(f"{type(self.update).__name__}.step needs a closure, whose gradients are not shortened")
+        if self.paced is not None:
+            raise TypeError(
+                f"{type(natural).__name__} goes by the last step, which would be another where it is shortened: "
+                "give it to pair"
+            )
         self.natural, self.kappa = natural, kappa
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = self.natural.model.capture(batch)
-        self.tell_rate()
         self.natural.apply(ios, mark)
         self.check_once()
         eta = self.update.param_groups[0]["lr"]

@@ -81,11 +81,14 @@ class KLDWRM(KFAC):
     that a schedule of rates is honoured. In the relative frame steps add up as they do in the parameters of an
     infinitesimal change of a layer, and the last gradient stays in the frame of its own step.
 
+    Cost is that of ``order="so"``. With ``order="q"`` and ``statistics="model"`` a flow's F s has rows of its own: rows
+    are tripled, and memory is 4 L B d.
+
     Args:
         model: as ``KFAC``.
         order: ``"so"``, M of the smallest order, or ``"q"``, quadratic: F̄ + η F is then one Kronecker product, of the
-            weighted means of the factors, as F̄ itself is, and in 1 + η less than the authors'.
-        damping: λ, as ``KFAC``: each F_i is taken with it.
+            weighted means of the factors, as F̄ itself is; the authors multiply sums of factors, 1 + η times as much.
+        damping: λ, added to what is inverted, as of ``KFAC``; F s is without it.
         frame: ``"relative"``; ``"euclidean"`` for models without log-determinants alone.
         schedule: its ``decay`` is ρ, of the averages and of the last gradient, after a plain mean at first. With
             ``order="q"`` statistics are of every step.
@@ -111,6 +114,11 @@ class KLDWRM(KFAC):
     ) -> None:
         options.setdefault("schedule", SCHEDULE)
         super().__init__(model, damping=damping, statistics=statistics, log_det=log_det, **options)
+        if self.momentum or self.dense:
+            raise ValueError(
+                "KLDWRM has the last gradient in place of momentum, and no dense form, got "
+                f"momentum={self.momentum}, dense={self.dense}: leave both out"
+            )
         self.quadratic = one_of("order", Order, order) is Order.QUADRATIC
         if self.quadratic and self.schedule.statistics > 1:
             raise ValueError(

@@ -27,7 +27,7 @@ def bfgs(s: Tensor, y: Tensor, Hy: Tensor) -> Change:
     """O(d): (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ less H, ρ = 1/s·y; all of them ``[dim]``."""
     sy = s @ y
     rho = 1 / sy
-    square = rho * rho * (y @ Hy) + rho
+    square = rho * (rho * (y @ Hy) + 1)  # ρ² alone may overflow
     C = torch.stack([square, -rho, -rho, torch.zeros_like(rho)]).view(2, 2)
     sound = (sy > 0) & square.isfinite()
     return Change(torch.stack([s, Hy], dim=1).where(sound, 0.0), C.where(sound, 0.0))

@@ -1,4 +1,4 @@
-"""K-BFGS: a layer's inverse curvature as a Kronecker product of two matrices that learn by BFGS, without any inversion.
+"""K-BFGS: a layer's inverse curvature as a Kronecker product of two matrices that learn by BFGS.
 
 Goldfarb, Ren & Bahamou 2020, "Practical quasi-Newton methods for training deep neural networks", NeurIPS, arXiv
 2006.08877. The Hessian matrix of a layer is taken as H ⊗ A, A = E[x̄ x̄ᵀ] of its inputs and H the Hessian matrix of the
@@ -57,12 +57,13 @@ class Outputs:
 
 
 class KBFGS(WithMomentum):
-    """H_g m H_a: O(L B d²), two captures and no inversion, ever; with log-determinants one d³ product a layer more.
+    """H_g m H_a: O(L B d²), two captures, inversions at first alone; with log-determinants one d³ product a layer more.
 
-    m is momentum, before both matrices. With ``pairs`` = k, K-BFGS(L), H_g is made of the last k pairs and not formed:
-    O(L (B + k) d²). The step that the update takes may be any: H_g learns of where the parameters are then. Curvature
-    of log-determinants is left out. In the relative frame v is mapped back through the weights by the one product of
-    d³; in the Euclidean one W⁻ᵀ and its products are O(d³) besides. Memory O(L d²).
+    The first step inverts a matrix a layer, of min(B, d) rows, and no later one does. m is momentum, before both
+    matrices. With ``pairs`` = k, K-BFGS(L), H_g is made of the last k pairs and not formed: O(L (B + k) d²). The step
+    that the update takes may be any: H_g learns of where the parameters are then. Dropout and batch normalisation make
+    the second capture noisy. Curvature of log-determinants is left out. In the relative frame v is mapped back through
+    the weights by the one product of d³; in the Euclidean one W⁻ᵀ and its products are O(d³) besides. Memory O(L d²).
 
     The authors average gradients, and this sums them, as torch's SGD does: their learning rate times 1 − μ is one here.
     They begin with A of an epoch; this with A of the first batch, whose inverse is of the rank of its rows.

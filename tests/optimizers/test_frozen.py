@@ -266,6 +266,17 @@ def test_a_layer_frozen_between_steps_is_left_alone_from_then_on() -> None:
     assert torch.equal(model.layers[1].weight, before)
 
 
+@pytest.mark.parametrize("frozen", [LAYER, BIAS, WEIGHT], ids=["layer", "bias", "weight"])
+def test_moments_of_what_has_been_frozen_since_are_refused(frozen: list[str]) -> None:
+    model, x = generic_flow(), batch_of()
+    direction = KFAC(model)
+    direction(x)
+    for parameter in frozen:
+        model.get_parameter(parameter).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"KFAC has moments of layers that see \[6, 6, 6\] .* build the step anew"):
+        direction(x)
+
+
 @pytest.mark.parametrize("frozen", [LAYER, BIAS, WEIGHT, EACH], ids=["layer", "bias", "weight", "of each"])
 def test_the_tracked_log_determinant_counts_what_is_frozen(frozen: list[str]) -> None:
     model, step, _ = problem("flow", "relative_fused", frozen)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_a_share_of_the_fisher_products_is_of_the_first_samples() -> None:
 
 
 @pytest.mark.parametrize("statistics", ["data", "model"])
-@pytest.mark.parametrize("direction", [KFAC, EKFAC, TNT])
+@pytest.mark.parametrize("direction", [KFAC, EKFAC, partial(TNT, momentum=0.0)], ids=["KFAC", "EKFAC", "TNT"])
 def test_a_share_of_the_statistics_is_of_the_first_samples(direction: Callable[..., Any], statistics: str) -> None:
     """The direction of the batch, with the factors of the first quarter of it."""
     model, (x, labels) = network("classifier", 21)
@@ -161,9 +162,8 @@ def test_a_share_of_the_statistics_is_of_the_first_samples(direction: Callable[.
     for one, other in zip(factors(share), factors(few), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     few.write(model.capture((x, labels)), True)
-    if direction is KFAC:
-        for one, same in zip(found, gradients(model), strict=True):
-            torch.testing.assert_close(one, same, rtol=1e-12, atol=1e-12)
+    for one, same in zip(found, gradients(model), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-12, atol=1e-12)
 
 
 def test_the_first_samples_have_all_their_rows() -> None:
@@ -202,6 +202,21 @@ def test_iterates_are_averaged_and_judged_there() -> None:
             assert torch.equal(parameters(model), here)
         ends.append(parameters(model))
     assert torch.equal(*ends)
+
+
+def test_a_state_is_of_the_iterates_that_are_trained_wherever_it_is_loaded() -> None:
+    model, batch = network("tanh", 20)
+    step = QuadraticStep(model, DIRECTION, averaging=0.75)
+    step(batch)
+    saved, there = deepcopy((model.state_dict(), step.state_dict())), parameters(model)
+    step(batch)
+    step.eval()
+    with pytest.raises(RuntimeError, match=r"holds its average, from which no training goes on: call train\(\) before"):
+        step.state_dict()
+    model.load_state_dict(saved[0])
+    step.load_state_dict(saved[1])
+    step.train()
+    assert torch.equal(parameters(model), there)
 
 
 def test_state_restores_the_same_continuation_with_all_of_it() -> None:

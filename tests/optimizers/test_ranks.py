@@ -107,9 +107,13 @@ def test_what_ranks_cannot_share_is_refused() -> None:
 
 
 def test_momentum_of_other_shares_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = DataParallel(Autoencoder(5, 4, hidden=[4, 2]).double(), partial(TNT, frame="euclidean"))
-    monkeypatch.setattr(shared, "ranks", Ranks(0, 2))
+    model = Autoencoder(5, 4, hidden=[4, 2]).double()
+    shared, resumed = (DataParallel(model, partial(TNT, frame="euclidean")) for _ in range(2))
+    for one in (shared, resumed):
+        monkeypatch.setattr(one, "ranks", Ranks(0, 2))
     shared._keep_split([3, 3])
     shared._keep_split([4, 4])
-    with pytest.raises(ValueError, match="own rows, of 8 a batch, and a batch of 9 has other shares for 2 ranks"):
-        shared._keep_split([5, 4])
+    resumed.load_state_dict(shared.state_dict())
+    for one in (shared, resumed):
+        with pytest.raises(ValueError, match="own rows, of 8 a batch, and a batch of 9 has other shares for 2 ranks"):
+            one._keep_split([5, 4])

@@ -12,7 +12,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.models import MLP, Batch, Classifier, Flow, LayerIO
-from stepscale.optimizers import KFAC, KLDWRM, KLClipped, Paired, Schedule, SelfNormalizing, TrustRegion, pair
+from stepscale.optimizers import (
+    KFAC,
+    KLDWRM,
+    KLClipped,
+    Paired,
+    QuadraticStep,
+    Schedule,
+    SelfNormalizing,
+    TrustRegion,
+    pair,
+    split,
+)
 from tests.conftest import batch_of, generic_flow, gradients
 from tests.support.dense import homogeneous, network
 
@@ -278,14 +289,6 @@ def test_stale_log_determinants_have_the_same_share() -> None:
         torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10)
 
 
-def test_a_kl_clip_tells_the_rate_as_well() -> None:
-    model, batch = network("tanh")
-    make = partial(KLDWRM, frame="euclidean")
-    step = KLClipped(model, make, partial(torch.optim.SGD, lr=0.125), kappa=1e6)
-    step(batch)
-    assert step.natural.rate == 0.125 and step.natural.last_rate == 0.125  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("order", ["so", "q"])
 def test_a_schedule_may_begin_and_end_at_a_rate_of_zero(order: str) -> None:
     model, batch = network("tanh")
@@ -296,6 +299,14 @@ def test_a_schedule_may_begin_and_end_at_a_rate_of_zero(order: str) -> None:
         step(batch)
         assert all(p.isfinite().all() for p in model.parameters())
         assert all(map(torch.equal, before, model.parameters())) is (k in (0, 3))
+
+
+def test_groups_of_other_rates_are_refused() -> None:
+    model = generic_flow()
+    step = pair(model, KLDWRM, partial(split, matrices=SGD, rest=partial(torch.optim.SGD, lr=0.5)))
+    with pytest.raises(ValueError, match=r"KLDWRM goes by one learning rate, and groups.* have 0\.02, 0\.5: give them"):
+        step(batch_of())
+    pair(model, KLDWRM, partial(split, matrices=SGD, rest=SGD))(batch_of())
 
 
 def test_another_direction_s_rate_is_its_own() -> None:
@@ -357,5 +368,12 @@ def test_what_makes_no_sense_is_refused() -> None:
         KLDWRM(model, order="qe")
     with pytest.raises(ValueError, match=r"every batch, got schedule\.statistics=10: set it to 1"):
         KLDWRM(model, order="q", schedule=Schedule(10, 10))
+    for option in ({"momentum": 0.9}, {"form": "dense"}):
+        with pytest.raises(ValueError, match=r"the last gradient in place of momentum.*leave both out"):
+            KLDWRM(model, **option)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"KLDWRM goes by learning rates, of which.*has none: give it to pair"):
+        QuadraticStep(model, KLDWRM)
+    with pytest.raises(TypeError, match=r"KLDWRM goes by the last step, which would be another.*give it to pair"):
+        KLClipped(model, KLDWRM, SGD)
     with pytest.raises(TypeError, match="KLDWRM owns no momentum"):
         TrustRegion(model, KLDWRM, SGD)
