@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import Gradient, Status, Task
+from stepscale.bench.records.schema import Gradient, Machine, Record, Status, Task
+from stepscale.bench.records.store import Planned
 from tests.support.synthetic import record
 
 FIXTURES, RESULTS = Path(__file__).parent, Path(__file__).parents[2] / "results"
@@ -92,6 +94,31 @@ def test_a_schema_that_is_no_number_is_named(tmp_path: Path) -> None:
     path.write_text('{"schema": []}')
     with pytest.raises(BadRecordError, match=r"x\.json"):
         store.read(path)
+
+
+def of_seeds(*seeds: int) -> list[Record]:
+    return [record("relative", dim, seed, 1e-3) for dim in (64, 128) for seed in seeds]
+
+
+def elsewhere(made: Record) -> Record:
+    """Return the same cell's record by another machine, which has other threads."""
+    other = replace(made, identity=f"{made.identity[:-1]}x", machine=Machine(cpu="another", cores=9))
+    return replace(other, cell=replace(made.cell, threads=9))
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        (of_seeds(0, 1), 0),
+        ([*of_seeds(0), *(replace(made, finished="2030") for made in of_seeds(0))], 2),
+        ([*of_seeds(0), *map(elsewhere, of_seeds(0))], 2),
+        ([*of_seeds(0), *of_seeds(2)], 2),
+    ],
+    ids=["all", "measured twice", "on two machines", "a further seed"],
+)
+def test_cells_are_missing_and_not_records(there: list[Record], missing: int) -> None:
+    parts, further = ([[["dim=64,128", f"seed={seed}"]] for seed in seeds] for seeds in ((0, 1), (2,)))
+    assert Planned(cells=4, parts=parts, further=further, code="made").missing(there) == missing
 
 
 def odd_files(folder: Path) -> list[str]:
