@@ -126,7 +126,7 @@ def by_launcher(plan: Plan, asked: Asked, command: Words, path: Path, only: Sequ
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; jobs that were handed over go on by themselves, and {ON}\n")
         return interrupt.STATUS
-    faults = list(plan.faults)
+    faults = list(dict.fromkeys([*plan.faults, *there.faults]))
     if short := [number for number in numbers if lacking[number].missing]:
         missing = sum(lacking[number].missing for number in short)
         words = f"{missing} of {plan.cells} cells are missing, of part {', '.join(map(str, short))}"

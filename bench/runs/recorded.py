@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +50,7 @@ class Recorded:
         self._found: dict[str, Record] = {}
         self._names: dict[tuple[str, ...], str | None] = {}
         self.seen: set[str] = set()  # identities of those that were looked for and found
+        self.faults: list[str] = []  # of cells that nobody could compose
         own = [record for record in records if [record.environment.code, record.environment.torch] == self._here]
         for record in sorted(own, key=lambda record: (record.machine.name == machine, settled(record))):
             self._found[self._name(record.cell, record.config, record.sources)] = record
@@ -71,10 +71,12 @@ class Recorded:
     def _name_of(self, words: Words) -> str | None:
         if tuple(words) not in self._names:
             self._names[tuple(words)] = None
-            with suppress(UsageError):
+            try:
                 composed = compose_cell(words)
                 name = self._name(placed(composed), composed.config, sources(composed.config))
                 self._names[tuple(words)] = name
+            except UsageError as error:
+                self.faults.append(str(error))
         return self._names[tuple(words)]
 
     def _name(self, cell: Cell, config: Config, made_of: list[str]) -> str:

@@ -136,6 +136,14 @@ def test_what_a_launcher_leaves_is_counted_and_the_same_command_goes_on(
     )
 
 
+def test_a_cell_that_nobody_can_compose_is_told_and_the_run_is_not_whole(
+    tmp_path: Path, measured: list[Job], nodes: list[list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", "dim=8,none", *SLURM, "into=run") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "dim must be a whole number of at least 1, got 'none'"
+    assert len(measured) == 1 and "identities" not in (tmp_path / "run" / "run.json").read_text()
+
+
 def test_words_of_the_launcher_are_no_part_of_the_plan() -> None:
     asked = [read([*GRID, "device=cpu", *more]) for more in ([], SLURM, ["+hydra.launcher.account=mine", *SLURM])]
     assert len({plan_multirun(one.words).folder for one in asked}) == 1
