@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from stepscale.bench.atomic import atomic_write
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Gradient, Machine, Record, Status, Task
@@ -77,6 +78,17 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match=r"cannot be written.*No space left.*already there are whole"):
         store.save(record("relative", 128, 0, 2e-3), tmp_path)
     assert list((tmp_path / "records").iterdir()) == [kept]
+
+
+def test_two_nodes_that_write_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their processes may have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with atomic_write(tmp_path / "file") as one:
+        one.write(b"a long text")
+        with atomic_write(tmp_path / "file") as other:
+            other.write(b"short")
+        assert (tmp_path / "file").read_bytes() == b"short"
+    assert (tmp_path / "file").read_bytes() == b"a long text"
 
 
 def test_numbers_of_numpy_and_notes_of_any_kind_lose_no_measurement(tmp_path: Path) -> None:
