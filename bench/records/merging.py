@@ -11,12 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stepscale.bench.atomic import atomic_write
 from stepscale.bench.errors import BadRecordError, OtherSchemaError, UsageError
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import Record
+from stepscale.bench.records.schema import Config, Record
 
 PICTURES = "pictures"  # of training runs, in a run's folder: named as their records are
 
@@ -43,6 +43,7 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
 
     Raises:
         UsageError: a folder holds no record, or one of a schema that this version cannot read; nothing is written.
+        BadRecordError: a folder's plan is damaged; nothing is written.
         OSError: a file cannot be written; the records that are there are whole.
     """
     found, complaints = list[Found](), list[str]()
@@ -51,10 +52,11 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
         if not own and folder != into:
             raise UsageError(" ".join([f"{folder} holds no record to merge; name folders of runs.", *told]))
         found, complaints = found + own, complaints + told
-    named = names(found)
+    plans, named = [plan for folder in sources for plan in plans_of(folder)], names(found)
     new = write(named, into)
     _copy_logs(sources, into)
-    _merge_plans(sources, into)
+    if plans:
+        _write(joined(plans), into / store.PLAN)
     beside = len(named) - len({one.record.identity for one in named.values()})
     return Merged(len(named), new, beside, complaints)
 
@@ -136,14 +138,21 @@ def _copy_logs(folders: Iterable[Path], into: Path) -> None:
         _write_greatest(paths, into / store.LOGS / name)
 
 
-def _merge_plans(folders: Iterable[Path], into: Path) -> None:
-    """Write the folders' plan, or a list of them where there are several."""
-    plans = dict[str, dict[str, Any]]()
-    for folder in folders:
-        if store.read_plan(folder) is not None:
-            plan = json.loads((folder / store.PLAN).read_bytes())
-            plans |= {json.dumps(one, sort_keys=True): one for one in plan.get("merged") or [plan]}
-    found = [plans[key] for key in sorted(plans)]
-    if found:
-        merged = found[0] if len(found) == 1 else {"cells": sum(one["cells"] for one in found), "merged": found}
-        _write(json.dumps(merged, indent=1).encode() + b"\n", into / store.PLAN)
+def plans_of(folder: Path) -> list[Config]:
+    """Return a folder's plan as its file has it, or those that were merged in it; none where there is none.
+
+    Raises:
+        BadRecordError: it is damaged; the message names the file.
+    """
+    if store.read_plan(folder) is None:
+        return []
+    plan: Config = json.loads((folder / store.PLAN).read_bytes())
+    return plan.get("merged") or [plan]
+
+
+def joined(plans: Iterable[Config]) -> bytes:
+    """Return plans as a file: the plan, or a list of them where there are several; in any order the same."""
+    distinct = {json.dumps(plan, sort_keys=True): plan for plan in plans}
+    found = [distinct[key] for key in sorted(distinct)]
+    merged = found[0] if len(found) == 1 else {"cells": sum(one["cells"] for one in found), "merged": found}
+    return json.dumps(merged, indent=1).encode() + b"\n"

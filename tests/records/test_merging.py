@@ -155,6 +155,14 @@ def test_a_merged_folder_knows_what_is_missing(tmp_path: Path) -> None:
     ) + "\n"
 
 
+def test_a_damaged_plan_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    a, b = (saved([record(*RUN)], tmp_path / name) for name in ("a", "b"))
+    (b / "run.json").write_text("{")
+    with pytest.raises(UsageError, match=r"b/run\.json is damaged"):
+        command.main([str(a), str(b), str(tmp_path / "into")])
+    assert not (tmp_path / "into").exists()
+
+
 def test_ten_thousand_records_are_not_read_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The work is one reading and one writing of each record: what is there is not written."""
     run = saved([record("relative", dim, 0, 1e-3) for dim in range(1, 101)], tmp_path / "run")
