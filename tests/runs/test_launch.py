@@ -238,14 +238,34 @@ def test_a_record_of_something_else_is_none_of_a_plans(tmp_path: Path, measured:
 
 def test_of_two_machines_records_its_own_counts() -> None:
     """Also where the other's was there later."""
-    pairs = [(NODE, 1.0), (Machine(cpu="another", cores=1), 2.0)]
-    for order in (pairs, pairs[::-1]):
-        records = [replace(train_record("layerwise", 0), machine=machine) for machine, _ in order]
+    pair = [NODE, Machine(cpu="another", cores=1)]
+    for order in (pair, pair[::-1]):
+        records = [replace(train_record("layerwise", 0), machine=machine) for machine in order]
         for record in records:
             record.environment = replace(description.bare(), code=code_version.code_hash())
             record.config = record.config | {"threads": None}
         there = Recorded(records, NODE.name)
         assert [record.machine for record in there._found.values()] == [NODE]
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from stepscale.bench.runs.launch import run_part
+sys.executable = "./slow"
+threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+try:
+    run_part([], {"part": 0})
+except KeyboardInterrupt:
+    print(os.path.exists("ended"))
+"""
+
+
+def test_an_interrupt_lets_a_part_end_by_itself(tmp_path: Path) -> None:
+    """As it does in a second or more; it has heard of the interrupt, too."""
+    (tmp_path / "slow").write_text("#!/bin/sh\nsleep 1.5\ntouch ended\n")
+    (tmp_path / "slow").chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 ENDED = """
