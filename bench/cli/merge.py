@@ -10,7 +10,7 @@ from stepscale.bench.errors import BadRecordError, UsageError
 from stepscale.bench.records.merging import merge
 
 ABOUT = """Put the records of several folders into one, which grows by them. No record is changed, and none is lost:
-where several folders have measured a cell, each by itself, all its records are kept, and the one that finished last
+where several folders have measured a cell, each by itself, all its records are kept, and the latest that did not fail
 counts. The order of the folders does not matter, and merging again adds nothing."""
 
 
@@ -38,5 +38,5 @@ def told(records: int, new: int, beside: int, into: Path) -> list[str]:
             if beside == 1
             else f"{beside} of them do not count: their cells were"
         )
-        lines.append(f"{does} measured more than once, and the latest counts")
+        lines.append(f"{does} measured more than once, and the latest that did not fail counts")
     return lines

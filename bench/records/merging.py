@@ -1,7 +1,7 @@
 """Several runs' folders into one: a set of records that only grows, whatever is merged first and however often.
 
-A record is copied as it is, byte for byte. Where a cell has several records, the one that finished last has its name,
-and counts; the others lie beside it, under ``store.name_beside``. So what a folder comes to hold depends on which
+A record is copied as it is, byte for byte. Where a cell has several records, one has its name, and counts: the latest
+that did not fail. The others lie beside it, under ``store.name_beside``. So what a folder comes to hold depends on which
 records there are, and on nothing else.
 """
 
@@ -91,7 +91,7 @@ def names(found: Iterable[Found]) -> dict[str, Found]:
     named = dict[str, Found]()
     for identity, contents in cells.items():
         by_name = {store.name_beside(identity, encoded): one for encoded, one in contents.items()}
-        *beside, counts = sorted(by_name, key=lambda name: (by_name[name].record.finished, name))
+        *beside, counts = sorted(by_name, key=lambda name: (by_name[name].record.standing, name))
         named |= {name: by_name[name] for name in beside} | {identity: by_name[counts]}
     return named
 

@@ -372,6 +372,16 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     traceback: str | None = None
     notes: dict[str, str] = {}  # what was extra and failed: the reason
 
+    @property
+    def settled(self) -> bool:
+        """Whether its cell need not be measured again: what failed may be mended, a signal may come from outside."""
+        return self.status is not Status.FAILED and self.signal is None
+
+    @property
+    def standing(self) -> tuple[bool, str]:
+        """Order a cell's records by what counts: one that is settled before one that is not, then the latest."""
+        return self.settled, self.finished
+
     def __post_init__(self) -> None:
         refuse_boundless(self.config)
         msgspec.convert(self.config, _TimedBy if self.task is Task.TIME else _TrainedBy)

@@ -108,10 +108,11 @@ def axes_of(record: Record) -> Row:
 def newest(records: Collection[Record]) -> list[Record]:
     """Leave out records of which the same cell and configuration has been measured again later.
 
-    ``left_out`` says how many they are.
+    A failure of the same code does not count beside what did not fail. ``left_out`` says how many are left out.
     """
     last: dict[tuple[object, ...], list[Record]] = {}
-    for record in sorted(records, key=lambda record: record.finished):
+    counts = {record.identity: record for record in sorted(records, key=lambda record: record.standing)}
+    for record in sorted(counts.values(), key=lambda record: record.finished):
         same = last.setdefault(tuple(axes_of(record).values()), [])
         same[:] = [*(earlier for earlier in same if not _superseded(earlier, record)), record]
     kept = {id(record) for same in last.values() for record in same}
@@ -132,7 +133,7 @@ def left_out(records: Collection[Record]) -> list[str]:
     twice = len(records) - named  # of these no other code is the reason
     told = {
         "of cells that other code, data or optimizers have measured again since": count - twice,
-        "of cells that the same code has measured several times: the latest counts": twice,
+        "of cells that the same code has measured several times: the latest that did not fail counts": twice,
     }
     return [f"Left out: {_counted(number)} {what}." for what, number in told.items() if number]
 

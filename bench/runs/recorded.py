@@ -15,7 +15,7 @@ from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.device import choose_device
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import GROUP, Cell, Config, Machine, Record, Status, Task
+from stepscale.bench.records.schema import GROUP, Cell, Config, Machine, Record, Task
 from stepscale.bench.runs import tuning
 from stepscale.bench.runs.plan import Plan, Point
 
@@ -52,7 +52,7 @@ class Recorded:
         self.seen: set[str] = set()  # identities of those that were looked for and found
         self.faults: list[str] = []  # of cells that nobody could compose
         own = [record for record in records if [record.environment.code, record.environment.torch] == self._here]
-        for record in sorted(own, key=lambda record: (record.machine.name == machine, settled(record))):
+        for record in sorted(own, key=lambda one: (one.machine.name == machine, one.standing)):
             self._found[self._name(record.cell, record.config, record.sources)] = record
 
     def look(self, cells: Iterable[Words]) -> Look:
@@ -62,7 +62,7 @@ class Recorded:
             name = self._name_of(words)
             if name in self._found:
                 found.append(self._found[name])
-                again += not settled(found[-1])
+                again += not found[-1].settled
             else:
                 missing += name is not None
         self.seen |= {record.identity for record in found}
@@ -86,11 +86,6 @@ class Recorded:
         rounded = store.rounded(config)
         assert isinstance(rounded, dict)
         return identity(anywhere, rounded, NOWHERE, [*self._here, *made_of], variables)
-
-
-def settled(record: Record) -> bool:
-    """Whether a cell need not be measured again: one that failed may be mended, and a signal may come from outside."""
-    return record.status is not Status.FAILED and record.signal is None
 
 
 def placed(composed: CellConfig) -> Cell:

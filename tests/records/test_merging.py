@@ -12,7 +12,7 @@ from stepscale.bench.errors import BadRecordError, UsageError
 from stepscale.bench.records import merging, store, tables
 from stepscale.bench.records.merging import merge
 from tests.support.machines import elsewhere, published, saved
-from tests.support.synthetic import record
+from tests.support.synthetic import failed, record
 
 RUN = ("relative", 64, 0, 1e-3)
 
@@ -92,6 +92,20 @@ def test_the_latest_of_a_cells_records_counts(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"2026-01-0", b"2027-01-0"))
     with pytest.raises(BadRecordError, match="of another name"):
         store.read(path)
+
+
+def test_a_later_failure_does_not_take_a_measurements_place(tmp_path: Path) -> None:
+    fine = replace(record(*RUN), finished="2026-01-01")
+    lost = replace(failed(*RUN[:3], "failed"), finished="2026-01-02")
+    killed = replace(failed(*RUN[:3], "killed"), finished="2026-01-03", signal=9)
+    for k, one in enumerate((fine, lost, killed)):
+        merge([saved([one], tmp_path / str(k))], tmp_path / "into")
+    assert store.read(tmp_path / "into" / "records" / f"{fine.identity}.json").status == "ok"
+    for order in itertools.permutations([fine, lost, killed]):
+        assert tables.newest(order) == [fine]
+    assert tables.newest([lost, killed]) == [killed]
+    other = replace(lost, identity="of other code", environment=replace(lost.environment, code="other"))
+    assert tables.newest([fine, other]) == [other], "which does fail"
 
 
 def test_pictures_go_where_their_record_goes(tmp_path: Path) -> None:

@@ -248,6 +248,15 @@ def test_of_two_machines_records_its_own_counts() -> None:
         assert [record.machine for record in there._found.values()] == [NODE]
 
 
+def test_the_record_that_counts_goes_before_those_beside_it() -> None:
+    """In whichever order they were read."""
+    made = [replace(train_record("layerwise", 0), machine=NODE, finished=day) for day in ("2026-01-02", "2026-01-01")]
+    for record in made:
+        record.environment = replace(description.bare(), code=code_version.code_hash())
+        record.config = record.config | {"threads": None}
+    assert [record.finished for record in Recorded(made)._found.values()] == ["2026-01-02"]
+
+
 INTERRUPTED = """
 import os, signal, sys, threading
 from stepscale.bench.runs.launch import run_part
