@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,9 +52,15 @@ class Recorded:
         self._names: dict[tuple[str, ...], str | None] = {}
         self.seen: set[str] = set()  # identities of those that were looked for and found
         self.faults: list[str] = []  # of cells that nobody could compose
-        own = [record for record in records if [record.environment.code, record.environment.torch] == self._here]
-        for record in sorted(own, key=lambda one: (one.machine.name == machine, one.standing)):
+        self._own = [one for one in records if [one.environment.code, one.environment.torch] == self._here]
+        for record in sorted(self._own, key=lambda one: (one.machine.name == machine, one.standing)):
             self._found[self._name(record.cell, record.config, record.sources)] = record
+
+    @cached_property
+    def of_machines(self) -> list[Recorded]:
+        """The same records, once for each machine, whose own go first; of one machine these alone."""
+        names = dict.fromkeys(record.machine.name for record in self._own)
+        return [Recorded(self._own, name) for name in names] if len(names) > 1 else [self]
 
     def look(self, cells: Iterable[Words]) -> Look:
         """Return what is there of cells; what nobody could compose is not missing."""
@@ -112,6 +119,14 @@ def left(plan: Plan, number: int, recorded: Recorded) -> Left:
 
 
 def _left_of_point(plan: Plan, point: Point, recorded: Recorded) -> Left:
+    """Say what a point lacks, as the machine sees it that lacks least: each has chosen by its own trials."""
+    found = {one: _left_by_one(plan, point, one) for one in recorded.of_machines}
+    least = min(found, key=found.__getitem__)
+    recorded.seen |= least.seen
+    return found[least]
+
+
+def _left_by_one(plan: Plan, point: Point, recorded: Recorded) -> Left:
     trials = [] if point.trials is None else plan.parts[point.trials]
     short, lacking = recorded.look(trials)
     if lacking.missing:

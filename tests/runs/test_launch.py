@@ -36,6 +36,7 @@ tuning:
 grids: {cpu: ["optimizer=adam,layerwise"]}
 """
 NODE = Machine(cpu="a node's", cores=64)
+CONTRARY = Machine(cpu="another node's", cores=8)  # where the smaller of two rates is the better
 
 
 @pytest.fixture
@@ -65,7 +66,8 @@ def recorded(job: Job) -> Record:
     if job.config["task"] == "train":
         made = train_record("layerwise", job.cell.seed, trial=job.config["training"]["trial"])
         assert made.training is not None and made.training.final is not None
-        made.training.final.validation_nats = job.config["optimizer"]["update"]["lr"]
+        rate = job.config["optimizer"]["update"]["lr"]
+        made.training.final.validation_nats = -rate if job.machine == CONTRARY else rate
         found.training, found.data = made.training, made.data
         found.status, found.reason = Status.OK, None
     return found
@@ -188,6 +190,19 @@ def chosen(jobs: list[Job]) -> dict[str, set[float]]:
         if not job.config["training"]["trial"]:
             found.setdefault(job.cell.optimizer, set()).add(job.config["optimizer"]["update"]["lr"])
     return found
+
+
+def test_finals_are_there_where_another_machines_trials_would_choose_others(
+    tmp_path: Path, measured: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tuned.yaml").write_text(TUNED.replace("[0.1, 10]", "[0.1, 1, 10]"))
+    for machine, words in ((NODE, []), (CONTRARY, ["part=0,1"])):
+        monkeypatch.setattr(description, "machine", lambda device, machine=machine: machine)
+        assert run("sweep", "tuned.yaml", "into=run", *words) == 0
+    plan, records = plan_sweep("tuned.yaml", []), store.read_all(tmp_path / "run")[0]
+    for later in (NODE, CONTRARY):
+        told = [replace(record, finished=str(record.machine == later)) for record in records]
+        assert [left(plan, number, Recorded(told)) for number in plan.numbers] == [Left()] * 4
 
 
 def test_finals_are_refused_while_a_trial_is_not_there(
