@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepscale.bench import interrupt
-from stepscale.bench.config import Words, compose_cell, merged, searchable, value_of
+from stepscale.bench.config import Words, compose_cell, searchable, value_of
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records.schema import Status
 from stepscale.bench.runs import plan as plans
@@ -49,8 +49,8 @@ def read(words: Words) -> Asked:
     said = {key: word.removeprefix(key) for key in (INTO, PART) for word in words if word.startswith(key)}
     launcher = [word for word in words if LAUNCHER.match(word)]
     cells = [word for word in words if word not in launcher and word != ANEW and not word.startswith((INTO, PART))]
-    if launcher and value_of(cells, "device") in (None, "auto"):  # what is planned here is measured there
-        cells = merged(cells, [f"device={device_of([])}"])
+    if value_of(cells, "device") in (None, "auto"):  # what is planned here is measured there, and by one plan
+        cells = [f"device={device_of([])}", *(word for word in cells if not word.startswith("device="))]
     return Asked(cells, launcher, said.get(INTO), said.get(PART), ANEW in words)
 
 

@@ -121,9 +121,9 @@ def newest(records: Collection[Record]) -> list[Record]:
 
 def _superseded(earlier: Record, later: Record) -> bool:
     """Whether a later record of a cell is of the same settings: of other code those that both know of."""
+    before, after = _settings(earlier), _settings(later)
     if earlier.environment.code == later.environment.code:
-        return earlier.config == later.config
-    before, after = _flat(earlier.config), _flat(later.config)
+        return before == after
     return all(before[key] == after[key] for key in before.keys() & after.keys())
 
 
@@ -165,13 +165,18 @@ def told_apart(records: list[Record]) -> list[Row]:
 
 def _told_apart(same: list[Record]) -> list[Row]:
     """Rows of records of one cell, each of another configuration."""
-    configs = [_flat(record.config) for record in same]
+    configs = list(map(_settings, same))
     keys = sorted(key for key in set().union(*configs) if len({str(config.get(key)) for config in configs}) > 1)
     rows = []
     for record, config in zip(same, configs, strict=True):
         name = f"[{','.join(f'{key}={config.get(key)}' for key in keys)}]" if keys else ""
         rows.append(row(record) | {"optimizer": clean(record.cell.optimizer + name)})
     return rows
+
+
+def _settings(record: Record) -> Row:
+    """Return a configuration's values by their dotted keys; of an axis, as device, what was measured counts."""
+    return {key: value for key, value in _flat(record.config).items() if key not in AXES}
 
 
 def _flat(config: object, path: str = "") -> Row:

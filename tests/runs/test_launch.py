@@ -147,16 +147,18 @@ def test_a_cell_that_nobody_can_compose_is_told_and_the_run_is_not_whole(
 
 
 def test_words_of_the_launcher_are_no_part_of_the_plan() -> None:
-    asked = [read([*GRID, "device=cpu", *more]) for more in ([], SLURM, ["+hydra.launcher.account=mine", *SLURM])]
+    asked = [read([*GRID, *more]) for more in ([], SLURM, ["+hydra.launcher.account=mine", *SLURM])]
     assert len({plan_multirun(one.words).folder for one in asked}) == 1
+    assert len({plan_sweep("quick", one.words).folder for one in asked}) == 1
     assert [len(one.launcher) for one in asked] == [0, 2, 3]
 
 
 def test_the_device_that_is_planned_is_the_one_that_jobs_measure_on() -> None:
     """Else a node with a GPU would plan other grids than the login node that has none."""
-    assert read(["dim=8", *SLURM]).words == ["dim=8", f"device={choose_device('auto')}"]
-    assert read(["dim=8", "device=cuda", *SLURM]).words == ["dim=8", "device=cuda"]
-    assert read(["dim=8"]).words == ["dim=8"]
+    for words in (["dim=8"], ["device=auto", "dim=8"], ["dim=8", *SLURM]):
+        assert read(words).words == [f"device={choose_device('auto')}", "dim=8"]
+    for word in ("device=cuda", "device=cpu,cuda"):
+        assert read(["dim=8", word, *SLURM]).words == ["dim=8", word]
 
 
 def test_a_login_node_without_a_gpu_hands_over_the_parts_of_one(
