@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 from pathlib import Path
 
 from stepscale.bench.errors import BadRecordError, UsageError
@@ -15,7 +16,7 @@ counts. The order of the folders does not matter, and merging again adds nothing
 
 
 def main(words: list[str]) -> None:
-    """Merge folders, and say what the last one holds."""
+    """Merge folders, and say what the last one holds; the exit status is 1 where a damaged record was left out."""
     parser = argparse.ArgumentParser(prog="stepscale merge", description=ABOUT)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a run, with its records")
     parser.add_argument("into", type=Path, metavar="INTO", help="the folder that grows; made where there is none")
@@ -25,7 +26,10 @@ def main(words: list[str]) -> None:
         merged = merge(found.folders, found.into)
     except BadRecordError as error:  # of a plan
         raise UsageError(str(error)) from error
-    print("\n".join(merged.complaints + told(merged.records, merged.new, merged.beside, found.into)))
+    print("\n".join(told(merged.records, merged.new, merged.beside, found.into)))
+    if merged.complaints:
+        print(*merged.complaints, sep="\n", file=sys.stderr)
+        sys.exit(1)
 
 
 def told(records: int, new: int, beside: int, into: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Several runs' folders into one: a set of records that only grows, whatever is merged first and however often.
 
 A record is copied as it is, byte for byte. Where a cell has several records, one has its name, and counts: the latest
-that did not fail. The others lie beside it, under ``store.name_beside``. So what a folder comes to hold depends on which
+that did not fail. The others lie beside it, under ``store.name_beside``. So what a folder comes to hold hangs on which
 records there are, and on nothing else.
 """
 
@@ -27,6 +27,7 @@ class Found(NamedTuple):
     record: Record
     encoded: bytes
     pictures: list[Path]
+    path: Path
 
 
 class Merged(NamedTuple):
@@ -48,12 +49,19 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
     """
     found, complaints = list[Found](), list[str]()
     for folder in (sources := [*folders, into]):
-        own, told = read(folder)
+        try:
+            own, told = read(folder)
+        except UsageError as error:
+            raise UsageError(f"{error}: merge with the version that wrote it, or leave out {folder}") from error
         if not own and folder != into:
             raise UsageError(" ".join([f"{folder} holds no record to merge; name folders of runs.", *told]))
         found, complaints = found + own, complaints + told
     plans, named = [plan for folder in sources for plan in plans_of(folder)], names(found)
     new = write(named, into)
+    for one in found:
+        if one.path.parent == into / store.RECORDS and one.path.stem not in named:  # a copy whose record has come
+            for path in (one.path, into / PICTURES / f"{one.path.stem}.npz"):
+                path.unlink(missing_ok=True)
     _copy_logs(sources, into)
     if plans:
         _write(joined(plans), into / store.PLAN)
@@ -73,27 +81,37 @@ def read(folder: Path) -> tuple[list[Found], list[str]]:
             record, encoded = store.read_encoded(path)
         except BadRecordError as error:
             if isinstance(error.__cause__, OtherSchemaError):
-                raise UsageError(f"{error}: merge with the version that wrote it, or leave out {folder}") from error
+                raise UsageError(str(error)) from error
             complaints.append(f"Left out: {error}")
             continue
         pictures = folder / PICTURES / f"{path.stem}.npz"
-        found.append(Found(record, encoded, [pictures] if pictures.exists() else []))
+        found.append(Found(record, encoded, [pictures] if pictures.exists() else [], path))
     return found, complaints
 
 
 def names(found: Iterable[Found]) -> dict[str, Found]:
     """Name records, each once; of a cell's those that do not count stand before the one that does."""
-    cells: dict[str, dict[bytes, Found]] = {}
+    cells: dict[str, list[Found]] = {}
     for one in found:
-        same = cells.setdefault(one.record.identity, {}).setdefault(one.encoded, one)
-        if same is not one:
-            same.pictures.extend(one.pictures)
+        cells.setdefault(one.record.identity, []).append(one)
     named = dict[str, Found]()
-    for identity, contents in cells.items():
-        by_name = {store.name_beside(identity, encoded): one for encoded, one in contents.items()}
+    for identity, records in cells.items():
+        by_name = {store.name_beside(identity, one.encoded): one for one in _distinct(records)}
         *beside, counts = sorted(by_name, key=lambda name: (by_name[name].record.standing, name))
         named |= {name: by_name[name] for name in beside} | {identity: by_name[counts]}
     return named
+
+
+def _distinct(found: Iterable[Found]) -> list[Found]:
+    """Leave out copies; of one that was published, and so knows less, and the record itself the latter is kept."""
+    kept = list[Found]()
+    for one in sorted(found, key=lambda one: (len(one.encoded), one.encoded), reverse=True):
+        same = next((other for other in kept if other.record.published == one.record.published), None)
+        if same is None:
+            kept.append(one)
+        else:
+            same.pictures.extend(one.pictures)
+    return kept
 
 
 def write(named: dict[str, Found], into: Path) -> int:

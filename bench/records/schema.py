@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from stepscale.bench.records.contended import CONTENDED
 from stepscale.bench.records.operations import Kind
@@ -381,6 +381,11 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     def standing(self) -> tuple[bool, str]:
         """Order a cell's records by what counts: one that is settled before one that is not, then the latest."""
         return self.settled, self.finished
+
+    @property
+    def published(self) -> Record:
+        """The same record without its host and the words that were typed, which a published copy has otherwise."""
+        return replace(self, command="", machine=replace(self.machine, host=""))
 
     def __post_init__(self) -> None:
         refuse_boundless(self.config)

@@ -143,11 +143,11 @@ def _counted(number: int) -> str:
 
 
 def united(runs: Iterable[Collection[Record]]) -> list[Record]:
-    """Return the records of several runs; one that several have, as copies have, once."""
+    """Return the records of several runs; one that several have, as published copies have, once."""
     found: dict[str, list[Record]] = {}
     for record in (record for run in runs for record in run):
         same = found.setdefault(record.identity, [])
-        if record not in same:
+        if record.published not in (one.published for one in same):
             same.append(record)
     return [record for same in found.values() for record in same]
 

@@ -96,7 +96,7 @@ def _anonymous(found: Found, run: Path) -> Found:
     """Return a record without what is nobody's business: its host, and the folders that its command names."""
     encoded = store.encode(replace(found.record, machine=replace(found.record.machine, host="")))
     encoded = _without_here(encoded.decode(), run).encode()
-    return Found(store.decode(encoded), encoded, found.pictures)
+    return found._replace(record=store.decode(encoded), encoded=encoded)
 
 
 def write_parquet(records: list[Record], path: Path) -> None:

@@ -94,6 +94,25 @@ def test_the_latest_of_a_cells_records_counts(tmp_path: Path) -> None:
         store.read(path)
 
 
+def test_a_published_copy_is_no_second_record(tmp_path: Path) -> None:
+    """Whichever is merged first, and also where neither counts."""
+    made = replace(record(*RUN), command="stepscale into=/home/me/run", finished="2026-01-01")
+    made.machine = replace(made.machine, host="mine")
+    copy = replace(made, command="stepscale into=run", machine=replace(made.machine, host=""))
+    runs = [saved([one], tmp_path / str(k)) for k, one in enumerate((made, copy, replace(made, finished="2026-02-01")))]
+    for run in runs:
+        (run / "pictures").mkdir()
+        (run / "pictures" / f"{made.identity}.npz").write_text("the same")
+    merge(runs, tmp_path / "at once")
+    for number, order in enumerate(itertools.permutations(runs)):
+        for run in order:
+            merge([run], tmp_path / f"in turns {number}")
+        assert tree(tmp_path / f"in turns {number}") == tree(tmp_path / "at once")
+    assert {one.machine.host for one in store.read_all(tmp_path / "at once")[0]} == {"mine"}
+    assert len(tree(tmp_path / "at once")) == 4
+    assert tables.united([[made], [copy]]) == [made] and tables.united([[copy], [made]]) == [copy]
+
+
 def test_a_later_failure_does_not_take_a_measurements_place(tmp_path: Path) -> None:
     fine = replace(record(*RUN), finished="2026-01-01")
     lost = replace(failed(*RUN[:3], "failed"), finished="2026-01-02")
@@ -143,9 +162,10 @@ def test_records_of_an_older_schema_stay_as_they_are(tmp_path: Path) -> None:
 def test_damaged_files_are_named_and_the_rest_is_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = saved([record(*RUN)], tmp_path / "run")
     (run / "records" / "broken.json").write_text("{")
-    command.main([str(run), str(tmp_path / "into")])
-    said = capsys.readouterr().out
-    assert "Left out: " in said and "broken.json is damaged" in said
+    with pytest.raises(SystemExit, match="1"):
+        command.main([str(run), str(tmp_path / "into")])
+    said, errors = capsys.readouterr()
+    assert errors.startswith("Left out: ") and "broken.json is damaged" in errors and "Left out" not in said
     assert f"1 record in {tmp_path / 'into'}, 1 of them new" in said and "not count" not in said
     assert len(contents(tmp_path / "into")) == 1
     with pytest.raises(UsageError, match=r"empty holds no record to merge"):
