@@ -96,7 +96,7 @@ def here(plan: Plan, asked: Asked, path: Path, only: Sequence[int] | None) -> in
     if missing := run.missing():
         faults.append(f"{len(missing)} of {len(run.wanted)} records in {path} are not there any more; {AGAIN}")
     if only is not None:
-        say(f"{len(run.wanted)} cells are recorded; `stepscale report {path}` shows all that are there")
+        say(f"{len(run.wanted) - len(missing)} cells are recorded; `stepscale report {path}` shows all that are there")
         return int(told(faults))
     if not faults:
         plans.save(plan, path, run.wanted)
@@ -145,7 +145,7 @@ def parts_of(plan: Plan, chosen: str) -> list[int]:
         UsageError: there is none of such a number; the message lists those there are.
     """
     wanted = chosen.split(",")
-    if not all(word.isdigit() and int(word) in plan.numbers for word in wanted):
+    if not all(word.isdecimal() and int(word) in plan.numbers for word in wanted):
         listed = "\n".join(f"  {number}: {_part(plan, number)}" for number in plan.numbers)
         raise UsageError(f"{PART[:-1]} must be a number of these, or several as 0,1; got {chosen!r}\n{listed}")
     return sorted(set(map(int, wanted)))
