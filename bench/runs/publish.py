@@ -33,7 +33,7 @@ AS_JSON = [
 
 
 def publish(run: Path, name: str, *, partial: bool = False, licence: str = LICENCE) -> Path:
-    """Write a run's records, pictures and plan to ``results/NAME``, and their report; of one that is ``partial`` if asked.
+    """Write a run's records, pictures, plan and report to ``results/NAME``; of an unfinished one if ``partial``.
 
     What else lies in its folder, as launchers' logs and a user's own notes, is not copied. Where pyarrow is there, its
     records lie in one Parquet file too. A manifest names every file of what was measured.
