@@ -87,7 +87,7 @@ def whole(run: Path, *, partial: bool) -> list[Found]:
 def _without_here(text: str, run: Path) -> str:
     """Leave out of JSON the folder that publishing is run in, and the one that the run lies in: nobody's business."""
     for folder in (Path.cwd(), run.absolute().parent):
-        if folder != folder.parent:  # without its root no path would be whole
+        if folder != folder.parent:  # below the root lies every path
             text = text.replace(json.dumps(f"{folder}/")[1:-1], "")
     return text
 
