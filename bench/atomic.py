@@ -19,7 +19,7 @@ def atomic_write(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
         OSError: the file cannot be written; what was there before is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{os.urandom(8).hex()}.partial")  # processes of several nodes share a number
     try:
         with partial.open("wb") as file:
             yield file

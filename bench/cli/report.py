@@ -50,7 +50,7 @@ def show(folder: Path, records: Collection[Record], complaints: list[str], sourc
     except OSError as error:
         if not records and isinstance(error, FileNotFoundError):
             raise UsageError(str(error)) from error
-        command = "the same command" if len(sources) > 1 else f"`stepscale report {folder}`"
+        command = "the same command" if sources else f"`stepscale report {folder}`"
         again = f"once {folder} can be written, {command} writes it"
         raise UsageError(f"no report: {error}; the records that are there are whole: {again}") from error
     print(summary)

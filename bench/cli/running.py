@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepscale.bench import interrupt
-from stepscale.bench.config import Words, compose_cell, merged, searchable, value_of
+from stepscale.bench.config import Words, compose_cell, searchable, value_of
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records.schema import Status
 from stepscale.bench.runs import plan as plans
@@ -49,8 +49,8 @@ def read(words: Words) -> Asked:
     said = {key: word.removeprefix(key) for key in (INTO, PART) for word in words if word.startswith(key)}
     launcher = [word for word in words if LAUNCHER.match(word)]
     cells = [word for word in words if word not in launcher and word != ANEW and not word.startswith((INTO, PART))]
-    if launcher and value_of(cells, "device") in (None, "auto"):  # what is planned here is measured there
-        cells = merged(cells, [f"device={device_of([])}"])
+    if value_of(cells, "device") in (None, "auto"):  # what is planned here is measured there, and by one plan
+        cells = [f"device={device_of([])}", *(word for word in cells if not word.startswith("device="))]
     return Asked(cells, launcher, said.get(INTO), said.get(PART), ANEW in words)
 
 
@@ -96,7 +96,7 @@ def here(plan: Plan, asked: Asked, path: Path, only: Sequence[int] | None) -> in
     if missing := run.missing():
         faults.append(f"{len(missing)} of {len(run.wanted)} records in {path} are not there any more; {AGAIN}")
     if only is not None:
-        say(f"{len(run.wanted)} cells are recorded; `stepscale report {path}` shows all that are there")
+        say(f"{len(run.wanted) - len(missing)} cells are recorded; `stepscale report {path}` shows all that are there")
         return int(told(faults))
     if not faults:
         plans.save(plan, path, run.wanted)
@@ -126,7 +126,7 @@ def by_launcher(plan: Plan, asked: Asked, command: Words, path: Path, only: Sequ
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; jobs that were handed over go on by themselves, and {ON}\n")
         return interrupt.STATUS
-    faults = list(plan.faults)
+    faults = list(dict.fromkeys([*plan.faults, *there.faults]))
     if short := [number for number in numbers if lacking[number].missing]:
         missing = sum(lacking[number].missing for number in short)
         words = f"{missing} of {plan.cells} cells are missing, of part {', '.join(map(str, short))}"
@@ -145,7 +145,7 @@ def parts_of(plan: Plan, chosen: str) -> list[int]:
         UsageError: there is none of such a number; the message lists those there are.
     """
     wanted = chosen.split(",")
-    if not all(word.isdigit() and int(word) in plan.numbers for word in wanted):
+    if not all(word.isdecimal() and int(word) in plan.numbers for word in wanted):
         listed = "\n".join(f"  {number}: {_part(plan, number)}" for number in plan.numbers)
         raise UsageError(f"{PART[:-1]} must be a number of these, or several as 0,1; got {chosen!r}\n{listed}")
     return sorted(set(map(int, wanted)))

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from stepscale.bench.records.contended import CONTENDED
 from stepscale.bench.records.operations import Kind
@@ -371,6 +371,21 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     data_note: str | None = None
     traceback: str | None = None
     notes: dict[str, str] = {}  # what was extra and failed: the reason
+
+    @property
+    def settled(self) -> bool:
+        """Whether its cell need not be measured again: what failed may be mended, a signal may come from outside."""
+        return self.status is not Status.FAILED and self.signal is None
+
+    @property
+    def standing(self) -> tuple[bool, str]:
+        """Order a cell's records by what counts: one that is settled before one that is not, then the latest."""
+        return self.settled, self.finished
+
+    @property
+    def published(self) -> Record:
+        """The same record without its host and the words that were typed, which a published copy has otherwise."""
+        return replace(self, command="", machine=replace(self.machine, host=""))
 
     def __post_init__(self) -> None:
         refuse_boundless(self.config)

@@ -31,6 +31,8 @@ class Planned(msgspec.Struct):
     """What a run's folder says of its plan."""
 
     cells: Size
+    parts: list[list[list[str]]] = []  # words of the cells that are known
+    further: list[list[list[str]]] = []  # of seeds that are measured where something is undecided, and never missing
     identities: list[str] = []  # once the run was whole
     code: str = ""  # that measures them
     finished: bool = False  # as older versions said it, which counted
@@ -42,8 +44,9 @@ class Planned(msgspec.Struct):
             return sum(self._missing_of(plan, records) for plan in self.merged)
         if self.identities:
             return len(set(self.identities) - {record.identity for record in records})
+        extra = _seeds(self.further) - _seeds(self.parts)
         own = [record for record in records if self.finished or record.environment.code == self.code]
-        return max(0, self.cells - len(own))
+        return max(0, self.cells - len({_asked(record) for record in own if f"seed={record.cell.seed}" not in extra}))
 
     def _missing_of(self, plan: Planned, records: Collection[Record]) -> int:
         """Return how many cells of a merged plan are missing; none of one that has begun nothing of its own."""
@@ -53,6 +56,15 @@ class Planned(msgspec.Struct):
         own = [record for record in records if record.identity not in others]
         own = [record for record in own if plan.finished or record.environment.code == plan.code]
         return plan.missing(own) if own else 0
+
+
+def _seeds(parts: list[list[list[str]]]) -> set[str]:
+    return {word for part in parts for words in part for word in words if word.startswith("seed=")}
+
+
+def _asked(record: Record) -> bytes:
+    """Return what a record's cell was asked for: the same of all its records, whichever machines have left them."""
+    return msgspec.json.encode([msgspec.structs.replace(record.cell, threads=1), rounded(record.config)])
 
 
 def read_plan(run: Path) -> Planned | None:

@@ -108,10 +108,11 @@ def axes_of(record: Record) -> Row:
 def newest(records: Collection[Record]) -> list[Record]:
     """Leave out records of which the same cell and configuration has been measured again later.
 
-    ``left_out`` says how many they are.
+    A failure of the same code does not count beside what did not fail. ``left_out`` says how many are left out.
     """
     last: dict[tuple[object, ...], list[Record]] = {}
-    for record in sorted(records, key=lambda record: record.finished):
+    counts = {record.identity: record for record in sorted(records, key=lambda record: record.standing)}
+    for record in sorted(counts.values(), key=lambda record: record.finished):
         same = last.setdefault(tuple(axes_of(record).values()), [])
         same[:] = [*(earlier for earlier in same if not _superseded(earlier, record)), record]
     kept = {id(record) for same in last.values() for record in same}
@@ -120,9 +121,9 @@ def newest(records: Collection[Record]) -> list[Record]:
 
 def _superseded(earlier: Record, later: Record) -> bool:
     """Whether a later record of a cell is of the same settings: of other code those that both know of."""
+    before, after = _settings(earlier), _settings(later)
     if earlier.environment.code == later.environment.code:
-        return earlier.config == later.config
-    before, after = _flat(earlier.config), _flat(later.config)
+        return before == after
     return all(before[key] == after[key] for key in before.keys() & after.keys())
 
 
@@ -132,7 +133,7 @@ def left_out(records: Collection[Record]) -> list[str]:
     twice = len(records) - named  # of these no other code is the reason
     told = {
         "of cells that other code, data or optimizers have measured again since": count - twice,
-        "of cells that the same code has measured several times: the latest counts": twice,
+        "of cells that the same code has measured several times: the latest that did not fail counts": twice,
     }
     return [f"Left out: {_counted(number)} {what}." for what, number in told.items() if number]
 
@@ -142,11 +143,11 @@ def _counted(number: int) -> str:
 
 
 def united(runs: Iterable[Collection[Record]]) -> list[Record]:
-    """Return the records of several runs; one that several have, as copies have, once."""
+    """Return the records of several runs; one that several have, as published copies have, once."""
     found: dict[str, list[Record]] = {}
     for record in (record for run in runs for record in run):
         same = found.setdefault(record.identity, [])
-        if record not in same:
+        if record.published not in (one.published for one in same):
             same.append(record)
     return [record for same in found.values() for record in same]
 
@@ -164,13 +165,18 @@ def told_apart(records: list[Record]) -> list[Row]:
 
 def _told_apart(same: list[Record]) -> list[Row]:
     """Rows of records of one cell, each of another configuration."""
-    configs = [_flat(record.config) for record in same]
+    configs = list(map(_settings, same))
     keys = sorted(key for key in set().union(*configs) if len({str(config.get(key)) for config in configs}) > 1)
     rows = []
     for record, config in zip(same, configs, strict=True):
         name = f"[{','.join(f'{key}={config.get(key)}' for key in keys)}]" if keys else ""
         rows.append(row(record) | {"optimizer": clean(record.cell.optimizer + name)})
     return rows
+
+
+def _settings(record: Record) -> Row:
+    """Return a configuration's values by their dotted keys; of an axis, as device, what was measured counts."""
+    return {key: value for key, value in _flat(record.config).items() if key not in AXES}
 
 
 def _flat(config: object, path: str = "") -> Row:

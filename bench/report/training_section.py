@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ ASKED = (
 )
 
 
-def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Sequence[Path], where: Where) -> Section:
+def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Mapping[str, Path], where: Where) -> Section:
     """Say what training runs and the points of their curves tell.
 
-    ``pictures`` are the folders of what they look like; ``where`` says of a machine's name what else its figures hang
-    on, and when they were taken.
+    ``pictures`` are the folders of what they look like, by identity; ``where`` says of a machine's name what else its
+    figures hang on, and when they were taken.
     """
     final = runs[~runs["trial"]]
     if not len(final):
@@ -204,13 +204,12 @@ def _suffix(axis: str, value: object) -> str:
     return f"-{axis}{words}" if isinstance(value, int) else f"-{words}"
 
 
-def pictures_of(folders: Sequence[Path], final: pd.DataFrame) -> tuple[dict[str, Arrays], list[str]]:
+def pictures_of(folders: Mapping[str, Path], final: pd.DataFrame) -> tuple[dict[str, Arrays], list[str]]:
     """Load what the first seed of each optimizer and workload left, by identity; say what cannot be shown, and why."""
     found, complaints = dict[str, Arrays](), list[str]()
     first = final[final["status"] == "ok"].sort_values("seed").groupby([*learning_curves.WORKLOAD, "optimizer"]).head(1)
     for identity in first["identity"]:
-        path = next((path for folder in folders if (path := folder / f"{identity}.npz").exists()), None)
-        if path is None:
+        if identity not in folders or not (path := folders[identity] / f"{identity}.npz").exists():
             continue
         try:
             found[identity] = store.read_pictures(path)

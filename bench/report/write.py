@@ -88,14 +88,20 @@ def makers(records: Collection[Record], sources: Sequence[Source]) -> list[Calla
         return scaling_section.section(judged(), where)
 
     def trained() -> Section:
-        runs, pictures = tables.cells_of(records, Task.TRAIN), [source.folder / "pictures" for source in sources]
-        return training_section.section(runs, tables.points_of(records), pictures, where)
+        runs, folders = tables.cells_of(records, Task.TRAIN), _folders(records, sources)
+        return training_section.section(runs, tables.points_of(records), folders, where)
 
     of_task: dict[Task, list[Callable[[], Section | None]]] = {
         Task.TIME: [upgrades, between_machines, scaling],
         Task.TRAIN: [trained],
     }
     return [make for task, some in of_task.items() if any(record.task is task for record in records) for make in some]
+
+
+def _folders(records: Collection[Record], sources: Sequence[Source]) -> dict[str, Path]:
+    """Return by identity the folder of pictures beside the record that counts."""
+    place = {id(record): source.folder / "pictures" for source in sources for record in source.records}
+    return {record.identity: place[id(record)] for record in tables.newest(records)}
 
 
 def where_of(records: Collection[Record]) -> Where:

@@ -89,7 +89,12 @@ def run_part(command: list[str], config: Mapping[str, object]) -> int:
     requeued is waited for, and what was cancelled has not completed.
     """
     words = [sys.executable, "-m", "stepscale.bench", *command, f"part={config['part']}"]
-    status = subprocess.call(words)
+    part = subprocess.Popen(words)
+    try:
+        status = part.wait()
+    except KeyboardInterrupt:  # which the part has, too: it ends what it has started, and says what is recorded
+        part.wait()
+        raise
     if status < 0 and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         os._exit(128 - status)
     return status

@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -20,10 +21,10 @@ import torch
 
 from stepscale.bench.atomic import atomic_write
 from stepscale.bench.config import CONF, Words, expand, merged, read_yaml, searchable, value_of
-from stepscale.bench.errors import UsageError
+from stepscale.bench.errors import BadRecordError, UsageError
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.device import choose_device
-from stepscale.bench.records import store
+from stepscale.bench.records import merging, store
 from stepscale.bench.records.schema import Config
 from stepscale.bench.runs import tuning
 
@@ -162,12 +163,23 @@ def read_sweep(name: str, device: str) -> Config:
 
 
 def save(plan: Plan, path: Path, identities: Iterable[str] | None = None) -> None:
-    """Write a plan into its folder; with the ``identities`` of its cells, once all of them are recorded."""
-    facts = msgspec.to_builtins(plan) | {"cells": plan.cells}
+    """Write a plan into its folder; with the ``identities`` of its cells, once all of them are recorded.
+
+    These stay known. Another plan that is there stays beside it, as where folders were merged; one of the same cells by
+    other code does not.
+    """
+    facts: Config = msgspec.to_builtins(plan) | {"cells": plan.cells}
+    there = list[Config]()
+    with suppress(BadRecordError):  # this one takes its place
+        there = merging.plans_of(path)
+    if identities is None:
+        whole = [one for one in there if "identities" in one and facts.items() <= one.items()]
+        identities = whole[0]["identities"] if whole else None
     if identities is not None:
         facts["identities"] = sorted(identities)
+    others = [one for one in there if any(one.get(key) != facts[key] for key in ("parts", "points", "further"))]
     with atomic_write(path / store.PLAN) as file:
-        file.write(json.dumps(facts, indent=1).encode() + b"\n")
+        file.write(merging.joined([facts, *others]))
 
 
 def _plan(name: str, parts: list[list[Words]], points: Iterable[Point] = (), seeds: int = 0) -> Plan:

@@ -1,11 +1,11 @@
-"""Copy a finished run into ``results/``, to be committed: ``stepscale publish RUN NAME``."""
+"""A run into ``results/``, to be committed, with a report of what is published: ``stepscale publish RUN NAME``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,11 +16,10 @@ from stepscale.bench.errors import BadRecordError, UsageError
 from stepscale.bench.records import merging, store
 from stepscale.bench.records.merging import Found
 from stepscale.bench.records.schema import Blocks, Record
+from stepscale.bench.report import write
 
 RESULTS = Path("results")
 LICENCE = "MIT"  # of this repository, whose results they are
-# of a run's folder: not what launchers leave there, as logs and pickles, nor what only a run that goes on needs
-PUBLISHED = (store.PLAN, "report.html", "*.md", "*.csv", "*.png", "*.svg")
 PARQUET, MANIFEST = "records.parquet", "manifest.json"
 BLOCKS = [field.name for field in msgspec.structs.fields(Blocks)]
 OWN = {"data": "data_facts", "machine": "hardware"}  # names of a record's parts that an axis has too
@@ -34,18 +33,41 @@ AS_JSON = [
 
 
 def publish(run: Path, name: str, *, partial: bool = False, licence: str = LICENCE) -> Path:
-    """Copy a run's folder, records and report together, to ``results/NAME``; one that is ``partial`` if that is asked.
+    """Write a run's records, pictures, plan and report to ``results/NAME``; of an unfinished one if ``partial``.
 
-    Where pyarrow is there, its records lie in one Parquet file too. A manifest names every file of what was measured.
+    What else lies in its folder, as launchers' logs and a user's own notes, is not copied. Where pyarrow is there, its
+    records lie in one Parquet file too. A manifest names every file of what was measured.
 
     Raises:
-        UsageError: no usable name, the run is unfinished, a record is damaged, or the name is taken.
+        UsageError: no usable name, the run is unfinished or empty, a record is damaged, or the name is taken.
+        OSError: a file cannot be written; nothing is left of it.
     """
     if not re.fullmatch(r"\w[\w.-]*", name) or name == "local":
         raise UsageError(f"NAME must be of letters, digits, '.', '_' and '-', and not local; got {name!r}")
     target = RESULTS / name
     if target.exists():
         raise UsageError(f"{target} is there already; choose another NAME, or remove it first")
+    found = whole(run, partial=partial)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RESULTS, suffix=".partial", ignore_cleanup_errors=True) as beside:
+        new = Path(beside) / name
+        merging.write(merging.names(_anonymous(one, run) for one in found), new)
+        (new / store.PLAN).write_text(_without_here((run / store.PLAN).read_text(encoding="utf-8"), run), "utf-8")
+        write.write(new)
+        records = store.read_all(new)[0]
+        if find_spec("pyarrow") is not None:
+            write_parquet(records, new / PARQUET)
+        write_manifest(records, new, licence)
+        new.rename(target)
+    return target
+
+
+def whole(run: Path, *, partial: bool) -> list[Found]:
+    """Return the records of a run that is finished; of one that is not, if it may be ``partial``.
+
+    Raises:
+        UsageError: it is not finished or empty, or a record is damaged.
+    """
     hint = "name a folder that `stepscale sweep` wrote, such as results/local/latest"
     try:
         plan = store.read_plan(run)
@@ -55,32 +77,26 @@ def publish(run: Path, name: str, *, partial: bool = False, licence: str = LICEN
         raise UsageError(f"{run} holds no sweep's run: there is no {store.PLAN} in it; {hint}")
     found, complaints = merging.read(run)
     missing = plan.missing([one.record for one in found])
-    if complaints or (missing and not partial):
-        finish = "the command that measured it finishes it, and --partial publishes it as it is"
+    if complaints or not found or (missing and not partial):
+        finish = "the command that measured it finishes it, and --partial publishes what there is"
         told = f"{run} is not finished: {missing} of its {plan.cells} planned cells are not recorded; {finish}."
         raise UsageError(" ".join([told, *complaints]))
-    target.mkdir(parents=True)
-    for path in sorted(path for pattern in PUBLISHED for path in run.glob(pattern)):
-        shutil.copy2(path, target / path.name)
-    (target / store.PLAN).write_text(_without_here((run / store.PLAN).read_text(encoding="utf-8")), encoding="utf-8")
-    merging.write(merging.names(map(_anonymous, found)), target)
-    records = store.read_all(target)[0]
-    if find_spec("pyarrow") is not None:
-        write_parquet(records, target / PARQUET)
-    write_manifest(records, target, licence)
-    return target
+    return found
 
 
-def _without_here(text: str) -> str:
-    """Leave out the folder that a command was given in, which it names: nobody's business."""
-    return text.replace(f"{Path.cwd()}/", "")
+def _without_here(text: str, run: Path) -> str:
+    """Leave out of JSON the folder that publishing is run in, and the one that the run lies in: nobody's business."""
+    for folder in (Path.cwd(), run.absolute().parent):
+        if folder != folder.parent:  # below the root lies every path
+            text = text.replace(json.dumps(f"{folder}/")[1:-1], "")
+    return text
 
 
-def _anonymous(found: Found) -> Found:
-    """Return a record without what is nobody's business: its host, and the folder its command was given in."""
+def _anonymous(found: Found, run: Path) -> Found:
+    """Return a record without what is nobody's business: its host, and the folders that its command names."""
     encoded = store.encode(replace(found.record, machine=replace(found.record.machine, host="")))
-    encoded = _without_here(encoded.decode()).encode()
-    return Found(store.decode(encoded), encoded, found.pictures)
+    encoded = _without_here(encoded.decode(), run).encode()
+    return found._replace(record=store.decode(encoded), encoded=encoded)
 
 
 def write_parquet(records: list[Record], path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.device import choose_device
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import GROUP, Cell, Config, Machine, Record, Status, Task
+from stepscale.bench.records.schema import GROUP, Cell, Config, Machine, Record, Task
 from stepscale.bench.runs import tuning
 from stepscale.bench.runs.plan import Plan, Point
 
@@ -51,9 +51,16 @@ class Recorded:
         self._found: dict[str, Record] = {}
         self._names: dict[tuple[str, ...], str | None] = {}
         self.seen: set[str] = set()  # identities of those that were looked for and found
-        own = [record for record in records if [record.environment.code, record.environment.torch] == self._here]
-        for record in sorted(own, key=lambda record: (record.machine.name == machine, settled(record))):
+        self.faults: list[str] = []  # of cells that nobody could compose
+        self._own = [one for one in records if [one.environment.code, one.environment.torch] == self._here]
+        for record in sorted(self._own, key=lambda one: (one.machine.name == machine, one.standing)):
             self._found[self._name(record.cell, record.config, record.sources)] = record
+
+    @cached_property
+    def of_machines(self) -> list[Recorded]:
+        """The same records, once for each machine, whose own go first; of one machine these alone."""
+        names = dict.fromkeys(record.machine.name for record in self._own)
+        return [Recorded(self._own, name) for name in names] if len(names) > 1 else [self]
 
     def look(self, cells: Iterable[Words]) -> Look:
         """Return what is there of cells; what nobody could compose is not missing."""
@@ -62,7 +69,7 @@ class Recorded:
             name = self._name_of(words)
             if name in self._found:
                 found.append(self._found[name])
-                again += not settled(found[-1])
+                again += not found[-1].settled
             else:
                 missing += name is not None
         self.seen |= {record.identity for record in found}
@@ -71,10 +78,12 @@ class Recorded:
     def _name_of(self, words: Words) -> str | None:
         if tuple(words) not in self._names:
             self._names[tuple(words)] = None
-            with suppress(UsageError):
+            try:
                 composed = compose_cell(words)
                 name = self._name(placed(composed), composed.config, sources(composed.config))
                 self._names[tuple(words)] = name
+            except UsageError as error:
+                self.faults.append(str(error))
         return self._names[tuple(words)]
 
     def _name(self, cell: Cell, config: Config, made_of: list[str]) -> str:
@@ -84,11 +93,6 @@ class Recorded:
         rounded = store.rounded(config)
         assert isinstance(rounded, dict)
         return identity(anywhere, rounded, NOWHERE, [*self._here, *made_of], variables)
-
-
-def settled(record: Record) -> bool:
-    """Whether a cell need not be measured again: one that failed may be mended, and a signal may come from outside."""
-    return record.status is not Status.FAILED and record.signal is None
 
 
 def placed(composed: CellConfig) -> Cell:
@@ -115,6 +119,14 @@ def left(plan: Plan, number: int, recorded: Recorded) -> Left:
 
 
 def _left_of_point(plan: Plan, point: Point, recorded: Recorded) -> Left:
+    """Say what a point lacks, as the machine sees it that lacks least: each has chosen by its own trials."""
+    found = {one: _left_by_one(plan, point, one) for one in recorded.of_machines}
+    least = min(found, key=found.__getitem__)
+    recorded.seen |= least.seen
+    return found[least]
+
+
+def _left_by_one(plan: Plan, point: Point, recorded: Recorded) -> Left:
     trials = [] if point.trials is None else plan.parts[point.trials]
     short, lacking = recorded.look(trials)
     if lacking.missing:

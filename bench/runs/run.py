@@ -25,7 +25,6 @@ from stepscale.bench.records.schema import Record, Status, Task
 from stepscale.bench.runs.locks import measuring
 from stepscale.bench.runs.prediction import predict_too_slow
 from stepscale.bench.runs.progress import outcome
-from stepscale.bench.runs.recorded import settled
 
 Tell = Callable[[str], None]
 LOCAL = Path("results/local")
@@ -152,7 +151,7 @@ class Run:
             except BadRecordError:
                 return None
         there = self.records.get(job.identity)
-        if there is None or not settled(there):
+        if there is None or not there.settled:
             return None
         unfinished = there.status not in process.ENDED and job.checkpoint.exists()
         return None if unfinished else there

@@ -390,7 +390,7 @@ def test_parts_of_a_sweep_measured_one_by_one_make_one_run(tmp_path: Path) -> No
     assert len(list((run / "records").glob("*.json"))) == 6
 
 
-@pytest.mark.parametrize("part", ["list", "4", "", "0,", "-1", "0 1"])
+@pytest.mark.parametrize("part", ["list", "4", "²", "", "0,", "-1", "0 1"])
 def test_a_part_that_is_none_is_answered_with_those_there_are(tmp_path: Path, part: str) -> None:
     (tmp_path / "mine.yaml").write_text(SWEEP_OF_PARTS)
     done = stepscale(tmp_path, "sweep", "mine.yaml", f"part={part}")

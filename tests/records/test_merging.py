@@ -12,7 +12,7 @@ from stepscale.bench.errors import BadRecordError, UsageError
 from stepscale.bench.records import merging, store, tables
 from stepscale.bench.records.merging import merge
 from tests.support.machines import elsewhere, published, saved
-from tests.support.synthetic import record
+from tests.support.synthetic import failed, record
 
 RUN = ("relative", 64, 0, 1e-3)
 
@@ -94,6 +94,39 @@ def test_the_latest_of_a_cells_records_counts(tmp_path: Path) -> None:
         store.read(path)
 
 
+def test_a_published_copy_is_no_second_record(tmp_path: Path) -> None:
+    """Whichever is merged first, and also where neither counts."""
+    made = replace(record(*RUN), command="stepscale into=/home/me/run", finished="2026-01-01")
+    made.machine = replace(made.machine, host="mine")
+    copy = replace(made, command="stepscale into=run", machine=replace(made.machine, host=""))
+    runs = [saved([one], tmp_path / str(k)) for k, one in enumerate((made, copy, replace(made, finished="2026-02-01")))]
+    for run in runs:
+        (run / "pictures").mkdir()
+        (run / "pictures" / f"{made.identity}.npz").write_text("the same")
+    merge(runs, tmp_path / "at once")
+    for number, order in enumerate(itertools.permutations(runs)):
+        for run in order:
+            merge([run], tmp_path / f"in turns {number}")
+        assert tree(tmp_path / f"in turns {number}") == tree(tmp_path / "at once")
+    assert {one.machine.host for one in store.read_all(tmp_path / "at once")[0]} == {"mine"}
+    assert len(tree(tmp_path / "at once")) == 4
+    assert tables.united([[made], [copy]]) == [made] and tables.united([[copy], [made]]) == [copy]
+
+
+def test_a_later_failure_does_not_take_a_measurements_place(tmp_path: Path) -> None:
+    fine = replace(record(*RUN), finished="2026-01-01")
+    lost = replace(failed(*RUN[:3], "failed"), finished="2026-01-02")
+    killed = replace(failed(*RUN[:3], "killed"), finished="2026-01-03", signal=9)
+    for k, one in enumerate((fine, lost, killed)):
+        merge([saved([one], tmp_path / str(k))], tmp_path / "into")
+    assert store.read(tmp_path / "into" / "records" / f"{fine.identity}.json").status == "ok"
+    for order in itertools.permutations([fine, lost, killed]):
+        assert tables.newest(order) == [fine]
+    assert tables.newest([lost, killed]) == [killed]
+    other = replace(lost, identity="of other code", environment=replace(lost.environment, code="other"))
+    assert tables.newest([fine, other]) == [other], "which does fail"
+
+
 def test_pictures_go_where_their_record_goes(tmp_path: Path) -> None:
     """The later record has none: those of the earlier are not shown for it."""
     made = [replace(record(*RUN[:3], 1e-3 * k), finished=f"2026-01-0{k}") for k in (1, 2)]
@@ -129,9 +162,10 @@ def test_records_of_an_older_schema_stay_as_they_are(tmp_path: Path) -> None:
 def test_damaged_files_are_named_and_the_rest_is_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = saved([record(*RUN)], tmp_path / "run")
     (run / "records" / "broken.json").write_text("{")
-    command.main([str(run), str(tmp_path / "into")])
-    said = capsys.readouterr().out
-    assert "Left out: " in said and "broken.json is damaged" in said
+    with pytest.raises(SystemExit, match="1"):
+        command.main([str(run), str(tmp_path / "into")])
+    said, errors = capsys.readouterr()
+    assert errors.startswith("Left out: ") and "broken.json is damaged" in errors and "Left out" not in said
     assert f"1 record in {tmp_path / 'into'}, 1 of them new" in said and "not count" not in said
     assert len(contents(tmp_path / "into")) == 1
     with pytest.raises(UsageError, match=r"empty holds no record to merge"):
@@ -153,6 +187,14 @@ def test_a_merged_folder_knows_what_is_missing(tmp_path: Path) -> None:
     assert (tmp_path / "copy" / "run.json").read_text() == json.dumps(
         json.loads((a / "run.json").read_text()), indent=1
     ) + "\n"
+
+
+def test_a_damaged_plan_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    a, b = (saved([record(*RUN)], tmp_path / name) for name in ("a", "b"))
+    (b / "run.json").write_text("{")
+    with pytest.raises(UsageError, match=r"b/run\.json is damaged"):
+        command.main([str(a), str(b), str(tmp_path / "into")])
+    assert not (tmp_path / "into").exists()
 
 
 def test_ten_thousand_records_are_not_read_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from stepscale.bench.atomic import atomic_write
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import Gradient, Status, Task
+from stepscale.bench.records.schema import Gradient, Machine, Record, Status, Task
+from stepscale.bench.records.store import Planned
 from tests.support.synthetic import record
 
 FIXTURES, RESULTS = Path(__file__).parent, Path(__file__).parents[2] / "results"
@@ -77,6 +80,17 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
     assert list((tmp_path / "records").iterdir()) == [kept]
 
 
+def test_two_nodes_that_write_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their processes may have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with atomic_write(tmp_path / "file") as one:
+        one.write(b"a long text")
+        with atomic_write(tmp_path / "file") as other:
+            other.write(b"short")
+        assert (tmp_path / "file").read_bytes() == b"short"
+    assert (tmp_path / "file").read_bytes() == b"a long text"
+
+
 def test_numbers_of_numpy_and_notes_of_any_kind_lose_no_measurement(tmp_path: Path) -> None:
     made = record("relative", 64, 0, 2e-3)
     made.counts.flops, made.data_note = np.float64(5.0), Path("a/file")  # type: ignore[assignment]
@@ -92,6 +106,31 @@ def test_a_schema_that_is_no_number_is_named(tmp_path: Path) -> None:
     path.write_text('{"schema": []}')
     with pytest.raises(BadRecordError, match=r"x\.json"):
         store.read(path)
+
+
+def of_seeds(*seeds: int) -> list[Record]:
+    return [record("relative", dim, seed, 1e-3) for dim in (64, 128) for seed in seeds]
+
+
+def elsewhere(made: Record) -> Record:
+    """Return the same cell's record by another machine, which has other threads."""
+    other = replace(made, identity=f"{made.identity[:-1]}x", machine=Machine(cpu="another", cores=9))
+    return replace(other, cell=replace(made.cell, threads=9))
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        (of_seeds(0, 1), 0),
+        ([*of_seeds(0), *(replace(made, finished="2030") for made in of_seeds(0))], 2),
+        ([*of_seeds(0), *map(elsewhere, of_seeds(0))], 2),
+        ([*of_seeds(0), *of_seeds(2)], 2),
+    ],
+    ids=["all", "measured twice", "on two machines", "a further seed"],
+)
+def test_cells_are_missing_and_not_records(there: list[Record], missing: int) -> None:
+    parts, further = ([[["dim=64,128", f"seed={seed}"]] for seed in seeds] for seeds in ((0, 1), (2,)))
+    assert Planned(cells=4, parts=parts, further=further, code="made").missing(there) == missing
 
 
 def odd_files(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import AXES, UNMARKED, Record, StepClass, Task
@@ -70,6 +71,15 @@ def test_of_the_same_cell_by_another_code_the_latest_counts(tmp_path: Path) -> N
         table = tables.load(tmp_path)
     assert (table["optimizer"].item(), table["step_ms"].item()) == ("mine", pytest.approx(3))
     assert "Left out: 2 records of cells that other code, data or optimizers have measured again" in write(tmp_path)
+
+
+def test_a_device_that_was_named_makes_no_other_cell_than_the_same_unnamed(tmp_path: Path) -> None:
+    """Nor do threads: of both the axis says what was measured."""
+    for finished, asked in (("2026-01-01", {"device": "auto", "threads": None}), ("2026-01-02", {"device": "cpu"})):
+        made = changed(0, 1e-3, finished, lr=0.1)
+        store.save(replace(made, config=made.config | asked), tmp_path)
+    with pytest.warns(UserWarning, match="Left out: 1 record"):
+        assert tables.load(tmp_path)["optimizer"].to_list() == ["mine"]
 
 
 def test_a_training_run_of_an_edited_optimizer_is_no_other_seed(tmp_path: Path) -> None:

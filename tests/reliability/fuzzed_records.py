@@ -141,7 +141,8 @@ def tried(mutant: Mutant, run: Path, made: list[Job], *, report: bool, draw: boo
             for task in ("time", "train"):
                 tables.load(run, task)
             tables.curves(run)
-            said += training_section.pictures_of([run / "pictures"], tables.load(run, "train"))[1]
+            trained = tables.load(run, "train")
+            said += training_section.pictures_of(dict.fromkeys(trained["identity"], run / "pictures"), trained)[1]
             opened = Run(run, len(made), said.append)
             for job in made:
                 opened._there(job)

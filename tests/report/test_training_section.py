@@ -56,14 +56,14 @@ def test_profiles_count_misses_as_never(run: Path) -> None:
 
 
 def test_likelihoods_of_another_unit_say_so(run: Path, tmp_path: Path) -> None:
-    of_rows = training_section.section(tables.load(run, "train"), tables.curves(run), [run], str)
+    of_rows = training_section.section(tables.load(run, "train"), tables.curves(run), {}, str)
     assert "unit" not in of_rows.headline["Held-out likelihood"] and "nats per byte" not in " ".join(of_rows.findings)
     for seed in (1, 2):
         made = train_record("layerwise", seed)
         made.training.number = Number(unit="nats per byte")
         store.save(made, tmp_path / "text")
     own = tmp_path / "text"
-    found = training_section.section(tables.load(own, "train"), tables.curves(own), [own], str)
+    found = training_section.section(tables.load(own, "train"), tables.curves(own), {}, str)
     assert found.headline["Held-out likelihood"]["unit"].tolist() == ["nats per byte"]
     assert re.search(r"Best at the end.*: `layerwise`, -?[\d.]+ nats per byte \[", " ".join(found.findings))
 

@@ -339,7 +339,7 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(
 
     for module in (io, builtins):
         monkeypatch.setattr(module, "open", full)
-    with pytest.raises(UsageError, match=r"No space left .*; the records that are there are whole"):
+    with pytest.raises(UsageError, match=r"No space left .*; the records that are there are whole: .* the same command"):
         report.main([str(tmp_path)])
     monkeypatch.undo()
     assert contents(tmp_path) == before
@@ -363,6 +363,19 @@ def damaged_pictures() -> dict[str, bytes]:
     np.savez_compressed(whole, data=np.full((4, 4, 4), np.nan))
     np.savez_compressed(many, data=np.zeros((1, 10_000, 10_000)))
     return {"empty": b"", "no archive": b"PK", "not finite": whole.getvalue(), "unpacks to 762 MiB": many.getvalue()}
+
+
+@pytest.mark.parametrize("later", ["a", "b"])
+def test_pictures_are_those_beside_the_record_that_counts(tmp_path: Path, later: str) -> None:
+    """The damaged one is named where it is looked at."""
+    for name in ("a", "b"):
+        made = replace(train_record("relative", 1), finished=str(name == later))
+        path = store.save(made, tmp_path / name)
+        (tmp_path / name / "pictures").mkdir()
+        (tmp_path / name / "pictures" / f"{path.stem}.npz").write_bytes(b"")
+    report.main([*(str(tmp_path / name) for name in ("a", "b")), "--to", str(tmp_path / "page")])
+    said = (tmp_path / "page" / "summary.md").read_text()
+    assert [name for name in ("a", "b") if str(tmp_path / name / "pictures") in said] == [later]
 
 
 @pytest.mark.parametrize("content", damaged_pictures().values(), ids=damaged_pictures())

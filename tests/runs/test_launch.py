@@ -36,6 +36,7 @@ tuning:
 grids: {cpu: ["optimizer=adam,layerwise"]}
 """
 NODE = Machine(cpu="a node's", cores=64)
+CONTRARY = Machine(cpu="another node's", cores=8)  # where the smaller of two rates is the better
 
 
 @pytest.fixture
@@ -65,7 +66,8 @@ def recorded(job: Job) -> Record:
     if job.config["task"] == "train":
         made = train_record("layerwise", job.cell.seed, trial=job.config["training"]["trial"])
         assert made.training is not None and made.training.final is not None
-        made.training.final.validation_nats = job.config["optimizer"]["update"]["lr"]
+        rate = job.config["optimizer"]["update"]["lr"]
+        made.training.final.validation_nats = -rate if job.machine == CONTRARY else rate
         found.training, found.data = made.training, made.data
         found.status, found.reason = Status.OK, None
     return found
@@ -136,17 +138,27 @@ def test_what_a_launcher_leaves_is_counted_and_the_same_command_goes_on(
     )
 
 
+def test_a_cell_that_nobody_can_compose_is_told_and_the_run_is_not_whole(
+    tmp_path: Path, measured: list[Job], nodes: list[list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", "dim=8,none", *SLURM, "into=run") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "dim must be a whole number of at least 1, got 'none'"
+    assert len(measured) == 1 and "identities" not in (tmp_path / "run" / "run.json").read_text()
+
+
 def test_words_of_the_launcher_are_no_part_of_the_plan() -> None:
-    asked = [read([*GRID, "device=cpu", *more]) for more in ([], SLURM, ["+hydra.launcher.account=mine", *SLURM])]
+    asked = [read([*GRID, *more]) for more in ([], SLURM, ["+hydra.launcher.account=mine", *SLURM])]
     assert len({plan_multirun(one.words).folder for one in asked}) == 1
+    assert len({plan_sweep("quick", one.words).folder for one in asked}) == 1
     assert [len(one.launcher) for one in asked] == [0, 2, 3]
 
 
 def test_the_device_that_is_planned_is_the_one_that_jobs_measure_on() -> None:
     """Else a node with a GPU would plan other grids than the login node that has none."""
-    assert read(["dim=8", *SLURM]).words == ["dim=8", f"device={choose_device('auto')}"]
-    assert read(["dim=8", "device=cuda", *SLURM]).words == ["dim=8", "device=cuda"]
-    assert read(["dim=8"]).words == ["dim=8"]
+    for words in (["dim=8"], ["device=auto", "dim=8"], ["dim=8", *SLURM]):
+        assert read(words).words == [f"device={choose_device('auto')}", "dim=8"]
+    for word in ("device=cuda", "device=cpu,cuda"):
+        assert read(["dim=8", word, *SLURM]).words == ["dim=8", word]
 
 
 def test_a_login_node_without_a_gpu_hands_over_the_parts_of_one(
@@ -180,6 +192,19 @@ def chosen(jobs: list[Job]) -> dict[str, set[float]]:
         if not job.config["training"]["trial"]:
             found.setdefault(job.cell.optimizer, set()).add(job.config["optimizer"]["update"]["lr"])
     return found
+
+
+def test_finals_are_there_where_another_machines_trials_would_choose_others(
+    tmp_path: Path, measured: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tuned.yaml").write_text(TUNED.replace("[0.1, 10]", "[0.1, 1, 10]"))
+    for machine, words in ((NODE, []), (CONTRARY, ["part=0,1"])):
+        monkeypatch.setattr(description, "machine", lambda device, machine=machine: machine)
+        assert run("sweep", "tuned.yaml", "into=run", *words) == 0
+    plan, records = plan_sweep("tuned.yaml", []), store.read_all(tmp_path / "run")[0]
+    for later in (NODE, CONTRARY):
+        told = [replace(record, finished=str(record.machine == later)) for record in records]
+        assert [left(plan, number, Recorded(told)) for number in plan.numbers] == [Left()] * 4
 
 
 def test_finals_are_refused_while_a_trial_is_not_there(
@@ -230,14 +255,43 @@ def test_a_record_of_something_else_is_none_of_a_plans(tmp_path: Path, measured:
 
 def test_of_two_machines_records_its_own_counts() -> None:
     """Also where the other's was there later."""
-    pairs = [(NODE, 1.0), (Machine(cpu="another", cores=1), 2.0)]
-    for order in (pairs, pairs[::-1]):
-        records = [replace(train_record("layerwise", 0), machine=machine) for machine, _ in order]
+    pair = [NODE, Machine(cpu="another", cores=1)]
+    for order in (pair, pair[::-1]):
+        records = [replace(train_record("layerwise", 0), machine=machine) for machine in order]
         for record in records:
             record.environment = replace(description.bare(), code=code_version.code_hash())
             record.config = record.config | {"threads": None}
         there = Recorded(records, NODE.name)
         assert [record.machine for record in there._found.values()] == [NODE]
+
+
+def test_the_record_that_counts_goes_before_those_beside_it() -> None:
+    """In whichever order they were read."""
+    made = [replace(train_record("layerwise", 0), machine=NODE, finished=day) for day in ("2026-01-02", "2026-01-01")]
+    for record in made:
+        record.environment = replace(description.bare(), code=code_version.code_hash())
+        record.config = record.config | {"threads": None}
+    assert [record.finished for record in Recorded(made)._found.values()] == ["2026-01-02"]
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from stepscale.bench.runs.launch import run_part
+sys.executable = "./slow"
+threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+try:
+    run_part([], {"part": 0})
+except KeyboardInterrupt:
+    print(os.path.exists("ended"))
+"""
+
+
+def test_an_interrupt_lets_a_part_end_by_itself(tmp_path: Path) -> None:
+    """As it does in a second or more; it has heard of the interrupt, too."""
+    (tmp_path / "slow").write_text("#!/bin/sh\nsleep 1.5\ntouch ended\n")
+    (tmp_path / "slow").chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 ENDED = """

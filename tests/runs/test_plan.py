@@ -10,6 +10,7 @@ import torch
 from stepscale.bench.config import CONF, searchable
 from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version
+from stepscale.bench.records import merging, store
 from stepscale.bench.runs import plan
 from stepscale.bench.runs.plan import Plan, plan_multirun, plan_sweep
 from stepscale.bench.runs.run import folder_of
@@ -120,6 +121,29 @@ def test_a_plan_has_one_name_whenever_it_is_made_and_another_whatever_changes_it
     monkeypatch.setattr(code_version, "code_hash", lambda: "other")
     others.add(plan_sweep("quick", []).folder)
     assert len(others | {made.folder}) == 5
+
+
+def test_a_plan_takes_nothing_from_what_a_folder_is_planned_to_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned() -> list[tuple[int, list[str]]]:
+        return [(len(one["parts"][0]), one.get("identities", [])) for one in merging.plans_of(tmp_path)]
+
+    two, three = plan_multirun(["dim=8,16"]), plan_multirun(["dim=1,2,3"])
+    plan.save(two, tmp_path, ["b", "a"])
+    plan.save(two, tmp_path)
+    assert planned() == [(2, ["a", "b"])], "as a part of it does, that is measured again"
+    plan.save(three, tmp_path)
+    plan.save(three, tmp_path, ["c"])
+    assert sorted(planned()) == [(2, ["a", "b"]), (3, ["c"])]
+    found = store.read_plan(tmp_path)
+    assert found is not None and found.cells == 5
+    monkeypatch.setattr(code_version, "code_hash", lambda: "other")
+    plan.save(plan_multirun(["dim=8,16"]), tmp_path)
+    assert sorted(planned()) == [(2, []), (3, ["c"])]
+    (tmp_path / store.PLAN).write_text("{")
+    plan.save(two, tmp_path)
+    assert planned() == [(2, [])]
 
 
 def test_the_newest_folder_of_a_plan_goes_on_and_anew_makes_another(

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 from msgspec.structs import fields, replace
 
-from stepscale.bench.errors import UsageError
+from stepscale.bench.errors import BadRecordError, UsageError
 from stepscale.bench.records import merging, store
 from stepscale.bench.records.schema import Cell, Machine, Record
 from stepscale.bench.report import write
 from stepscale.bench.runs import publish
 from tests.support.machines import RESULTS
-from tests.support.synthetic import COSTS, record, run_of
+from tests.support.synthetic import COSTS, MACHINE, record, run_of
 
 
 def planned(folder: Path, more: list[str] | None = None) -> Path:
@@ -30,14 +30,8 @@ def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64]))
-    named = replace(record("mine", 64, 0, 1e-3), command=f"stepscale hydra.sweep.dir={tmp_path}/run")
-    named.machine = replace(named.machine, host="my-desk")
-    store.save(named, folder)
-    plan = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(plan | {"multiruns": [[f"file://{tmp_path}/mine"]]}))
+    store.save(replace(record("mine", 64, 0, 1e-3), machine=replace(MACHINE, host="my-desk")), folder)
     target = publish.publish(folder, "first")
-    assert json.loads((target / "run.json").read_text())["multiruns"] == [["file://mine"]]
-    assert store.read(target / "records" / f"{named.identity}.json").command == "stepscale hydra.sweep.dir=run"
     assert "my-desk" not in "".join(path.read_text() for path in (target / "records").iterdir())
     assert len(list((target / "records").glob("*.json"))) == 2
     with pytest.raises(UsageError, match="is there already"):
@@ -45,6 +39,27 @@ def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pyte
     for name in ("", "a/b", "local", ".."):
         with pytest.raises(UsageError, match="NAME must be"):
             publish.publish(folder, name)
+
+
+@pytest.mark.parametrize(("work", "place"), [("jürgen", "jürgen/run"), ("other", "shared/run"), ("/", "shared/run")])
+def test_nothing_published_names_a_folder_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str, place: str
+) -> None:
+    """As a launcher's part does, which is given its folder whole; published from there, from elsewhere, from the root."""
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    run = planned(run_of(tmp_path / place, {"mine": COSTS["quadratic"]}, [64], seeds=1))
+    made = replace(record("mine", 64, 0, 1e-3), command=f"stepscale sweep quick into={run} a//b part=0")
+    store.save(made, run)
+    plan = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(plan | {"parts": [[[f"hydra.searchpath=[file://{run.parent}/mine]"]]]}))
+    (tmp_path / work).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / work)
+    target = publish.publish(run, "first")
+    assert json.loads((target / "run.json").read_text())["parts"] == [[["hydra.searchpath=[file://mine]"]]]
+    own = "stepscale sweep quick into=run a//b part=0"
+    assert store.read(target / "records" / f"{made.identity}.json").command == own
+    assert f"made by: {own}" in (target / "summary.md").read_text()
+    assert not [path for path in target.rglob("*") if path.is_file() and bytes(tmp_path) in path.read_bytes()]
 
 
 def test_an_unfinished_run_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +74,6 @@ def test_a_part_of_a_run_is_published_where_that_is_asked(tmp_path: Path, monkey
     folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64], seeds=1), ["another"])
     target = publish.publish(folder, "first", partial=True)
     assert len(list((target / "records").glob("*.json"))) == 1
-    write.write(target)
     assert "Not finished: 1 of the 2 planned cells are not recorded." in (target / "summary.md").read_text()
 
 
@@ -72,7 +86,7 @@ def test_what_a_launcher_and_a_run_that_goes_on_leave_is_not_published(
     for name in (
         ".submitit/1_0/1_0_submitted.pkl", ".submitit/1_0/1_0_log.out", ".hydra/config.yaml", "jobs/part-0.log",
         "part-0.log", "slurm-1.out", "x.pkl", "multirun.yaml", "locks/part-0.lock", "checkpoints/x.pt",
-        "operations/x.json", "records/x.json.1.partial", "1_0_submission.sh",
+        "operations/x.json", "records/x.json.1.partial", "1_0_submission.sh", "notes.md", "private.csv", "me.png",
     ):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("left there")
@@ -84,6 +98,21 @@ def test_what_a_launcher_and_a_run_that_goes_on_leave_is_not_published(
     assert {name for name in kept if name.startswith("records/")} == {
         f"records/{path.name}" for path in (folder / "records").glob("*.json")
     }
+
+
+def test_the_page_is_of_what_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that lies there, of a part of the run; what cannot be published whole leaves nothing."""
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    folder = run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64], seeds=1)
+    write.write(folder)
+    planned(run_of(folder, {"mine": COSTS["quadratic"]}, [64, 128], seeds=1))
+    with monkeypatch.context() as full:
+        full.setattr(publish, "write_manifest", lambda *_: store.read(tmp_path / "nowhere"))
+        with pytest.raises(BadRecordError):
+            publish.publish(folder, "first")
+    assert not list((tmp_path / "results").iterdir())
+    target = publish.publish(folder, "first")
+    assert "128" in (target / "times.csv").read_text() and "128" not in (folder / "times.csv").read_text()
 
 
 def test_a_manifest_says_what_was_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -391,3 +391,20 @@ def test_a_process_that_a_signal_ended_is_tried_again_once_a_run(
     store.save(replace(found, signal=None), tmp_path)
     Run(tmp_path, None, quiet).measure([job(tmp_path)])
     assert len(tries) == 4, "one that took too long would do so again"
+
+
+def test_a_part_says_how_many_of_its_cells_are_recorded(
+    typed: Callable[..., int], measured: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = process.run
+
+    def losing(asked: list[Job], tell: Callable[[Record], None]) -> list[Record]:
+        for path in (asked[0].folder / "records").glob("*.json"):
+            path.unlink()
+        return fake(asked, tell)
+
+    monkeypatch.setattr(process, "run", losing)
+    asked = running.read([*GRID, "part=0"])
+    assert running.run_plan(plan_multirun(asked.words), asked, []) == 1
+    said, errors = capsys.readouterr()
+    assert "2 of 4 records in" in errors and "\n2 cells are recorded; " in said

@@ -17,6 +17,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class Cluster:
 
     def jobs(self, state: str) -> list[str]:
         """Name the jobs in a state, as ``3_1``."""
-        return self.ask("squeue", "-h", "-r", "-t", state, "-o", "%i").split() if state else []
+        return self.ask("squeue", "-h", "-r", "-t", state, "-o", "%i").split()
 
     def release(self) -> None:
         """Have jobs that Slurm holds back for two minutes, as it does once they are requeued, start at once."""
@@ -150,8 +151,7 @@ class Cluster:
             self.daemons.append(subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL,
                                                  stdout=log, stderr=log, start_new_session=True))  # fmt: skip
 
-    def _await(self, there: object) -> None:
-        assert callable(there)
+    def _await(self, there: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not there():
             if time.monotonic() > deadline or any(daemon.poll() is not None for daemon in self.daemons):

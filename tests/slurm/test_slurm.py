@@ -108,8 +108,14 @@ def test_what_slurm_does_to_jobs_costs_no_cell(cluster: Cluster, folder: Path) -
     """Two parts are requeued, one is cancelled, a node goes down and a process is killed: what is missing is said."""
     site = Site(cluster, folder, parts=10)
     sweep = site.begin(*SUBMITIT)
-    site.wait(lambda: len(cluster.jobs("RUNNING")) == 4 and len(site.written()) >= 2, "the first cells")
-    requeued, cancelled, down, killed = cluster.jobs("RUNNING")
+    running = list[str]()
+
+    def four_run() -> bool:
+        running[:] = cluster.jobs("RUNNING")
+        return len(running) == 4 and len(site.written()) >= 2
+
+    site.wait(four_run, "the first cells")
+    requeued, cancelled, down, killed = running
     cluster.ask("scontrol", "requeue", requeued)
     cluster.ask("scancel", cancelled)
     node = cluster.ask("squeue", "-h", "-j", down, "-o", "%N").strip()

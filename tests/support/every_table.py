@@ -26,7 +26,7 @@ def columns_of_every_table() -> dict[str, list[str]]:
         cells, runs = tables.load(timed), tables.load(trained, "train")
         sections = [
             scaling_section.section(scaling_tables.judge(cells), str),
-            training_section.section(runs, tables.curves(trained), [trained], str),
+            training_section.section(runs, tables.curves(trained), {}, str),
             versions.section([("before", store.read_all(timed)[0]), ("after", upgraded(timed))]),
         ]
     found = {"cells": list(cells), "runs": list(runs)}
