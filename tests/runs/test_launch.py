@@ -213,8 +213,8 @@ def test_finals_are_refused_while_a_trial_is_not_there(
     (tmp_path / "tuned.yaml").write_text(TUNED)
     assert run("sweep", "tuned.yaml", "into=run", "part=2") == 1
     assert measured == []
-    words = "2 of the 2 trials of task=train data=digits dim=8 training.max_steps=4 optimizer=adam are not recorded"
-    assert f"{words} in run: measure part=0 before part=2" in capsys.readouterr().err
+    words = "2 of the 2 trials of task=train data=digits dim=8 training.max_steps=4 optimizer=adam"
+    assert f"{words} device=cpu are not recorded in run: measure part=0 before part=2" in capsys.readouterr().err
     assert run("sweep", "tuned.yaml", "into=run", "part=0,2") == 0
     assert [job.config["training"]["trial"] for job in measured] == [True, True, True, True, False, False]
 

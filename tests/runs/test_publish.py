@@ -45,7 +45,7 @@ def test_publishing_copies_a_finished_run_once(tmp_path: Path, monkeypatch: pyte
 def test_nothing_published_names_a_folder_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str, place: str
 ) -> None:
-    """As a launcher's part does, which is given its folder whole; published from there, from elsewhere, from the root."""
+    """As a launcher's part does, which is given its folder whole; published from there, from elsewhere, from /."""
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
     run = planned(run_of(tmp_path / place, {"mine": COSTS["quadratic"]}, [64], seeds=1))
     made = replace(record("mine", 64, 0, 1e-3), command=f"stepscale sweep quick into={run} a//b part=0")
@@ -83,6 +83,7 @@ def test_what_a_launcher_and_a_run_that_goes_on_leave_is_not_published(
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
     folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64], seeds=1))
     write.write(folder)
+    report = {path.name for path in folder.iterdir() if path.suffix in (".csv", ".png", ".svg", ".md", ".html")}
     for name in (
         ".submitit/1_0/1_0_submitted.pkl", ".submitit/1_0/1_0_log.out", ".hydra/config.yaml", "jobs/part-0.log",
         "part-0.log", "slurm-1.out", "x.pkl", "multirun.yaml", "locks/part-0.lock", "checkpoints/x.pt",
@@ -93,7 +94,6 @@ def test_what_a_launcher_and_a_run_that_goes_on_leave_is_not_published(
     target = publish.publish(folder, "first")
     kept = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
     assert not [name for name in kept if (target / name).read_bytes() == b"left there"]
-    report = {path.name for path in folder.iterdir() if path.suffix in (".csv", ".png", ".svg", ".md", ".html")}
     assert report < kept and "scaling.png" in report
     assert {name for name in kept if name.startswith("records/")} == {
         f"records/{path.name}" for path in (folder / "records").glob("*.json")
