@@ -111,12 +111,17 @@ def newest(records: Collection[Record]) -> list[Record]:
     A failure of the same code does not count beside what did not fail. ``left_out`` says how many are left out.
     """
     last: dict[tuple[object, ...], list[Record]] = {}
-    counts = {record.identity: record for record in sorted(records, key=lambda record: record.standing)}
+    counts = {_place(record): record for record in sorted(records, key=lambda record: record.standing)}
     for record in sorted(counts.values(), key=lambda record: record.finished):
         same = last.setdefault(tuple(axes_of(record).values()), [])
         same[:] = [*(earlier for earlier in same if not _superseded(earlier, record)), record]
     kept = {id(record) for same in last.values() for record in same}
     return [record for record in records if id(record) in kept]
+
+
+def _place(record: Record) -> tuple[object, ...]:
+    """Return what a record is of: its identity, which of older records does not hold the machine, and all axes."""
+    return (record.identity, *axes_of(record).values())
 
 
 def _superseded(earlier: Record, later: Record) -> bool:
@@ -129,7 +134,7 @@ def _superseded(earlier: Record, later: Record) -> bool:
 
 def left_out(records: Collection[Record]) -> list[str]:
     """Say how many records count no more, since the same cells have been measured later."""
-    count, named = len(records) - len(newest(records)), len({record.identity for record in records})
+    count, named = len(records) - len(newest(records)), len({_place(record) for record in records})
     twice = len(records) - named  # of these no other code is the reason
     told = {
         "of cells that other code, data or optimizers have measured again since": count - twice,

@@ -339,7 +339,7 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(
 
     for module in (io, builtins):
         monkeypatch.setattr(module, "open", full)
-    with pytest.raises(UsageError, match=r"No space left .*; there are whole: .* the same command"):
+    with pytest.raises(UsageError, match=r"No space left .* are whole: .* the same command"):
         report.main([str(tmp_path)])
     monkeypatch.undo()
     assert contents(tmp_path) == before
