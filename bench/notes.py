@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class Notes(dict[str, str]):
@@ -38,9 +40,14 @@ def one_line(error: BaseException) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """Return the last ``LAST`` lines of an error's traceback, each of them printable."""
-    lines = "".join(traceback.format_exception(error)).splitlines()
-    return "\n".join(map(printable, lines[-LAST:]))
+    """Return the last ``LAST`` lines of an error's traceback, each printable; files by their names below ``sys.path``.
+
+    Where packages lie on this machine is nobody's business, and a record may be published.
+    """
+    text = "".join(traceback.format_exception(error))
+    for folder in sorted({*sys.path, str(Path(__file__).parents[1])}, key=len, reverse=True):
+        text = text.replace(f'File "{folder}/', 'File "') if folder.strip("/") else text
+    return "\n".join(map(printable, text.splitlines()[-LAST:]))
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from scipy import optimize
 
@@ -142,7 +141,7 @@ def name_curves(figure: Figure, ax: Axes, times: pd.DataFrame, look: dict[str, S
             ax.annotate(
                 row["optimizer"], (row["dim"], row["step_ms"]), (OFFSET, shift), textcoords="offset points",
                 color="0.15", va="center", fontsize=8.5, annotation_clip=False, arrowprops={"shrinkA": 0, **line},
-                path_effects=[withStroke(linewidth=2, foreground="white")],
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
             )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ LOOKS: dict[int, Style] = {
     0: {"facecolor": "#e8e8e8", "label": "no growth with d: calls, Python, work outside torch"},
     1: {"facecolor": "#a9cfe8", "label": "work ∝ d"},
     2: {"facecolor": "#2c74b3", "label": "work ∝ d²"},
-    UNKNOWN: {"facecolor": "#bbbbbb", "hatch": "....", "label": "unknown order"},
+    UNKNOWN: {"facecolor": "#bbbbbb", "hatch": "----", "label": "unknown order"},
     3: {"facecolor": "#e8743b", "hatch": "////", "label": "work ∝ d³"},
     HIGHEST: {"facecolor": "#8c1a10", "hatch": "xxxx", "label": "work ∝ d⁴ or faster"},
 }

@@ -1,6 +1,7 @@
 """Cells measured for real, in a process of their own, on tiny problems; times are looked at by nobody."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,8 @@ def test_what_a_users_constructor_raises_is_the_reason(tmp_path: Path) -> None:
     told = "model._target_=tests.support.theirs.Broken: ValueError: hidden must be even; set hidden=64"
     assert (found.status, found.reason) == ("failed", f"{told}; it was given dim=8, depth=2")
     assert "in __init__" in str(found.traceback)
+    named = re.findall(r'File "([^"]+)"', str(found.traceback))
+    assert named and not any(Path(name).is_absolute() for name in named), "a record may be published"
 
 
 def test_what_a_users_constructor_does_not_take_is_left_out_as_it_says(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_unknown_and_higher_orders_have_looks_of_their_own(judged: Judged) -> No
     figure = orders(judged, shares=made)
     panel = next(ax for ax in figure.axes if ax.get_title(loc="left").startswith("layerwise"))
     assert stack(panel, 256) == pytest.approx([0.25, 0.25, 0.5])
-    assert [area.get_hatch() for area in panel.collections] == [None, "....", "xxxx"]
+    assert [area.get_hatch() for area in panel.collections] == [None, "----", "xxxx"]
     assert "unknown order" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
