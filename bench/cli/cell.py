@@ -18,9 +18,9 @@ from stepscale.bench.records.schema import Status
 from stepscale.bench.runs import progress
 from stepscale.bench.runs.conduct import describe
 from stepscale.bench.runs.plan import plan_multirun
-from stepscale.bench.runs.run import LOCAL, Run
+from stepscale.bench.runs.run import Run
 
-SINGLE = LOCAL / "single"  # where cells lie that belong to no plan
+SINGLE = store.LOCAL / "single"  # where cells lie that belong to no plan
 MULTIRUN = {"-m", "--multirun"}
 OURS = {*MULTIRUN, ANEW, "--config-dir", "-cd"}  # flags that are not Hydra's to answer
 

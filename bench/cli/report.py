@@ -13,7 +13,6 @@ from stepscale.bench.records.schema import Record
 from stepscale.bench.records.tables import united
 from stepscale.bench.report.write import Source, write_of
 
-LOCAL = Path("results/local")
 ABOUT = """Write a run's report from its records. Of several folders it is one report: machines stand beside each other,
 and where two folders hold the same cells of one machine by other code, torch or driver, it says which steps became
 slower."""
@@ -23,7 +22,7 @@ def main(words: list[str]) -> None:
     """Write a report of the folders that are named."""
     parser = argparse.ArgumentParser(prog="stepscale report", description=ABOUT)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a run; earlier versions first")
-    where = f"folder for the report (of one folder itself; of several {LOCAL}/A+B, of their names)"
+    where = f"folder for the report (of one folder itself; of several {store.LOCAL}/A+B, of their names)"
     parser.add_argument("--to", type=Path, help=where)
     found = parser.parse_args(words)
     folders = list(dict.fromkeys(found.folders))
@@ -32,7 +31,8 @@ def main(words: list[str]) -> None:
     sources = [Source(folder, records) for folder, (records, _) in zip(folders, read, strict=True)]
     if empty := [str(source.folder) for source in sources if not source.records and len(sources) > 1]:
         raise UsageError(f"no records in {', '.join(empty)}; name folders of runs")
-    to = found.to or (folders[0] if len(folders) == 1 else LOCAL / "+".join(path.resolve().name for path in folders))
+    together = store.LOCAL / "+".join(path.resolve().name for path in folders)
+    to = found.to or (folders[0] if len(folders) == 1 else together)
     if any(source.records for source in sources):
         to.mkdir(parents=True, exist_ok=True)
     complaints = [complaint for _, told in read for complaint in told]

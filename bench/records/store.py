@@ -21,6 +21,7 @@ from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.ranges import Size
 from stepscale.bench.records.schema import MIGRATIONS, SCHEMA, Config, Record, Status
 
+LOCAL = Path("results/local")  # where runs lie
 RECORDS = "records"  # the folder in a run's
 PLAN = "run.json"  # of a run's folder
 LARGEST = 64 << 20  # bytes of a file that is read

@@ -20,6 +20,7 @@ from stepscale.bench import interrupt
 from stepscale.bench.errors import SessionError
 from stepscale.bench.machine import cores
 from stepscale.bench.progress import bar
+from stepscale.bench.records import store
 from stepscale.bench.regression import builds, summary, verdicts
 from stepscale.bench.regression.builds import Arm
 from stepscale.bench.regression.scratch import scratch
@@ -39,7 +40,7 @@ class Options:
     optimizers: tuple[str, ...] = ()  # only these
     dims: tuple[str, ...] = ()  # instead of each optimizer's two
     threads: int = 1  # of each session
-    out: Path = Path("results/local/regress")
+    out: Path = store.LOCAL / "regress"
 
 
 class Measured(NamedTuple):

@@ -77,10 +77,13 @@ def whole(run: Path, *, partial: bool) -> list[Found]:
         raise UsageError(f"{run} holds no sweep's run: there is no {store.PLAN} in it; {hint}")
     found, complaints = merging.read(run)
     missing = plan.missing([one.record for one in found])
-    if complaints or not found or (missing and not partial):
+    if complaints:
+        raise UsageError(" ".join(complaints))
+    if not found or (missing and not partial):
         finish = "the command that measured it finishes it, and --partial publishes what there is"
-        told = f"{run} is not finished: {missing} of its {plan.cells} planned cells are not recorded; {finish}."
-        raise UsageError(" ".join([told, *complaints]))
+        raise UsageError(
+            f"{run} is not finished: {missing} of its {plan.cells} planned cells are not recorded; {finish}"
+        )
     return found
 
 

@@ -27,7 +27,6 @@ from stepscale.bench.runs.prediction import predict_too_slow
 from stepscale.bench.runs.progress import outcome
 
 Tell = Callable[[str], None]
-LOCAL = Path("results/local")
 LATEST = "latest"
 
 
@@ -185,20 +184,20 @@ def folder_of(name: str, *, anew: bool = False) -> Path:
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
     there = [
         match
-        for path in LOCAL.glob(f"{glob.escape(name)}*")
+        for path in store.LOCAL.glob(f"{glob.escape(name)}*")
         if path.is_dir() and (match := pattern.fullmatch(path.name))
     ]
     newest = max((int(match[1] or 1) for match in there), default=0)
     number = max(1, newest + anew)
-    return LOCAL / (name if number == 1 else f"{name}-{number}")
+    return store.LOCAL / (name if number == 1 else f"{name}-{number}")
 
 
 def point_latest_at(path: Path) -> None:
     """Have ``results/local/latest`` lead to a run; where links cannot be made, do without."""
-    if path.parent != LOCAL:
+    if path.parent != store.LOCAL:
         return
-    partial = LOCAL / f"{LATEST}.{os.getpid()}.partial"
+    partial = store.LOCAL / f"{LATEST}.{os.getpid()}.partial"
     with suppress(OSError):
         partial.unlink(missing_ok=True)
         partial.symlink_to(path.name)
-        os.replace(partial, LOCAL / LATEST)
+        os.replace(partial, store.LOCAL / LATEST)

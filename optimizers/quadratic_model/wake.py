@@ -117,7 +117,7 @@ class KLDWRM(KFAC):
         if self.momentum or self.dense:
             raise ValueError(
                 "KLDWRM has the last gradient in place of momentum, and no dense form, got "
-                f"momentum={self.momentum}, dense={self.dense}: leave both out"
+                f"momentum={self.momentum} and form={'dense' if self.dense else 'factored'}: leave both out"
             )
         self.quadratic = one_of("order", Order, order) is Order.QUADRATIC
         if self.quadratic and self.schedule.statistics > 1:

@@ -14,7 +14,7 @@ from stepscale.models import MLP, Batch, Classifier, Flow
 from stepscale.optimizers import KFAC, TNT, MiniBlock, Schedule, Shampoo, pair
 from stepscale.optimizers.kronecker.momentum import WithMomentum
 from tests.conftest import batch_of, generic_flow
-from tests.support.dense import network
+from tests.support.dense import assert_alike, network, twins
 
 pytestmark = pytest.mark.numerical
 
@@ -37,8 +37,7 @@ def test_both_forms_write_the_same_parameters(which: str, name: str, momentum: f
     """Over 200 steps, of which every seventh makes the inverses anew."""
     make, batch, frame = MODELS[which]
     batches = [batch() for _ in range(200)]
-    models = make(), make()
-    models[1].load_state_dict(models[0].state_dict())
+    models = twins(make)
     schedule = Schedule(statistics=1, inverse=7, decay=0.9, eager=5)
     options: dict[str, Any] = {"damping": 0.3, "momentum": momentum, "frame": frame, "schedule": schedule}
     for model, form in zip(models, ("factored", "dense"), strict=True):
@@ -46,8 +45,7 @@ def test_both_forms_write_the_same_parameters(which: str, name: str, momentum: f
         step = pair(model, partial(METHODS[name], form=form, **options), partial(torch.optim.SGD, lr=1e-3))
         for one in batches:
             step(one)
-    for one, same in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10)
+    assert_alike(*models)
 
 
 def flops_between(direction: WithMomentum, batch: Batch) -> float:

@@ -12,10 +12,17 @@ from torch import Tensor, nn
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.models import Batch, Classifier, Flow
 from stepscale.optimizers import KBFGS, KLClipped, QuadraticStep, TrustRegion, pair
-from stepscale.optimizers.quasi_newton.bfgs import bfgs, doubly_damped
-from stepscale.optimizers.quasi_newton.limited_memory import LimitedMemory
 from tests.conftest import batch_of, generic_flow
-from tests.support.dense import dense_fisher, network
+from tests.support.dense import (
+    assert_alike,
+    bfgs_by_matrices,
+    dense_fisher,
+    in_parameters,
+    layers_of,
+    move,
+    network,
+    twins,
+)
 
 pytestmark = pytest.mark.numerical
 
@@ -32,10 +39,6 @@ class Seen(NamedTuple):
     x: Tensor  # inputs in the frame, [batch, dim_in (+1)]
     y: Tensor  # mean output
     delta: Tensor  # mean gradient at it, without log-determinants
-
-
-def layers_of(model: nn.Module) -> list[nn.Linear]:
-    return [module for module in model.modules() if isinstance(module, nn.Linear)]
 
 
 def looked_at(model: Any, batch: Batch, relative: bool) -> Iterator[Seen]:
@@ -61,13 +64,6 @@ def looked_at(model: Any, batch: Batch, relative: bool) -> Iterator[Seen]:
             S = torch.cat([S + torch.outer(db, b.detach()) if relative else S, db.unsqueeze(1)], dim=1)
             x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
         yield Seen(S, x, y.detach().mean(0), delta.sum(0))  # of a mean loss, so that a sum is the mean
-
-
-def updated(H: Tensor, s: Tensor, y: Tensor) -> Tensor:
-    """BFGS as a product of matrices."""
-    one, rho = torch.eye(len(H), dtype=H.dtype), 1 / (s @ y)
-    V = one - rho * torch.outer(s, y)
-    return V @ H @ V.T + rho * torch.outer(s, s)
 
 
 def damped(H: Tensor, s: Tensor, y: Tensor, mu1: float = 0.2, mu2: float = ROOT) -> Pair:
@@ -103,14 +99,14 @@ class DenseLayer:
         self.y = DECAY * self.y + (1 - DECAY) * (then.delta - seen.delta)
         found = damped(self.Hg, self.s, self.y)
         if self.kept is None:
-            self.Hg = updated(self.Hg, *found)
+            self.Hg = bfgs_by_matrices(self.Hg, *found)
         else:
             self.last = [*self.last, found][-self.kept :]
             self.Hg = self.one
             for there in self.last:
-                self.Hg = updated(self.Hg, *there)
+                self.Hg = bfgs_by_matrices(self.Hg, *there)
         s = self.Ha @ seen.x.mean(0)
-        self.Ha = updated(self.Ha, s, self.A @ s + ROOT * s)
+        self.Ha = bfgs_by_matrices(self.Ha, s, self.A @ s + ROOT * s)
 
 
 def dense_run(model: Any, batches: list[Batch], relative: bool, pairs: int | None = None) -> list[DenseLayer]:
@@ -119,29 +115,10 @@ def dense_run(model: Any, batches: list[Batch], relative: bool, pairs: int | Non
         seen = list(looked_at(model, batch, relative))
         kept = kept or [DenseLayer(one, pairs) for one in seen]
         for layer, own, one in zip(layers_of(model), kept, seen, strict=True):
-            descend(layer, own.direction(one), relative)
+            move(layer, in_parameters(layer, own.direction(one), relative), LR)
         for own, one, then in zip(kept, seen, looked_at(model, batch, relative), strict=True):
             own.learn(one, then)
     return kept
-
-
-@torch.no_grad()
-def descend(layer: nn.Linear, D: Tensor, relative: bool) -> None:
-    W, b, d = layer.weight, layer.bias, layer.in_features
-    if b is not None:
-        b -= LR * (D[:, :d] @ b + D[:, d] if relative else D[:, d])
-    W -= LR * (D[:, :d] @ W if relative else D[:, :d])
-
-
-def assert_alike(model: nn.Module, other: nn.Module) -> None:
-    for (name, one), same in zip(model.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10, msg=lambda said, name=name: f"{name}: {said}")
-
-
-def copied(make: Callable[[], nn.Module]) -> tuple[Any, Any]:
-    one, other = make(), make()
-    other.load_state_dict(one.state_dict())
-    return one, other
 
 
 def stepping(model: nn.Module, frame: str = "euclidean", lr: float = LR, **options: Any) -> Any:
@@ -153,7 +130,7 @@ def stepping(model: nn.Module, frame: str = "euclidean", lr: float = LR, **optio
 @pytest.mark.parametrize("which", ["tanh", "relu", "bernoulli", "classifier", "no bias"])
 def test_a_network_is_trained_as_by_dense_matrices(which: str, pairs: int | None, rows: int) -> None:
     batches = [network(which, rows)[1] for _ in range(10)]
-    model, other = copied(lambda: network(which, rows)[0])
+    model, other = twins(lambda: network(which, rows)[0])
     step = stepping(model, pairs=pairs)
     for batch in batches:
         step(batch)
@@ -169,7 +146,7 @@ def test_a_network_is_trained_as_by_dense_matrices(which: str, pairs: int | None
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_flow_is_trained_as_by_dense_matrices(bias: bool, frame: str, pairs: int | None, rows: int) -> None:
     batches: list[Batch] = [batch_of(rows) / 3 for _ in range(10)]
-    model, other = copied(lambda: generic_flow() if bias else Flow(5, 2, bias=False).double())
+    model, other = twins(lambda: generic_flow() if bias else Flow(5, 2, bias=False).double())
     step = stepping(model, frame, pairs=pairs)
     for batch in batches:
         step(batch)
@@ -212,66 +189,6 @@ def test_a_pair_that_needs_no_damping_is_fulfilled() -> None:
                 applied.right @ (direction.moments[place].A @ a + ROOT * a), a, rtol=1e-9, atol=1e-14
             )
     assert plain
-
-
-def test_a_tiny_pair_is_taken_as_another() -> None:
-    """In float32, of a length of about 1e-12: 1 / (s·y)² is above all its numbers."""
-    s = 1e-12 * torch.randn(5)
-    y, H = s * (1 + torch.rand(5)), torch.eye(5)
-    change, expected = bfgs(s, y, y), updated(H.double(), s.double(), y.double())
-    for found in (H + change.U @ change.C @ change.U.T, LimitedMemory.empty(2, s).taking(s, y).times(H)):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_double_damping_keeps_h_positive_definite_through_400_pairs(dtype: torch.dtype) -> None:
-    """Whatever the pairs, and s·y ≥ μ₂ s·s of each that is taken; K-BFGS(L) of a hundred of them, too."""
-    dim = 6
-    H, limited = torch.eye(dim, dtype=dtype), LimitedMemory.empty(100, torch.zeros(dim, dtype=dtype))
-    for _ in range(400):
-        pair_there = torch.randn(dim, dtype=dtype), 3 * torch.randn(dim, dtype=dtype)
-        s, y = doubly_damped(*pair_there, H.mv, 0.5)
-        assert s @ y >= (0.5 - 1e-6) * s @ s > 0
-        change = bfgs(s, y, H @ y)
-        H = H + change.U @ change.C @ change.U.T
-        torch.testing.assert_close(H @ y, s, rtol=1e-3, atol=1e-4)
-        limited = limited.taking(*doubly_damped(*pair_there, limited.times, 0.5))
-        formed = limited.times(torch.eye(dim, dtype=dtype))
-        for matrix in (H, formed):
-            assert torch.linalg.eigvalsh(matrix)[0] > 0
-
-
-@pytest.mark.parametrize("kept", [1, 4, 9])
-def test_limited_memory_is_the_recursion_over_its_pairs(kept: int) -> None:
-    """From I on; of successive averages, which are nearly parallel, and of one pair without curvature, left out."""
-    dim, pairs = 5, list[Pair]()
-    s = y = torch.zeros(dim, dtype=torch.float64)
-    Q = torch.diag(torch.linspace(0.6, 4, dim, dtype=torch.float64))
-    limited = LimitedMemory.empty(kept, s)
-    for step in range(12):
-        move = 0.1 * torch.randn(dim, dtype=torch.float64)
-        s, y = 0.9 * s + move, 0.9 * y + Q @ move
-        there = (s, -y) if step == 6 else (s, y)
-        limited, pairs = limited.taking(*there), [*pairs, there][-kept:]
-        H = torch.eye(dim, dtype=torch.float64)
-        for one in pairs:
-            H = updated(H, *one) if one[0] @ one[1] > 0 else H
-        torch.testing.assert_close(limited.times(torch.eye(dim, dtype=torch.float64)), H, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(limited.times(s), H @ s, rtol=1e-10, atol=1e-10)
-
-
-def test_limited_memory_loses_no_more_than_rounding_of_nearly_parallel_pairs() -> None:
-    """In float32: 40 successive averages, against the recursion in float64."""
-    dim = 8
-    s = y = torch.zeros(dim)
-    Q = torch.diag(torch.logspace(-0.2, 2, dim))
-    limited, H = LimitedMemory.empty(40, s), torch.eye(dim, dtype=torch.float64)
-    for _ in range(40):
-        move = 0.1 * torch.randn(dim)
-        s, y = 0.9 * s + move, 0.9 * y + Q @ move
-        limited, H = limited.taking(s, y), updated(H, s.double(), y.double())
-    formed = limited.times(torch.eye(dim)).double()
-    assert (formed - H).norm() < 1e-4 * H.norm()
 
 
 class QuadraticLayer(nn.Linear):
@@ -340,7 +257,7 @@ def test_no_step_is_cubic_the_first_least_of_all(pairs: int | None) -> None:
 def test_the_trust_region_shortens_step_and_momentum_alike(which: str, pairs: int | None) -> None:
     """η² vᵀF v ≤ κ with F formed by autograd; H_g learns of the shortened step."""
     kappa, batches = 1e-4, [network(which)[1] for _ in range(8)]
-    model, other = copied(lambda: network(which)[0])
+    model, other = twins(lambda: network(which)[0])
     direction = partial(KBFGS, frame="euclidean", pairs=pairs, **OPTIONS)
     step = TrustRegion(model, direction, partial(torch.optim.SGD, lr=LR), kappa=kappa)
     kept: list[DenseLayer] = []
@@ -355,7 +272,7 @@ def test_the_trust_region_shortens_step_and_momentum_alike(which: str, pairs: in
         shortened += share < 1
         for layer, own, D in zip(layers_of(other), kept, moves, strict=True):
             own.m = share * own.m
-            descend(layer, share * D, relative=False)
+            move(layer, share * D, LR)
         for own, one, then in zip(kept, seen, looked_at(other, batch, relative=False), strict=True):
             own.learn(one, then)
         assert_alike(model, other)
@@ -372,7 +289,7 @@ class Tokens(nn.Linear):
 @pytest.mark.parametrize("shared", ["expand", "reduce"])
 def test_rows_that_share_a_weight_have_mean_outputs_and_gradients_summed(shared: str) -> None:
     """With means of inputs and outputs over rows, what is learned is the Hessian matrix of a sample's sum of losses."""
-    model, other = copied(lambda: Tokens(4, 3).double())
+    model, other = twins(lambda: Tokens(4, 3).double())
     batches = [torch.randn(5, 6, 4, dtype=torch.float64) for _ in range(6)]
     step = stepping(model, shared=shared)
     kept: list[DenseLayer] = []
@@ -380,7 +297,7 @@ def test_rows_that_share_a_weight_have_mean_outputs_and_gradients_summed(shared:
         step(batch)
         there, then = tokens_seen(other, batch, shared), list[Seen]()
         kept = kept or [DenseLayer(there, None)]
-        descend(other, kept[0].direction(there), relative=False)
+        move(other, kept[0].direction(there), LR)
         then = [tokens_seen(other, batch, shared)]
         kept[0].learn(there, then[0])
     assert_alike(model, other)
@@ -398,7 +315,7 @@ def tokens_seen(model: Tokens, batch: Tensor, shared: str) -> Seen:
 @pytest.mark.parametrize("frame", ["relative", "euclidean"])
 def test_state_goes_on_where_it_was(frame: str, pairs: int | None) -> None:
     batches = [batch_of(3) / 3 for _ in range(10)]
-    model, other = copied(generic_flow)
+    model, other = twins(generic_flow)
     step, again = (stepping(one, frame, pairs=pairs) for one in (model, other))
     for batch in batches[:4]:
         step(batch)

@@ -1,7 +1,7 @@
 """TNT, Shampoo, mini-block Fisher and momentum before the inverses, against dense matrices of gradients by autograd."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,18 @@ from stepscale.optimizers.kronecker.moments import rows_are_cheaper
 from stepscale.optimizers.kronecker.momentum import WithMomentum
 from stepscale.optimizers.kronecker.tnt import normalised
 from tests.conftest import batch_of, generic_flow
-from tests.support.dense import dense_fisher, homogeneous, network, written
+from tests.support.dense import (
+    assert_alike,
+    dense_fisher,
+    homogeneous,
+    in_parameters,
+    layers_of,
+    mean_gradients,
+    move,
+    network,
+    twins,
+    written,
+)
 from tests.support.jobs import job, logged
 
 pytestmark = pytest.mark.numerical
@@ -36,25 +47,6 @@ METHODS: dict[str, Callable[..., WithMomentum]] = {
 }
 Side = tuple[Tensor, Tensor]
 Map = Callable[[Tensor], Tensor]
-
-
-def layers_of(model: nn.Module) -> list[nn.Linear]:
-    return [module for module in model.modules() if isinstance(module, nn.Linear)]
-
-
-def dense_gradients(model: Any, batch: Batch, relative: bool) -> Iterator[Tensor]:
-    """The mean gradient of each layer in its frame, by autograd through the whole loss: [dim_out, dim_in (+1)]."""
-    layers = layers_of(model)
-    parameters = [p for layer in layers for p in layer.parameters()]
-    found = dict(zip(map(id, parameters), torch.autograd.grad(model.loss(batch), parameters), strict=True))
-    for layer in layers:
-        W, b = layer.weight.detach(), layer.bias
-        S = found[id(layer.weight)] @ W.T if relative else found[id(layer.weight)]
-        if b is None:
-            yield S
-            continue
-        db = found[id(b)].unsqueeze(1)
-        yield torch.cat([S + db @ b.detach().unsqueeze(0) if relative else S, db], dim=1)
 
 
 def root(M: Tensor, power: float) -> Tensor:
@@ -93,7 +85,7 @@ def dense_run(model: Any, batches: list[Batch], name: str, relative: bool) -> No
     moved: list[Tensor] = []
     applied: list[Map] = []
     for step, batch in enumerate(batches):
-        found = list(dense_gradients(model, batch, relative))
+        found = list(mean_gradients(model, batch, relative))
         keep = min(1 - 1 / (step + 1), DECAY)
         old, new = (1.0, 1.0) if name == "shampoo sum" else (keep, 1 - keep)
         fresh = [squares_of(name, S) for S in found]
@@ -103,7 +95,7 @@ def dense_run(model: Any, batches: list[Batch], name: str, relative: bool) -> No
         if step % EVERY == 0:
             applied = [preconditioner(name, *square) for square in squares]
         for layer, m, P in zip(layers, moved, applied, strict=True):
-            descend(layer, P(m), relative)
+            move(layer, in_parameters(layer, P(m), relative), LR)
 
 
 def stale_run(model: Any, batches: list[Batch], name: str, relative: bool) -> None:
@@ -112,7 +104,7 @@ def stale_run(model: Any, batches: list[Batch], name: str, relative: bool) -> No
     squares: list[Side] = []
     applied: list[Map] = []
     for step, batch in enumerate(batches):
-        found = list(dense_gradients(model, batch, relative))
+        found = list(mean_gradients(model, batch, relative))
         keep = min(1 - 1 / (step + 1), DECAY)
         old, new = (1.0, 1.0) if name == "shampoo sum" else (keep, 1 - keep)
         fresh = [squares_of(name, S) for S in found]
@@ -123,7 +115,7 @@ def stale_run(model: Any, batches: list[Batch], name: str, relative: bool) -> No
             applied = [preconditioner(name, *square) for square in squares]
             kept = [in_parameters(layer, P(N), relative) for layer, P, N in zip(layers, applied, parts, strict=True)]
         for layer, S, N, P, less in zip(layers, found, parts, applied, kept, strict=True):
-            move(layer, in_parameters(layer, P(S + N), relative) - less)
+            move(layer, in_parameters(layer, P(S + N), relative) - less, LR)
 
 
 def log_det_part(layer: nn.Linear, S: Tensor, relative: bool) -> Tensor:
@@ -131,37 +123,6 @@ def log_det_part(layer: nn.Linear, S: Tensor, relative: bool) -> Tensor:
     N = torch.zeros_like(S)
     N[:, : len(S)] = torch.eye(len(S)) if relative else torch.linalg.inv(layer.weight.detach()).T
     return N
-
-
-def descend(layer: nn.Linear, D: Tensor, relative: bool) -> None:
-    move(layer, in_parameters(layer, D, relative))
-
-
-def in_parameters(layer: nn.Linear, D: Tensor, relative: bool) -> Tensor:
-    W, b, d = layer.weight.detach(), layer.bias, layer.in_features
-    if not relative:
-        return D
-    if b is None:
-        return D @ W
-    return torch.cat([D[:, :d] @ W, (D[:, :d] @ b.detach() + D[:, d]).unsqueeze(1)], dim=1)
-
-
-@torch.no_grad()
-def move(layer: nn.Linear, D: Tensor) -> None:
-    layer.weight -= LR * D[:, : layer.in_features]
-    if layer.bias is not None:
-        layer.bias -= LR * D[:, layer.in_features]
-
-
-def assert_alike(model: nn.Module, other: nn.Module) -> None:
-    for (name, one), same in zip(model.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10, msg=lambda said, name=name: f"{name}: {said}")
-
-
-def copied(make: Callable[[], nn.Module]) -> tuple[Any, Any]:
-    one, other = make(), make()
-    other.load_state_dict(one.state_dict())
-    return one, other
 
 
 def trained(
@@ -179,7 +140,7 @@ def trained(
 @pytest.mark.parametrize("which", ["tanh", "bernoulli", "classifier", "no bias"])
 def test_a_network_is_trained_as_by_dense_matrices(which: str, name: str, rows: int) -> None:
     batches = [network(which, rows)[1] for _ in range(8)]
-    model, other = copied(lambda: network(which, rows)[0])
+    model, other = twins(lambda: network(which, rows)[0])
     trained(model, batches, METHODS[name], "euclidean")
     dense_run(other, batches, name, relative=False)
     assert_alike(model, other)
@@ -191,7 +152,7 @@ def test_a_network_is_trained_as_by_dense_matrices(which: str, name: str, rows: 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_flow_is_trained_as_by_dense_matrices(bias: bool, frame: str, name: str, rows: int) -> None:
     batches: list[Batch] = [batch_of(rows) / 3 for _ in range(8)]
-    model, other = copied(lambda: generic_flow() if bias else Flow(5, 2, bias=False).double())
+    model, other = twins(lambda: generic_flow() if bias else Flow(5, 2, bias=False).double())
     trained(model, batches, METHODS[name], frame)
     dense_run(other, batches, name, relative=frame == "relative")
     assert_alike(model, other)
@@ -202,7 +163,7 @@ def test_a_flow_is_trained_as_by_dense_matrices(bias: bool, frame: str, name: st
 @pytest.mark.parametrize("frame", ["relative", "euclidean"])
 def test_a_stale_log_determinant_is_that_of_the_last_inversion(frame: str, name: str) -> None:
     batches: list[Batch] = [batch_of(3) / 3 for _ in range(8)]
-    (model, other), (exact, _) = copied(generic_flow), copied(generic_flow)
+    (model, other), (exact, _) = twins(generic_flow), twins(generic_flow)
     exact.load_state_dict(model.state_dict())
     step = trained(model, batches, partial(METHODS[name], log_det="stale"), frame, momentum=0.0)
     stale_run(other, batches, name, relative=frame == "relative")
@@ -240,7 +201,7 @@ def test_a_record_says_that_the_log_determinant_is_stale(tmp_path: Path, optimiz
 def test_momentum_stands_before_kfac_s_inverses(frame: str, rank: int | None) -> None:
     """Written by factors, it is the preconditioned sum of what the same inverses are applied to without momentum."""
     batches = [batch_of(3) / 3 for _ in range(8)]
-    model, other = copied(generic_flow)
+    model, other = twins(generic_flow)
     schedule = Schedule(1, EVERY, DECAY)
     make = partial(KFAC, damping=EPS, frame=frame, statistics="data", schedule=schedule, rank=rank)
     step = pair(model, partial(make, momentum=MU), partial(torch.optim.SGD, lr=LR))
@@ -248,13 +209,13 @@ def test_momentum_stands_before_kfac_s_inverses(frame: str, rank: int | None) ->
     for batch in batches:
         torch.manual_seed(0)
         step(batch)
-        gradients = list(dense_gradients(other, batch, frame == "relative"))
+        gradients = list(mean_gradients(other, batch, frame == "relative"))
         torch.manual_seed(0)
         plain(batch)  # for its inverses
         moved = [MU * m + S for m, S in zip(moved, gradients, strict=True)]
         for layer, m, applied in zip(layers_of(other), moved, plain.applied, strict=True):
             sides = [side if isinstance(side, Tensor) else side.dense() for side in (applied.left, applied.right)]
-            descend(layer, sides[0] @ m @ sides[1], frame == "relative")
+            move(layer, in_parameters(layer, sides[0] @ m @ sides[1], frame == "relative"), LR)
             layer.weight.grad = layer.bias.grad = None
     assert_alike(model, other)
 
@@ -285,7 +246,7 @@ def test_tnt_s_factors_have_the_trace_of_the_squares() -> None:
 
 
 def test_strong_damping_leaves_the_gradient() -> None:
-    model, other = copied(lambda: network("tanh")[0])
+    model, other = twins(lambda: network("tanh")[0])
     batch = network("tanh")[1]
     strong = 1e8
     scales = {
@@ -350,7 +311,7 @@ def test_the_published_form_is_that_of_pytorch_optimizer() -> None:
     Its factors begin as ε I, to which squares are added: the same ε here is added before the root.
     """
     theirs = pytest.importorskip("pytorch_optimizer", reason="of the extra optimizers")
-    model, other = copied(lambda: network("no bias")[0])
+    model, other = twins(lambda: network("no bias")[0])
     published = {"accumulation": "sum", "momentum": 0.0, "schedule": Schedule(statistics=1, inverse=1)}
     direction = partial(Shampoo, damping=1e-3, frame="euclidean", **published)
     step = pair(model, direction, partial(torch.optim.SGD, lr=LR))
@@ -419,7 +380,7 @@ def test_the_trust_region_shortens_step_and_momentum_alike(name: str, method: st
 
 def test_state_goes_on_where_it_was() -> None:
     batches = [batch_of(3) / 3 for _ in range(10)]
-    model, other = copied(generic_flow)
+    model, other = twins(generic_flow)
     make = partial(TNT, statistics="data", damping=EPS, schedule=SCHEDULE)
     step, again = (pair(m, make, partial(torch.optim.SGD, lr=LR)) for m in (model, other))
     for batch in batches[:4]:

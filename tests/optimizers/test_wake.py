@@ -1,7 +1,7 @@
 """KLD-WRM against the minimum of its defining sum, its closed form, and dense Kronecker products, in float64."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from stepscale.optimizers import (
     split,
 )
 from tests.conftest import batch_of, generic_flow, gradients
-from tests.support.dense import homogeneous, network
+from tests.support.dense import homogeneous, in_parameters, layers_of, mean_gradients, move, network
 
 pytestmark = pytest.mark.numerical
 
@@ -118,22 +118,6 @@ def test_with_one_fisher_matrix_it_is_k_fac_at_a_share_of_the_rate_that_looks_ah
         torch.testing.assert_close(theta(model), expected, rtol=1e-10, atol=1e-10)
 
 
-def layers_of(model: nn.Module) -> list[nn.Linear]:
-    return [module for module in model.modules() if isinstance(module, nn.Linear)]
-
-
-def dense_gradients(model: Any, batch: Batch) -> Iterator[Tensor]:
-    """Of each layer, by autograd: in the relative frame where the loss has log-determinants."""
-    for layer in layers_of(model):
-        W, b = layer.weight, layer.bias
-        found = torch.autograd.grad(model.loss(batch), [W] if b is None else [W, b])
-        S = found[0] @ W.detach().T if isinstance(model, Flow) else found[0]
-        if b is not None:
-            db = found[1].unsqueeze(1)
-            S = torch.cat([S + db @ b.detach().unsqueeze(0) if isinstance(model, Flow) else S, db], dim=1)
-        yield S
-
-
 def sides(model: Any, drawn: list[LayerIO]) -> list[Pair]:
     """A and G of each layer, of a captured batch."""
     found = []
@@ -152,15 +136,6 @@ def solved(A: Tensor, G: Tensor, S: Tensor, damping: float) -> Tensor:
     return torch.linalg.solve(dense, S.flatten()).view_as(S)
 
 
-@torch.no_grad()
-def descend(layer: nn.Linear, D: Tensor, rate: float, relative: bool) -> None:
-    W, b, d = layer.weight, layer.bias, layer.in_features
-    move = D[:, :d] @ W if relative else D[:, :d]
-    if b is not None:
-        b -= rate * (D[:, :d] @ b + D[:, d] if relative else D[:, d])
-    W -= rate * move
-
-
 def dense_run(model: Any, batches: list[Batch], order: str, rho: float, every: int, drawn_from: str) -> None:
     """Train by dense matrices: ρ of the last gradient, and of F s, taken from today's; inverses every few steps."""
     averages: list[Pair] = []
@@ -169,7 +144,7 @@ def dense_run(model: Any, batches: list[Batch], order: str, rho: float, every: i
     for k, batch in enumerate(batches):
         rate, before = RATES[k], RATES[k - 1] if k else 1.0
         torch.manual_seed(k)
-        found, ios = list(dense_gradients(model, batch)), model.capture(batch)
+        found, ios = list(mean_gradients(model, batch, isinstance(model, Flow))), model.capture(batch)
         fresh = sides(model, ios if drawn_from == "data" else model.capture_samples(ios))
         keep = min(1 - 1 / (k + 1), rho)
         averages = [
@@ -187,7 +162,7 @@ def dense_run(model: Any, batches: list[Batch], order: str, rho: float, every: i
         if order == "q":
             last = [S - rate * G @ D @ A for S, D, (A, G) in zip(found, moves, fresh, strict=True)]
         for layer, D in zip(layers_of(model), moves, strict=True):
-            descend(layer, D, rate, isinstance(model, Flow))
+            move(layer, in_parameters(layer, D, isinstance(model, Flow)), rate)
 
 
 MODELS: dict[str, Callable[[int], tuple[Any, Batch]]] = {
@@ -238,7 +213,7 @@ def test_tokens_and_batches_of_other_sizes_count_as_their_gradients_do(order: st
     last: list[Tensor] = []
     for rate, before, batch in ((0.5, 1.0, torch.randn(3, 4, 4)), (0.2, 0.5, torch.randn(5, 4, 4))):
         batch, direction.rate = batch.double(), rate
-        found = list(dense_gradients(model, batch))
+        found = list(mean_gradients(model, batch, isinstance(model, Flow)))
         alone.moments = []
         alone(batch)
         gradients(model)

@@ -96,7 +96,7 @@ def test_the_latest_of_a_cells_records_counts(tmp_path: Path) -> None:
 
 def test_a_published_copy_is_no_second_record(tmp_path: Path) -> None:
     """Whichever is merged first, and also where neither counts."""
-    made = replace(record(*RUN), command="stepscale into=/home/me/run", finished="2026-01-01")
+    made = replace(record(*RUN), command="stepscale into=elsewhere", finished="2026-01-01")
     made.machine = replace(made.machine, host="mine")
     copy = replace(made, command="stepscale into=run", machine=replace(made.machine, host=""))
     runs = [saved([one], tmp_path / str(k)) for k, one in enumerate((made, copy, replace(made, finished="2026-02-01")))]

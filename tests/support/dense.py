@@ -1,9 +1,10 @@
 """Small networks in float64, and what curvature is measured against: dense matrices and gradients of whole layers."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call, jacrev
 
@@ -70,3 +71,59 @@ def layer_gradient(io: LayerIO) -> Tensor:
 def written(io: LayerIO) -> Tensor:
     assert io.layer.weight.grad is not None and io.layer.bias.grad is not None
     return torch.cat([io.layer.weight.grad, io.layer.bias.grad.unsqueeze(1)], dim=1)
+
+
+def layers_of(model: nn.Module) -> list[nn.Linear]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+def mean_gradients(model: Any, batch: Batch, relative: bool) -> Iterator[Tensor]:
+    """The mean gradient of each layer in its frame, by autograd through the whole loss: ``[out, in (+ 1)]``."""
+    layers = layers_of(model)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    found = dict(zip(map(id, parameters), torch.autograd.grad(model.loss(batch), parameters), strict=True))
+    for layer in layers:
+        W, b = layer.weight.detach(), layer.bias
+        S = found[id(layer.weight)] @ W.T if relative else found[id(layer.weight)]
+        if b is None:
+            yield S
+            continue
+        db = found[id(b)].unsqueeze(1)
+        yield torch.cat([S + db @ b.detach().unsqueeze(0) if relative else S, db], dim=1)
+
+
+def in_parameters(layer: nn.Linear, D: Tensor, relative: bool) -> Tensor:
+    """A change of a layer in its frame, ``[out, in (+ 1)]``, as one of its weight and bias."""
+    W, b, d = layer.weight.detach(), layer.bias, layer.in_features
+    if not relative:
+        return D
+    if b is None:
+        return D @ W
+    return torch.cat([D[:, :d] @ W, (D[:, :d] @ b.detach() + D[:, d]).unsqueeze(1)], dim=1)
+
+
+@torch.no_grad()
+def move(layer: nn.Linear, D: Tensor, rate: float) -> None:
+    """Take a step of plain descent along a direction of weight and bias."""
+    layer.weight -= rate * D[:, : layer.in_features]
+    if layer.bias is not None:
+        layer.bias -= rate * D[:, layer.in_features]
+
+
+def twins(make: Callable[[], nn.Module]) -> tuple[Any, Any]:
+    """Two models of the same parameters."""
+    one, other = make(), make()
+    other.load_state_dict(one.state_dict())
+    return one, other
+
+
+def assert_alike(model: nn.Module, other: nn.Module) -> None:
+    for (name, one), same in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10, msg=lambda said, name=name: f"{name}: {said}")
+
+
+def bfgs_by_matrices(H: Tensor, s: Tensor, y: Tensor) -> Tensor:
+    """BFGS as a product of matrices."""
+    one, rho = torch.eye(len(H), dtype=H.dtype), 1 / (s @ y)
+    V = one - rho * torch.outer(s, y)
+    return V @ H @ V.T + rho * torch.outer(s, s)
