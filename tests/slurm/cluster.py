@@ -23,6 +23,7 @@ from pathlib import Path
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 PATIENCE_S = 60
+HELD_S = 3
 SETTINGS = {
     "ClusterName": "tests",
     "SlurmUser": "root",
@@ -68,6 +69,7 @@ class Cluster:
     def __init__(self, folder: Path, nodes: int = 4) -> None:
         self.folder, self.nodes = folder, [f"n{number + 1}" for number in range(nodes)]
         self.daemons = list[subprocess.Popen[bytes]]()
+        self.pending = dict[str, float]()  # jobs, and since when
         tools = f"{folder / 'bin'}:{os.environ['PATH']}"
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": tools}
 
@@ -112,9 +114,20 @@ class Cluster:
         return self.ask("squeue", "-h", "-r", "-t", state, "-o", "%i").split()
 
     def release(self) -> None:
-        """Have jobs that Slurm holds back for two minutes, as it does once they are requeued, start at once."""
-        for job in self.ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i").split():
-            self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+        """Have jobs that Slurm holds back for two minutes, as it does once they are requeued, start soon.
+
+        A node refuses a job that is handed out in the second in which it was taken away, so that none starts at once.
+        """
+        now = time.monotonic()
+        self.pending = {job: self.pending.get(job, now) for job in self.jobs("PENDING")}
+        for job, since in self.pending.items():
+            if now - since > HELD_S:
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def idle(self) -> bool:
+        """Whether no job is left; a Slurm that does not answer does not say so."""
+        asked = subprocess.run(["squeue", "-h"], env=self.environment, capture_output=True, text=True)
+        return asked.returncode == 0 and not asked.stdout
 
     def _temporary(self) -> list[str]:
         return [f"tmp/{node}" for node in self.nodes]

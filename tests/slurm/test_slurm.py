@@ -130,7 +130,7 @@ def test_what_slurm_does_to_jobs_costs_no_cell(cluster: Cluster, folder: Path) -
     assert f"{lacking} of 60 cells are missing" in said and "the same command goes on from there" in said
     assert "Traceback" not in said
     assert {made.status for made in found} == {"ok"}
-    site.wait(lambda: not cluster.ask("squeue", "-h"), "the end of what the launcher left")
+    site.wait(cluster.idle, "the end of what the launcher left")
     before = site.written()
     status, said = site.run(*SUBMITIT, "hydra.launcher.partition=other", "hydra.launcher.timeout_min=20")
     assert status == 0, said
@@ -175,7 +175,7 @@ def test_an_array_hands_out_parts_and_a_requeued_one_goes_on(cluster: Cluster, f
     array = subprocess.run(submit, cwd=folder, env=cluster.environment, capture_output=True, text=True, check=True)
     site.wait(lambda: len(site.written()) >= 2, "the first cells")
     cluster.ask("scontrol", "requeue", cluster.jobs("RUNNING")[0])
-    site.wait(lambda: not cluster.ask("squeue", "-h"), "the end of the array")
+    site.wait(cluster.idle, "the end of the array")
     site.assert_whole(24)
     tasks = cluster.ask("scontrol", "--oneliner", "show", "job", array.stdout.strip()).splitlines()
     assert len(tasks) == 4 and all("ExitCode=0:0" in task for task in tasks)
