@@ -41,7 +41,7 @@ def scaling_figure(times: pd.DataFrame, slopes: pd.DataFrame, look: dict[str, St
             draw_ratios(axes["R"], times, look)
         if "S" in axes:
             draw_slopes(axes["S"], slopes, look, times["dim"])
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=9, wrap=True)
         name_curves(figure, axes["T"], times, look)
     return figure
 

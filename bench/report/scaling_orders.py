@@ -64,7 +64,7 @@ def orders_figure(shares: pd.DataFrame, growth: pd.DataFrame, times: pd.DataFram
             handles=handles[::-1], loc="outside lower center", ncols=len(handles), frameon=False,
             title=f"titles: at the largest dim; below: dim d (log), ms a step; dotted: {percent(CUBIC_ABOVE)} cubic",
         )  # fmt: skip
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=9, wrap=True)
     return figure
 
 

@@ -43,7 +43,7 @@ def curves_figure(points: pd.DataFrame, targets: pd.DataFrame, look: dict[str, S
         handles, labels = axes[0, 0].get_legend_handles_labels()
         columns = max(1, min(4, WIDE // (8 + max(map(len, labels), default=0))))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=9, wrap=True)
     return figure
 
 
@@ -95,7 +95,7 @@ def pictures_figure(shown: dict[str, Arrays], title: str) -> Figure | None:
             for row, kind in enumerate(kinds):
                 _show(axes[row, column], arrays, kind)
                 axes[row, column].set_title(f"{name}\n{kind.removeprefix('log_')}", fontsize=8)
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=9, wrap=True)
     return figure
 
 

@@ -157,7 +157,8 @@ def provenance(records: Collection[Record]) -> str:
     measured = [record for record in records if record.environment.python]
     if not measured:
         return "no cell was measured"
-    places = dict.fromkeys(map(_machine, measured))
+    commits = {record.environment.code: record.environment.commit for record in measured if record.environment.commit}
+    places = dict.fromkeys(_machine(record, commits) for record in measured)
     dates = sorted(record.finished[:10] for record in measured)
     return f"{'; and '.join(places)}, {dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'}"
 
@@ -175,10 +176,12 @@ def made_by(records: Collection[Record]) -> str:
     return f"made by: {'; '.join(commands[:COMMANDS])}{more}" + f" (with {', '.join(found)})" * bool(found)
 
 
-def _machine(record: Record) -> str:
+def _machine(record: Record, commits: dict[str, str]) -> str:
+    """Name a machine and its versions; a code by its commit where one of ``commits`` is of that code."""
     machine, environment = record.machine, record.environment
     threads = "1 thread" if environment.threads == 1 else f"{environment.threads} threads"
+    build = commits.get(environment.code) or environment.code
     parts = [] if machine.gpu is None else [machine.gpu]
     parts += [f"{machine.cpu}, {machine.cores} cores, {threads}"]
     parts += [f"torch {environment.torch}", f"Python {environment.python}"]
-    return ", ".join([*parts, f"stepscale {environment.stepscale} ({environment.commit or environment.code})"])
+    return ", ".join([*parts, f"stepscale {environment.stepscale} ({build})"])
