@@ -4,6 +4,7 @@ from stepscale.models.batch import Batch, each, rows_of, tokens_of_row
 from stepscale.models.captured_layer import LayerIO, Part, Tangents, first, joined, reduced, slopes
 from stepscale.models.choices import one_of
 from stepscale.models.contract import (
+    BernoulliUnits,
     Captures,
     CapturesSamples,
     CountsTerms,
@@ -25,6 +26,7 @@ from stepscale.models.flows.flow import Flow, FlowDensity
 from stepscale.models.flows.maf import MAF
 from stepscale.models.flows.plu_flow import PLUFlow
 from stepscale.models.hooked import Hooked, Rest, with_rule
+from stepscale.models.latent.helmholtz import Helmholtz
 from stepscale.models.networks.autoencoder import Autoencoder
 from stepscale.models.networks.classifier import Classifier
 from stepscale.models.networks.convnet import ConvNet
@@ -37,6 +39,7 @@ __all__ = [
     "MLP",
     "Autoencoder",
     "Batch",
+    "BernoulliUnits",
     "Captures",
     "CapturesSamples",
     "Classifier",
@@ -50,6 +53,7 @@ __all__ = [
     "HasLogProb",
     "HasLoss",
     "HasProducts",
+    "Helmholtz",
     "Hooked",
     "Invertible",
     "LayerIO",

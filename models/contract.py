@@ -38,6 +38,14 @@ class CapturesSamples(Protocol):
         ...
 
 
+class BernoulliUnits(Protocol):
+    """A model all of whose units are Bernoulli given what they see; for their exact Fisher matrix, a block a unit."""
+
+    def capture_units(self, ios: list[LayerIO]) -> list[tuple[Tensor, Tensor]]:
+        """What each captured layer sees, drawn, ``[rows, dim_in]``, and its units' probabilities, ``[rows, dim_out]``."""
+        ...
+
+
 class DrawsTargets(Protocol):
     """A model that has no ``capture`` and draws targets; for the true Fisher matrix of what is captured by hooks."""
 
@@ -126,6 +134,7 @@ class Model(
     HasLoss,
     Captures,
     CapturesSamples,
+    BernoulliUnits,
     DrawsTargets,
     CountsTerms,
     FisherRoots,

@@ -27,6 +27,9 @@ class Objective:
         of_targets: whether it is of targets given inputs, not of the rows themselves. Bits per dim and densities of
             rows are then left out.
         log_det: how the model itself comes by its log-determinant's gradient; None leaves it to the direction.
+        discrete: whether rows are of finitely many values, so that it is of a probability, not of a density.
+        differentiable: whether the gradient of ``loss`` is what trains the model; of some it is an estimate of another
+            kind, which ``capture`` returns.
     """
 
     name: str = "log-likelihood"
@@ -34,11 +37,13 @@ class Objective:
     exact: bool = True
     of_targets: bool = False
     log_det: LogDet | None = None
+    discrete: bool = False
+    differentiable: bool = True
 
     @property
     def of_rows(self) -> bool:
         """Whether it is a log-density of the rows themselves in nats, which depends on their units."""
-        return self.unit == "nats" and not self.of_targets
+        return self.unit == "nats" and not self.of_targets and not self.discrete
 
 
 def objective_of(model: object) -> Objective:

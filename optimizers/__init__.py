@@ -23,6 +23,7 @@ from stepscale.optimizers.exact.self_normalizing import SelfNormalizing
 from stepscale.optimizers.exact.stochastic_trace import StochasticTrace
 from stepscale.optimizers.fisher.batch_fisher import NaturalGradient
 from stepscale.optimizers.fisher.mfac import MFAC, InverseFisher
+from stepscale.optimizers.fisher.unit_natural import EstimatedGradient, UnitNatural
 from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.kronecker.ekfac import EKFAC
 from stepscale.optimizers.kronecker.foof import FOOF
@@ -50,6 +51,7 @@ __all__ = [
     "Closure",
     "DataParallel",
     "Direction",
+    "EstimatedGradient",
     "ExplicitInverse",
     "Facts",
     "InverseFisher",
@@ -76,6 +78,7 @@ __all__ = [
     "StochasticTrace",
     "Tracked",
     "TrustRegion",
+    "UnitNatural",
     "averaged",
     "facts_of",
     "no_mark",

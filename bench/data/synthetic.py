@@ -1,10 +1,15 @@
-"""Rows whose density is known: mixtures of Laplace sources, and densities in the plane."""
+"""Rows whose density is known: mixtures of Laplace sources, densities in the plane, and lines."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import torch
 
 from stepscale.bench.data.dataset import Dataset, _counts, _split, standardised
+
+MOST_LINES = 8  # pixels along an edge: 762 rows that are likely
 
 
 def mixture(dim: int, rows: int | None, seed: int, depth: int = 1, centre: bool = True) -> Dataset:
@@ -33,6 +38,26 @@ def _mixing(dim: int, rng: np.random.Generator) -> np.ndarray:
     left, right = (np.linalg.qr(rng.standard_normal((dim, dim)))[0] for _ in range(2))
     spectrum = np.arange(1, dim + 1) / dim
     return (left * (spectrum / np.sqrt(np.mean(spectrum**2)))) @ right
+
+
+def lines(dim: int, rows: int | None, seed: int) -> Dataset:
+    """Binary images of k × k = dim pixels whose rows are all the same, or whose columns are, vertical twice as often.
+
+    That is the Three-by-Three Lines of Helmholtz machines at k = 3: 12 patterns and an entropy of 2.4283 nats; in
+    general 2 (2ᵏ − 2), as neither all pixels nor none are set. Train rows are drawn. The validation and held-out rows
+    are every pattern as often as it is likely, so that a likelihood of them is the exact expectation.
+
+    Raises:
+        ValueError: ``dim`` is no square of at least 2, or there are too many patterns to list.
+    """
+    k = math.isqrt(dim)
+    if k * k != dim or not 2 <= k <= MOST_LINES:
+        raise ValueError(f"lines are images of k × k pixels, k from 2 to {MOST_LINES}, got dim={dim}; set dim=9")
+    codes = np.arange(1, 2**k - 1)[:, None] >> np.arange(k) & 1
+    vertical, horizontal = np.tile(codes, k), np.repeat(codes, k, axis=1)
+    likely = torch.from_numpy(np.concatenate([vertical, vertical, horizontal]).astype(np.float32))
+    chosen = np.random.default_rng(seed).integers(len(likely), size=_counts(rows, dim)[0])
+    return Dataset(likely[chosen], likely, likely, f"lines of {k}x{k} pixels", shape=(k, k))
 
 
 def toy(dim: int, rows: int | None, seed: int, name: str = "moons", centre: bool = True) -> Dataset:

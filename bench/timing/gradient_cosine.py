@@ -24,7 +24,8 @@ def agreement(workload: Workload, dim: int, notes: Notes) -> Gradient:
     """O(d³): how the log-determinant's gradient is come by, and the cosine of what is written to the exact gradient.
 
     Taken on the last step of a period, where what is stale is most so. The cosine is None where a step writes no
-    ``.grad``, where the exact gradient takes too long, and where it fails; then ``notes`` says why.
+    ``.grad``, where the exact gradient takes too long or is not what trains the model, and where it fails; then
+    ``notes`` says why.
 
     Raises:
         WrongGradientError: the step declares that it writes the exact gradient, and it does not. In bfloat16 and TF32
@@ -52,6 +53,8 @@ def log_det_of(workload: Workload) -> str | None:
 
 
 def _cosine(workload: Workload) -> float | None:
+    if not objective_of(workload.model).differentiable:
+        return None
     workload.run((-workload.position - 1) % workload.period, no_mark)  # as written: another compilation says no more
     exact = _exact(workload)
     written = _written(workload)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from stepscale.models import Batch, HasJacobians, HasLoss, Invertible, LogDet, log_abs_det, offers
+from stepscale.models import Batch, HasJacobians, HasLoss, Invertible, LogDet, log_abs_det, objective_of, offers
 from stepscale.optimizers.core.facts import Facts
 from stepscale.optimizers.core.step import Mark, Stateless, no_mark, require
 
@@ -22,6 +22,7 @@ class Layerwise(Stateless):
 
     def __init__(self, model: nn.Module, graph: bool = False) -> None:
         self.model, self.graph = require(model, HasLoss, "layerwise"), graph
+        require_trained_by_loss(model)
         self.parameters = list(model.parameters())
         self.checked = False
 
@@ -43,6 +44,16 @@ class Layerwise(Stateless):
         gradients = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
+
+
+def require_trained_by_loss(model: nn.Module) -> None:
+    """Raise a ``TypeError`` where a model says that the gradient of its loss is not what trains it."""
+    if not objective_of(model).differentiable:
+        name = type(model).__name__
+        raise TypeError(
+            f"automatic differentiation needs {name}.loss to be what trains it, and {name} has an estimate of its own: "
+            "use latent/estimated, latent/unit_natural or another direction that calls capture()"
+        )
 
 
 def require_differentiable(model: str, loss: object) -> None:

@@ -1,0 +1,1 @@
+"""Models with hidden variables, whose gradient is an estimate of their own."""
