@@ -42,7 +42,7 @@ class BernoulliUnits(Protocol):
     """A model all of whose units are Bernoulli given what they see; for their exact Fisher matrix, a block a unit."""
 
     def capture_units(self, ios: list[LayerIO]) -> list[tuple[Tensor, Tensor]]:
-        """What each captured layer sees, drawn, ``[rows, dim_in]``, and its units' probabilities, ``[rows, dim_out]``."""
+        """What each captured layer sees, drawn, ``[rows, dim_in]``, and its units' chances, ``[rows, dim_out]``."""
         ...
 
 
