@@ -1,6 +1,7 @@
 """What is trained: one file a model family."""
 
 from stepscale.models.batch import Batch, each, rows_of, tokens_of_row
+from stepscale.models.bayes.posterior import GaussianPosterior, laplace
 from stepscale.models.captured_layer import LayerIO, Part, Tangents, first, joined, reduced, slopes
 from stepscale.models.choices import one_of
 from stepscale.models.contract import (
@@ -49,6 +50,7 @@ __all__ = [
     "FisherRoots",
     "Flow",
     "FlowDensity",
+    "GaussianPosterior",
     "HasJacobians",
     "HasLogProb",
     "HasLoss",
@@ -72,6 +74,7 @@ __all__ = [
     "inverse_transpose",
     "joined",
     "lacking",
+    "laplace",
     "log_abs_det",
     "log_abs_det_and_rounding",
     "objective_of",

@@ -38,6 +38,7 @@ from stepscale.optimizers.quadratic_model.wake import KLDWRM
 from stepscale.optimizers.quasi_newton.kbfgs import KBFGS
 from stepscale.optimizers.relative.fused import RelativeSGD
 from stepscale.optimizers.relative.relative import Relative
+from stepscale.optimizers.variational.qbvi import QBVI, ScoreGradient
 
 __all__ = [
     "EKFAC",
@@ -46,6 +47,7 @@ __all__ = [
     "KFAC",
     "KLDWRM",
     "MFAC",
+    "QBVI",
     "TNT",
     "Averaged",
     "Closure",
@@ -69,6 +71,7 @@ __all__ = [
     "Relative",
     "RelativeSGD",
     "Schedule",
+    "ScoreGradient",
     "SelfNormalizing",
     "Shampoo",
     "Split",

@@ -2,8 +2,8 @@
 
 from stepscale.bench.data.bezier_curves import curves
 from stepscale.bench.data.photographs import photos
-from stepscale.bench.data.scikit_digits import digits
+from stepscale.bench.data.scikit_tables import digits, regression
 from stepscale.bench.data.synthetic import lines, mixture, toy
 from stepscale.bench.data.text_bytes import text
 
-__all__ = ["curves", "digits", "lines", "mixture", "photos", "text", "toy"]
+__all__ = ["curves", "digits", "lines", "mixture", "photos", "regression", "text", "toy"]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from stepscale.bench.data.dataset import EVALUATION_ROWS, Dataset, patch_shape
-from stepscale.bench.data.scikit_digits import _shape
+from stepscale.bench.data.scikit_tables import _shape
 
 CURVE_ROWS = 20_000  # of a train split whose size is left to the loader, as in the original
 CURVE_POINTS, WIDTH = 24, 0.07  # along a curve, and its width as a share of the image

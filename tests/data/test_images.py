@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from stepscale.bench.data import bezier_curves, scikit_digits
+from stepscale.bench.data import bezier_curves, scikit_tables
 
 pytestmark = pytest.mark.numerical
 
 
 @pytest.mark.parametrize("dim", [16, 64, 144, 13])
 def test_digits_are_images_of_the_dim_in_the_unit_interval(dim: int) -> None:
-    found = scikit_digits.digits(dim, None, seed=0)
+    found = scikit_tables.digits(dim, None, seed=0)
     assert isinstance(found.train, torch.Tensor)
     assert found.train.shape == (1123, dim)
     assert found.train.min() >= 0 and found.train.max() <= 1 and found.train.std() > 0.1
@@ -19,7 +19,7 @@ def test_digits_at_their_own_resolution_are_scikit_learns_split_in_three() -> No
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    found = scikit_digits.digits(64, None, seed=3, labels=True)
+    found = scikit_tables.digits(64, None, seed=3, labels=True)
     together = torch.cat([split[0] for split in (found.train, found.validation, found.held_out)])
     labels = torch.cat([split[1] for split in (found.train, found.validation, found.held_out)])
     originals = {tuple(row) for row in bunch.data}
@@ -30,7 +30,7 @@ def test_digits_at_their_own_resolution_are_scikit_learns_split_in_three() -> No
 
 
 def test_digits_repeat_where_more_are_asked_for() -> None:
-    found = scikit_digits.digits(16, 2000, seed=0)
+    found = scikit_tables.digits(16, 2000, seed=0)
     assert isinstance(found.train, torch.Tensor)
     assert len(found.train) == 2000 and torch.equal(found.train[:877], found.train[1123:])
 

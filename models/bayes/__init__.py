@@ -1,0 +1,1 @@
+"""Posteriors of a regression's coefficients, approximated by a Gaussian density."""

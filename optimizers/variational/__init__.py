@@ -1,0 +1,1 @@
+"""Steps for a Gaussian approximation of a posterior."""
