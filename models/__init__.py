@@ -33,6 +33,7 @@ from stepscale.models.networks.classifier import Classifier
 from stepscale.models.networks.convnet import ConvNet
 from stepscale.models.networks.mlp import MLP
 from stepscale.models.networks.transformer import Transformer
+from stepscale.models.quantum.thermal_state import ThermalState
 from stepscale.models.objective import LogDet, Objective, objective_of
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "Rest",
     "Samples",
     "Tangents",
+    "ThermalState",
     "TracksLogProb",
     "Transformer",
     "each",

@@ -38,6 +38,7 @@ from stepscale.optimizers.quadratic_model.wake import KLDWRM
 from stepscale.optimizers.quasi_newton.kbfgs import KBFGS
 from stepscale.optimizers.relative.fused import RelativeSGD
 from stepscale.optimizers.relative.relative import Relative
+from stepscale.optimizers.variational.mirror import MirrorDescent, QuantumNatural
 from stepscale.optimizers.variational.qbvi import QBVI, ScoreGradient
 
 __all__ = [
@@ -64,10 +65,12 @@ __all__ = [
     "LearnsAfterwards",
     "Mark",
     "MiniBlock",
+    "MirrorDescent",
     "NaturalGradient",
     "Paced",
     "Paired",
     "QuadraticStep",
+    "QuantumNatural",
     "Relative",
     "RelativeSGD",
     "Schedule",

@@ -54,7 +54,7 @@ def regression(dim: int, rows: int | None, seed: int, table: str = "made", likel
         dim: inputs; of a table its first columns, each standardised.
         rows: None for 1,000 made ones, or all of a table.
         seed: of what is made; a table's rows are as they are.
-        table: ``"made"``, inputs uniform in 0 … 1 and targets drawn; or ``"breast_cancer"``, ``"wine"`` or ``"diabetes"``.
+        table: ``"made"``, uniform inputs in 0 … 1 and drawn targets; ``"breast_cancer"``, ``"wine"`` or ``"diabetes"``.
         likelihood: of made targets: ``"linear"`` with noise ½, ``"logistic"``, ``"poisson"``. A table has its own.
 
     Raises:

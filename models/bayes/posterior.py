@@ -4,8 +4,8 @@ With rows (x_n, y_n), u_n = θᵀ[1, x_n] and a prior N(m, v I), ``loss`` is the
 
     ELBO = E_q[Σ_n log p(y_n | u_n)] + E_q[log p(θ)] − E_q[log q(θ)],
 
-in nats, of all rows that the posterior is of. The likelihood's expectation is a mean over draws of q. The prior's and the
-entropy are exact.
+in nats, of all rows that the posterior is of. The likelihood's expectation is a mean over draws of q. The prior's and
+the entropy are exact.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class GaussianPosterior(nn.Module):
             targets ``[B]`` that returns log p(y | u), ``[draws, B]``.
         covariance: ``"diagonal"``, ``"block"`` or ``"full"``.
         blocks: sizes of the blocks, which sum to P.
-        rows: how many rows the posterior is of, for all of which a batch stands, ``rows`` / B times; None for the batch.
+        rows: how many rows the posterior is of, for which a batch stands, ``rows`` / B times; None for the batch.
         prior_mean: m.
         prior_variance: v.
         noise: standard deviation of ``"linear"``.

@@ -5,8 +5,8 @@ prior N(m, v I) by its closed form, the gradients in the mean parameters are
 
     ∇_μ = (m − μ) / v + S E[e f],   ∇_S = I / v − S + E[(S − S e eᵀ S) f],
 
-which are natural gradients in the natural ones: S ← S + β ∇_S, then μ ← μ + β S⁻¹ ∇_μ. Where the likelihood is Gaussian,
-one such step with exact expectations and β = 1 is the posterior.
+which are natural gradients in the natural ones: S ← S + β ∇_S, then μ ← μ + β S⁻¹ ∇_μ. Where the likelihood is
+Gaussian, one such step with exact expectations and β = 1 is the posterior.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Thermal states of a few qubits, as dense matrices."""
