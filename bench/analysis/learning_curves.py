@@ -17,6 +17,7 @@ from stepscale.bench.records.schema import GROUP
 WORKLOAD = [*GROUP, "dim"]
 GAIN = 0.99  # of the way from the initial likelihood to the best final one: the second target
 WORST = {"held_out_nats": -math.inf, "held_out_bits": math.inf}
+RATES = [*WORKLOAD, "optimizer", "best", "stable", "best_open", "stable_open", "validation_nats", "spacing"]
 BASELINE, BEST = f"{HONEST}'s end", f"{100 * GAIN:g} % of the gain"
 
 
@@ -166,7 +167,9 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     is the largest factor between neighbours of those that were. Without a stable rate there is no row.
     """
     trials = runs[runs["trial"] & runs["tuned"].map(lambda tuned: len(tuned) == 1)]
-    began = points[points["step"] == 0].groupby("identity")["validation_nats"].first() if len(points) else pd.Series()
+    if not len(trials):
+        return pd.DataFrame(columns=RATES)
+    began = points[points["step"] == 0].groupby("identity")["validation_nats"].first()
     trials = trials.assign(rate=[next(iter(tuned.values())) for tuned in trials["tuned"]])
     started = trials["identity"].map(began).fillna(-math.inf)
     trials = trials.assign(stable=(trials["status"] == "ok") & (trials["validation_nats"] > started))
@@ -180,8 +183,7 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip([*WORKLOAD, "optimizer"], key, strict=True)) | found
         row |= {f"{name}_open": rate == tried[-1] for name, rate in found.items()}
         rows.append(row | {"validation_nats": best["validation_nats"], "spacing": float((tried[1:] / tried[:-1]).max())})
-    columns = [*WORKLOAD, "optimizer", "best", "stable", "best_open", "stable_open", "validation_nats", "spacing"]
-    found_rates = pd.DataFrame(rows, columns=columns)
+    found_rates = pd.DataFrame(rows, columns=RATES)
     same = [axis for axis in [*WORKLOAD, "optimizer"] if axis != "batch"]
     return found_rates[found_rates.groupby(same)["batch"].transform("nunique") > 1].reset_index(drop=True)
 

@@ -177,7 +177,7 @@ def figures(
         facts: dict[str, Any] = dict(zip(learning_curves.WORKLOAD, key, strict=True))
         what = "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts)
         what += f", {facts['machine']}" * ("machine" in varied)
-        title = f"{what}\n{where(facts['machine'])}"
+        title = f"{what}\n{where(str(facts['machine']))}"
         own = points[points["identity"].isin(part["identity"])]
         if not len(own):
             continue
@@ -204,7 +204,7 @@ def rate_figures(rates: pd.DataFrame, look: dict[str, Style], where: Where) -> l
     shared = [axis for axis in learning_curves.WORKLOAD if axis != "batch"]
     varied, drawn = [axis for axis in shared if rates[axis].nunique() > 1], list[Drawn]()
     for key, part in rates.groupby(shared):
-        facts: dict[str, Any] = dict(zip(shared, key, strict=True))
+        facts: dict[str, object] = dict(zip(shared, key, strict=True))
         what = "{model}, dim {dim}, depth {depth}, {data}, {dtype}, {device}".format(**facts)
         names = ", ".join(sorted(part["optimizer"].unique()))
         figure = training_figures.rates_figure(part, look, f"{what}\n{where(facts['machine'])}")
