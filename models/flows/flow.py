@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -166,13 +167,9 @@ class FlowDensity(nn.Module):
     def _hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden layer ``[batch, dim]`` and Σ_{k<L} Σ_i log σ′(y_k,i) ``[batch]``."""
         slopes = x.new_zeros(x.shape[0]) if x.ndim == 2 else x.new_zeros(())
+        through = partial(checkpoint, self._through, use_reentrant=False, preserve_rng_state=False) if self.recompute else self._through
         for layer in self.layers[:-1]:
-            again = self.recompute and torch.is_grad_enabled()
-            x, slope = (
-                checkpoint(self._through, layer, x, use_reentrant=False, preserve_rng_state=False)
-                if again
-                else self._through(layer, x)
-            )
+            x, slope = through(layer, x)
             slopes = slopes + slope
         return x, slopes
 

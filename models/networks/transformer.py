@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -89,8 +88,7 @@ class Transformer(nn.Module):
         """O(T (L (d² + context d) + symbols d)): logits of the symbol after each, ``[rows, context, symbols]``."""
         x = self.embedding(tokens) + self.places.weight[: tokens.shape[1]]
         for block in self.blocks:
-            again = self.recompute and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if again else block(x)
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if self.recompute else block(x)
         return self.head(self.norm(x))
 
     def loss(self, batch: Batch) -> Tensor:
