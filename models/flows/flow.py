@@ -167,7 +167,9 @@ class FlowDensity(nn.Module):
     def _hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden layer ``[batch, dim]`` and Σ_{k<L} Σ_i log σ′(y_k,i) ``[batch]``."""
         slopes = x.new_zeros(x.shape[0]) if x.ndim == 2 else x.new_zeros(())
-        through = partial(checkpoint, self._through, use_reentrant=False, preserve_rng_state=False) if self.recompute else self._through
+        through = self._through
+        if self.recompute:
+            through = partial(checkpoint, through, use_reentrant=False, preserve_rng_state=False)
         for layer in self.layers[:-1]:
             x, slope = through(layer, x)
             slopes = slopes + slope
@@ -176,7 +178,8 @@ class FlowDensity(nn.Module):
     def _through(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """A hidden layer's output ``[batch, dim]`` and Σ_i log σ′(y_i) ``[batch]``."""
         y = layer(x)
-        return self._activation(y), self._log_slopes(y)
+        slopes = self._log_slopes(y)  # first: what it makes is gone by the time that the output is made
+        return self._activation(y), slopes
 
     def _log_slopes(self, y: Tensor) -> Tensor:
         """Σ_i log σ′(y_i), ``[batch]``."""

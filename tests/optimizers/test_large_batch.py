@@ -207,6 +207,17 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], Callable[[], Any]]] = {
 }
 
 
+def test_hooks_capture_what_is_computed_again_once() -> None:
+    """Their forward passes come twice, and the second one counts as no use of a weight."""
+    make, rows = MODELS["transformer"]
+    torch.manual_seed(0)
+    kept, again, batch = make(), make(recompute=True), rows()
+    again.load_state_dict(kept.state_dict())
+    kfac = partial(KFAC, frame="euclidean", statistics="data", rest="gradient")
+    for one, other in zip(gradients(again, kfac, batch), gradients(kept, kfac, batch), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("make, rows", MODELS.values(), ids=MODELS)
 def test_what_is_computed_again_takes_less_memory_and_gives_the_same_bits(
     make: Callable[..., nn.Module], rows: Callable[[], Any]
