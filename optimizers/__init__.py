@@ -16,6 +16,7 @@ from stepscale.optimizers.core.step import (
     require,
 )
 from stepscale.optimizers.core.update import Averaged, Closure, Split, StateDict, averaged, parts_of, split
+from stepscale.optimizers.distributed.accumulated import Accumulated
 from stepscale.optimizers.distributed.data_parallel import DataParallel
 from stepscale.optimizers.exact.autodiff import Jacobian, Layerwise
 from stepscale.optimizers.exact.explicit_inverse import ExplicitInverse
@@ -50,6 +51,7 @@ __all__ = [
     "MFAC",
     "QBVI",
     "TNT",
+    "Accumulated",
     "Averaged",
     "Closure",
     "DataParallel",

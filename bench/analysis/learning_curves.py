@@ -17,6 +17,7 @@ from stepscale.bench.records.schema import GROUP
 WORKLOAD = [*GROUP, "dim"]
 GAIN = 0.99  # of the way from the initial likelihood to the best final one: the second target
 WORST = {"held_out_nats": -math.inf, "held_out_bits": math.inf}
+RATES = [*WORKLOAD, "optimizer", "best", "stable", "best_open", "stable_open", "validation_nats", "spacing"]
 BASELINE, BEST = f"{HONEST}'s end", f"{100 * GAIN:g} % of the gain"
 
 
@@ -131,10 +132,12 @@ def budget(runs: pd.DataFrame) -> str:
     if not len(trials):
         return "No optimizer was tuned: each ran as its file says."
     keys = [*WORKLOAD, "optimizer"]
-    given = runs.groupby(keys).size().index
-    counts = trials.groupby([*keys, "budget"]).size().unstack("budget", fill_value=0)
-    counts = counts[trials.groupby("budget")["steps"].median().sort_values(kind="stable").index]  # the short ones first
-    untuned = sorted(set(given.difference(counts.index).get_level_values("optimizer")))
+    order = trials.groupby("budget")["steps"].median().rank(method="first")  # the short ones first
+    counts = trials.groupby([*keys, "budget"]).size().rename("trials").reset_index()
+    counts = counts.sort_values("budget", key=lambda budgets: budgets.map(order), kind="stable")
+    counts["rung"] = counts.groupby(keys).cumcount()  # workloads may have budgets of their own
+    tuned = counts.set_index(keys).index
+    untuned = sorted(set(runs.groupby(keys).size().index.difference(tuned).get_level_values("optimizer")))
     apart = f" Not tuned, having nothing of the kind: {', '.join(f'`{name}`' for name in untuned)}." if untuned else ""
     return (
         f"Tuned alike: {_counted(counts)} for each optimizer and workload, over a log grid of learning rate (and"
@@ -144,14 +147,56 @@ def budget(runs: pd.DataFrame) -> str:
 
 
 def _counted(counts: pd.DataFrame) -> str:
-    """Say how many trials there were of each budget, a column each."""
+    """Say how many trials there were of each rung, the first and those that went on for longer."""
     said = list[str]()
-    for budget in counts:
-        least, most = counts[budget][counts[budget] > 0].agg(["min", "max"])
+    for _, rung in counts.groupby("rung"):
+        least, most = rung["trials"].agg(["min", "max"])
         number = f"{least}" if least == most else f"{least} to {most}"
+        budget = " to ".join(rung["budget"].iloc[[0, -1]].drop_duplicates())
         said.append(f"of the best of these {number} once more for {budget}" if said else f"{number} trials of {budget}")
     more = " (more where none of the first came to its end)" if len(said) > 1 else ""
     return ", and ".join(said) + more
+
+
+def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """One row a workload and optimizer: the best learning rate of its trials, and the largest that did not diverge.
+
+    Of optimizers that are tuned by one rate alone, in trials of one length. Best is by the validation split. A trial has
+    diverged that did not come to its end, or ended no better than it began: saturated units hide what would else
+    overflow. ``best_open`` and ``stable_open`` say that no larger rate was tried, so that there may be one; ``spacing``
+    is the largest factor between neighbours of those that were. Without a stable rate there is no row.
+    """
+    trials = runs[runs["trial"] & runs["tuned"].map(lambda tuned: len(tuned) == 1)]
+    if not len(trials):
+        return pd.DataFrame(columns=RATES)
+    began = points[points["step"] == 0].groupby("identity")["validation_nats"].first()
+    trials = trials.assign(rate=[next(iter(tuned.values())) for tuned in trials["tuned"]])
+    started = trials["identity"].map(began).fillna(-math.inf)
+    trials = trials.assign(stable=(trials["status"] == "ok") & (trials["validation_nats"] > started))
+    rows = []
+    for key, part in trials.groupby([*WORKLOAD, "optimizer"], sort=False):
+        tried, held = np.unique(part["rate"]), part[part["stable"]]
+        if part["budget"].nunique() > 1 or len(tried) < 2 or not len(held):
+            continue
+        best = held.loc[held["validation_nats"].astype(float).idxmax()]
+        found = {"best": float(best["rate"]), "stable": float(held["rate"].max())}
+        row = dict(zip([*WORKLOAD, "optimizer"], key, strict=True)) | found
+        row |= {f"{name}_open": rate == tried[-1] for name, rate in found.items()}
+        rows.append(row | {"validation_nats": best["validation_nats"], "spacing": float((tried[1:] / tried[:-1]).max())})
+    found_rates = pd.DataFrame(rows, columns=RATES)
+    same = [axis for axis in [*WORKLOAD, "optimizer"] if axis != "batch"]
+    return found_rates[found_rates.groupby(same)["batch"].transform("nunique") > 1].reset_index(drop=True)
+
+
+def growth(found: pd.DataFrame, what: str) -> tuple[float, float]:
+    """Exponent of the batch in one optimizer's rates, by least squares of logarithms, and what the grid blurs it by.
+
+    A rate is known to a factor of the square root of the grid's spacing; the blur is what the exponent changes by where
+    the rates at both ends are off by so much, the other way.
+    """
+    batch = np.log(found["batch"].to_numpy(float))
+    slope = float(np.polyfit(batch, np.log(found[what].to_numpy(float)), 1)[0])
+    return slope, math.log(float(found["spacing"].max())) / float(np.ptp(batch))
 
 
 def _final(runs: pd.DataFrame) -> pd.DataFrame:

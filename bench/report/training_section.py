@@ -16,7 +16,7 @@ from stepscale.bench.records import store
 from stepscale.bench.records.schema import NO_BOUND, Number
 from stepscale.bench.report import style, training_figures
 from stepscale.bench.report.page import Section, Shown, TableRow, machine_column, measured, varying
-from stepscale.bench.report.style import Drawn, Where
+from stepscale.bench.report.style import Drawn, Style, Where
 from stepscale.bench.report.training_figures import Arrays
 
 TITLE = "What a step buys"
@@ -42,9 +42,10 @@ def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Mapping[str, Pat
         else pd.DataFrame(columns=[*learning_curves.WORKLOAD, "target"])
     )
     profiles = learning_curves.profiles(joined) if len(reached) else pd.DataFrame()
-    shown = varying(likelihoods(results), final)
+    shown, rates = varying(likelihoods(results), final), learning_curves.rates(runs, points)
     seen, complaints = pictures_of(pictures, final)
     drawn = figures(final, points, learning_curves.targets(runs, points), seen, where)
+    drawn += rate_figures(rates, style.styles(final["optimizer"]), where)
     if len(profiles):
         look, count = style.styles(final["optimizer"]), len(learning_curves.targets(runs, points))
         alt = (
@@ -55,7 +56,7 @@ def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Mapping[str, Pat
         title=TITLE,
         asked=ASKED,
         headline={"Held-out likelihood": shown},
-        findings=complaints + findings(runs, joined, results),
+        findings=complaints + findings(runs, joined, results) + rate_findings(rates),
         figures=drawn,
         glossary={},
         tables={"Time to target": varying(joined, final)} | more_tables(runs, results),
@@ -161,7 +162,7 @@ def trials_table(runs: pd.DataFrame) -> pd.DataFrame:
     """What each trial of tuning came to on the validation split."""
     trials = runs[runs["trial"]]
     settings = trials["tuned"].map(lambda tuned: ", ".join(f"{key} {value:.3g}" for key, value in tuned.items()))
-    place = [*machine_column(runs), "data", "dim", "optimizer"]
+    place = [*machine_column(runs), "data", "dim", *["batch"] * bool(trials["batch"].nunique() > 1), "optimizer"]
     shown = trials.assign(settings=settings)[[*place, "settings", "budget", "status", "validation_nats", "steps"]]
     return shown.sort_values(place)
 
@@ -176,7 +177,7 @@ def figures(
         facts: dict[str, Any] = dict(zip(learning_curves.WORKLOAD, key, strict=True))
         what = "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts)
         what += f", {facts['machine']}" * ("machine" in varied)
-        title = f"{what}\n{where(facts['machine'])}"
+        title = f"{what}\n{where(str(facts['machine']))}"
         own = points[points["identity"].isin(part["identity"])]
         if not len(own):
             continue
@@ -196,6 +197,37 @@ def figures(
             )
             drawn.append(Drawn(seen, learned, f"pictures{suffix}"))
     return drawn
+
+
+def rate_figures(rates: pd.DataFrame, look: dict[str, Style], where: Where) -> list[Drawn]:
+    """Draw learning rates against the batch, ``rates…``, of each workload that was tuned at several."""
+    shared = [axis for axis in learning_curves.WORKLOAD if axis != "batch"]
+    varied, drawn = [axis for axis in shared if rates[axis].nunique() > 1], list[Drawn]()
+    for key, part in rates.groupby(shared):
+        facts: dict[str, object] = dict(zip(shared, key, strict=True))
+        what = "{model}, dim {dim}, depth {depth}, {data}, {dtype}, {device}".format(**facts)
+        names = ", ".join(sorted(part["optimizer"].unique()))
+        figure = training_figures.rates_figure(part, look, f"{what}\n{where(facts['machine'])}")
+        alt = f"The best learning rate against the batch, and the largest stable one ({what}), of {names}."
+        drawn.append(Drawn(figure, alt, "rates" + "".join(_suffix(axis, facts[axis]) for axis in varied)))
+    return drawn
+
+
+def rate_findings(rates: pd.DataFrame) -> list[str]:
+    """Say by which power of the batch each optimizer's rates grow; the rules would have 1 or 1/2."""
+    shared = [axis for axis in learning_curves.WORKLOAD if axis != "batch"]
+    varied, said = [axis for axis in shared if rates[axis].nunique() > 1], list[str]()
+    for key, part in rates.groupby([*shared, "optimizer"], sort=False):
+        facts = dict(zip([*shared, "optimizer"], key, strict=True))
+        (best, blur), (stable, _) = (learning_curves.growth(part, what) for what in ("best", "stable"))
+        place = "".join(f", {axis} {facts[axis]}" for axis in varied)
+        largest = " (the largest that were tried in part: it may be more)" if part["stable_open"].any() else ""
+        said.append(
+            f"`{facts['optimizer']}`{place}: from batch {part['batch'].min()} to {part['batch'].max()} the best learning"
+            f" rate grows as B^{best:.2f}, and the largest stable one as B^{stable:.2f}{largest}; the grid's spacing"
+            f" blurs either by {blur:.2f}. Linear scaling is B^1, root scaling B^0.5."
+        )
+    return said
 
 
 def _suffix(axis: str, value: object) -> str:

@@ -72,7 +72,9 @@ def try_and_train(point: Words, short: list[Record], seeds: int, measure: Measur
     best = next(iter(ranked(tried)), None)
     if short and best is None:
         return [*faults, f"no trial of {' '.join(point)} came to its end, so that nothing chose its settings"]
-    return faults + measure(expand(finals(point, best, seeds)), True, spent(short + tried))[1]
+    known = {trial.identity for trial in short}  # a short trial that is as long as a final run is tried once
+    taken = spent([*short, *(trial for trial in tried if trial.identity not in known)])
+    return faults + measure(expand(finals(point, best, seeds)), True, taken)[1]
 
 
 def full_length(point: Words, trial: Record) -> Words:

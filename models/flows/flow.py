@@ -14,9 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stepscale.models.captured_layer import LayerIO, Tangents, first_trained, slopes
 from stepscale.models.choices import one_of
@@ -52,6 +54,8 @@ class FlowDensity(nn.Module):
         alpha: slope of σ at minus infinity, σ(y) = α y + (1 − α) log(1 + eʸ); in (0, 1].
         base: density of the noise, ``"normal"`` or ``"logistic"``, both standard.
         bias: whether the affine layers have one.
+        recompute: whether autograd keeps a layer's input alone and computes the rest of it again in the backward pass
+            (activation checkpointing), in about a quarter of the memory. ``capture`` keeps all that it returns.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -60,14 +64,21 @@ class FlowDensity(nn.Module):
     objective = Objective()
 
     def __init__(
-        self, dim: int, depth: int = 2, *, alpha: float = 0.3, base: str = "normal", bias: bool = True
+        self,
+        dim: int,
+        depth: int = 2,
+        *,
+        alpha: float = 0.3,
+        base: str = "normal",
+        bias: bool = True,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if dim < 1 or depth < 1:
             raise ValueError(f"dim and depth must be at least 1, got dim={dim}, depth={depth}")
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {alpha}")
-        self.alpha, self.base = alpha, one_of("base", Base, base)
+        self.alpha, self.base, self.recompute = alpha, one_of("base", Base, base), recompute
         self.layers: Sequence[nn.Linear]
         self.layers = nn.ModuleList(nn.Linear(dim, dim, bias=bias) for _ in range(depth))  # type: ignore[assignment]
         for layer in self.layers:
@@ -156,11 +167,19 @@ class FlowDensity(nn.Module):
     def _hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden layer ``[batch, dim]`` and Σ_{k<L} Σ_i log σ′(y_k,i) ``[batch]``."""
         slopes = x.new_zeros(x.shape[0]) if x.ndim == 2 else x.new_zeros(())
+        through = self._through
+        if self.recompute:
+            through = partial(checkpoint, through, use_reentrant=False, preserve_rng_state=False)
         for layer in self.layers[:-1]:
-            y = layer(x)
-            slopes = slopes + self._log_slopes(y)
-            x = self._activation(y)
+            x, slope = through(layer, x)
+            slopes = slopes + slope
         return x, slopes
+
+    def _through(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A hidden layer's output ``[batch, dim]`` and Σ_i log σ′(y_i) ``[batch]``."""
+        y = layer(x)
+        slopes = self._log_slopes(y)  # first: what it makes is gone by the time that the output is made
+        return self._activation(y), slopes
 
     def _log_slopes(self, y: Tensor) -> Tensor:
         """Σ_i log σ′(y_i), ``[batch]``."""

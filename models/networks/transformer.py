@@ -12,6 +12,7 @@ import math
 
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from stepscale.models.batch import Batch
 from stepscale.models.networks.mlp import drawn
@@ -57,18 +58,23 @@ class Transformer(nn.Module):
         depth: number L of blocks.
         context: most tokens of a row.
         symbols: number of them.
+        recompute: whether autograd keeps a block's input alone and computes the rest of it again in the backward pass
+            (activation checkpointing). Hooks keep what they capture.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, dim: int, depth: int = 2, *, context: int = 64, symbols: int = 256) -> None:
+    def __init__(
+        self, dim: int, depth: int = 2, *, context: int = 64, symbols: int = 256, recompute: bool = False
+    ) -> None:
         super().__init__()
         if min(dim, depth, context) < 1 or symbols < 2:
             raise ValueError(
                 "dim, depth and context must be at least 1 and symbols at least 2, "
                 f"got dim={dim}, depth={depth}, context={context}, symbols={symbols}"
             )
+        self.recompute = recompute
         self.objective = Objective(unit=f"nats per {'byte' if symbols == 256 else 'token'}", of_targets=True)
         self.embedding, self.places = nn.Embedding(symbols, dim), nn.Embedding(context, dim)
         self.blocks = nn.Sequential(*(Block(dim) for _ in range(depth)))
@@ -81,7 +87,9 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """O(T (L (d² + context d) + symbols d)): logits of the symbol after each, ``[rows, context, symbols]``."""
         x = self.embedding(tokens) + self.places.weight[: tokens.shape[1]]
-        return self.head(self.norm(self.blocks(x)))
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if self.recompute else block(x)
+        return self.head(self.norm(x))
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of the targets, in nats per token; tokens and targets ``[rows, context]``.

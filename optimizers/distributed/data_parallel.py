@@ -7,18 +7,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from stepscale.models import Batch, CountsTerms, offers, rows_of
+from stepscale.models import Batch
 from stepscale.optimizers.core.facts import facts_of
 from stepscale.optimizers.core.step import Direction, LearnsAfterwards, Mark, StateDict, no_mark
 from stepscale.optimizers.distributed.owners import Owners, OwnSamples
 from stepscale.optimizers.distributed.ranks import Ranks
-from stepscale.optimizers.exact.explicit_inverse import ExplicitInverse
-from stepscale.optimizers.exact.stochastic_trace import StochasticTrace
+from stepscale.optimizers.distributed.rows import is_mean, terms_of
 from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.kronecker.momentum import WithMomentum
-from stepscale.optimizers.relative.relative import Relative
-
-LINEAR = (Relative, ExplicitInverse, StochasticTrace)  # means over rows, beside every exact gradient
 
 
 class Work(NamedTuple):
@@ -64,7 +60,7 @@ class DataParallel:
             self.direction.work = self.owners
             if self.direction.sampler is not None:
                 self.direction.sampler = OwnSamples(self.direction.sampler, self.owners)
-        elif not (self.facts.exact or isinstance(self.direction, LINEAR)):
+        elif not is_mean(self.direction):
             raise TypeError(
                 f"{type(self.direction).__name__} is no mean over rows: ranks that have some each cannot write what "
                 "one that has all of them writes; use an exact gradient, Relative, or one of the Kronecker family"
@@ -73,7 +69,7 @@ class DataParallel:
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> Tensor | None:
         own, rows = self.ranks.part(batch), self.ranks.rows(batch)
-        share = self.terms(own) / self.terms(batch)
+        share = terms_of(self.model, own) / terms_of(self.model, batch)
         self._keep_split(rows)
         self.owners.rows, self.owners.share = rows, share
         if isinstance(self.direction, Kronecker):
@@ -87,10 +83,6 @@ class DataParallel:
         self.ranks.total_(found if loss is None else [*found, loss], share)
         mark("gradient")
         return loss
-
-    def terms(self, batch: Batch) -> int:
-        """How many terms the loss of a batch is the mean of."""
-        return self.model.loss_terms(batch) if offers(self.model, CountsTerms) else rows_of(batch)
 
     def work_of(self, rank: int, batch: Batch) -> Work:
         """Say what a rank has of the step; of its layers after the first."""

@@ -27,14 +27,14 @@ ORDERS = {
     "kfac_clipped": (2.5, 3.0),
     "kfac_low_rank": (1.9, 2.2),  # the samples' LU, every 10 steps, alone is cubic
     "kfac_whole": (2.5, 3.0),
-    "kldwrm_so": (2.3, 3.0),
-    "kldwrm_q": (2.3, 3.0),
+    "kldwrm_so": (2.2, 3.0),
+    "kldwrm_q": (2.1, 3.0),
     "ekfac": (2.5, 3.01),
     "foof": (2.3, 3.0),
-    "tnt": (2.4, 3.0),
-    "tnt_trusted": (2.4, 3.0),
-    "shampoo": (2.5, 3.05),  # eigendecompositions
-    "mini_block": (2.3, 3.0),
+    "tnt": (2.1, 3.0),
+    "tnt_trusted": (2.2, 3.0),
+    "shampoo": (2.2, 3.05),  # eigendecompositions
+    "mini_block": (2.2, 3.0),
     "tnt_dense": (2.7, 3.0),
     "shampoo_dense": (2.6, 3.05),
     "mini_block_dense": (2.6, 3.0),

@@ -5,14 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from stepscale.bench.analysis import learning_curves
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Curve, Number, Record, Status
 from stepscale.bench.report import training_section, write
 from tests.support.synthetic import record
-from tests.support.training import END_S, RUNS, train_record
+from tests.support.training import END_S, RUNS, START, train_record
 
 
 def diverged(optimizer: str, seed: int) -> Record:
@@ -127,6 +127,63 @@ def test_trials_of_two_lengths_are_counted_apart(run: Path) -> None:
         "Tuned alike: 6 trials of 1.5 s of steps, and of the best of these 2 to 4 once more for 20 s of steps (more"
         " where none of the first came to its end) for each optimizer and workload,"
     )
+
+
+BATCHES, GRID = (50, 200, 800), [1e-3 * 2**j for j in range(8)]
+
+
+def batch_trial(batch: int, rate: float, best: float, largest: float) -> Record:
+    """A trial whose end falls with the distance from the best rate; beyond the largest it ends below its start."""
+    made = train_record("layerwise", 0, trial=True)
+    made.cell = replace(made.cell, batch=batch)
+    made.config["training"] = {"trial": True, "max_steps": 80_000 // batch}
+    made.identity, made.config["optimizer"]["update"]["lr"] = f"{batch}-{rate:g}", rate
+    assert made.training and made.training.final
+    made.training.steps = 80_000 // batch
+    nats = START + 9 - abs(math.log(rate / best)) if rate <= largest else START - 1
+    made.training.final.validation_nats = nats
+    if rate > 2 * largest:
+        made.status, made.training.final = Status.DIVERGED, None
+    return made
+
+
+@pytest.fixture
+def batches(tmp_path: Path) -> Path:
+    """The best rate grows as the batch; the largest stable one as its root, to the end of what was tried."""
+    for k, batch in enumerate(BATCHES):
+        for rate in GRID:
+            store.save(batch_trial(batch, rate, 1e-3 * 4**k, 32e-3 * 2**k), tmp_path)
+        made = train_record("layerwise", 1)
+        made.cell, made.identity = replace(made.cell, batch=batch), f"{batch}-final"
+        store.save(made, tmp_path)
+    return tmp_path
+
+
+def test_rates_grow_with_the_batch_as_they_were_made_to(batches: Path) -> None:
+    found = learning_curves.rates(tables.load(batches, "train"), tables.curves(batches)).sort_values("batch")
+    assert found["batch"].tolist() == [*BATCHES] and found["spacing"].tolist() == pytest.approx([2, 2, 2])
+    assert found["best"].tolist() == pytest.approx([1e-3, 4e-3, 16e-3])
+    assert found["stable"].tolist() == pytest.approx([32e-3, 64e-3, 128e-3])
+    assert found["best_open"].tolist() == [False] * 3 and found["stable_open"].tolist() == [False, False, True]
+    assert learning_curves.growth(found, "best") == pytest.approx((1, 1 / 4))
+    assert learning_curves.growth(found, "stable") == pytest.approx((1 / 2, 1 / 4))
+
+
+def test_rates_of_one_batch_or_of_trials_of_two_lengths_are_not_compared(run: Path, batches: Path) -> None:
+    runs, points = tables.load(batches, "train"), tables.curves(batches)
+    assert set(learning_curves.rates(runs, points)["optimizer"]) == {"layerwise"}
+    assert not len(learning_curves.rates(runs[runs["batch"] == 50], points))
+    halved = runs.assign(budget=[f"{k % 2} steps" for k in range(len(runs))])
+    assert not len(learning_curves.rates(halved, points))
+
+
+def test_the_report_draws_rates_against_the_batch_and_says_what_shows(batches: Path) -> None:
+    said = write.write(batches)
+    assert "`layerwise`: from batch 50 to 800 the best learning rate grows as B^1.00" in said
+    assert "the largest stable one as B^0.50 (the largest that were tried in part: it may be more)" in said
+    assert "the grid's spacing blurs either by 0.25" in said
+    assert "Tuned alike: 8 trials of 100 steps to 1600 steps for each optimizer and workload," in said
+    assert (batches / "rates.png").stat().st_size > 0 and (batches / "rates.svg").stat().st_size > 0
 
 
 def test_bits_per_dim(run: Path) -> None:

@@ -181,6 +181,17 @@ def test_tuning_goes_on_where_it_stopped_and_chooses_the_same(tmp_path: Path, le
     assert final[0] == final[1] == tuning.Tuning(trials=10, ended=8, steps=6 * SHORT + 4 * HORIZON, seconds=10 * END_S)
 
 
+def test_a_trial_as_long_as_a_final_run_is_tried_once(tmp_path: Path, left: list[int]) -> None:
+    """A sweep whose batches have steps of their own sets no others for trials: its best are not measured again."""
+    (tmp_path / "valley.yaml").write_text(SWEEP.replace("RATE", "0.05").replace(f"training.max_steps={SHORT} ", ""))
+    run = Run(tmp_path / "run", None, lambda line: None)
+    conduct(plan_sweep(str(tmp_path / "valley.yaml"), []), run, "test")
+    assert left == [1_000 - 6 - 2]
+    final = [record.tuning for record in run.records.values() if not record.config["training"]["trial"]]
+    ended = sum(math.isfinite(nats_after(0.05 * factor, HORIZON)) for factor in (0.1, 0.3, 1, 3, 10, 30))
+    assert final == 2 * [tuning.Tuning(trials=6, ended=ended, steps=6 * HORIZON, seconds=6 * END_S)]
+
+
 @pytest.mark.parametrize("name", ["relative", "kfac[direction.frame='euclidean']", "a\\b"])
 def test_a_label_is_what_it_was_whatever_it_holds(name: str) -> None:
     word = tuning._label(name)
