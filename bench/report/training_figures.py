@@ -102,7 +102,7 @@ def rates_figure(rates: pd.DataFrame, look: dict[str, Style], title: str) -> Fig
         axes[0].set_ylabel("learning rate")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=9, wrap=True)
     return figure
 
 

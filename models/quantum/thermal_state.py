@@ -1,12 +1,13 @@
-"""A quantum Hamiltonian-based model: a classical energy model and a circuit, trained to be the thermal state of a target.
+"""A quantum Hamiltonian-based model: an energy model and a circuit, trained to be the thermal state of a target.
 
-Verdon et al. 2019, "Quantum Hamiltonian-based models and the variational quantum thermalizer algorithm", arXiv 1910.02071;
-circuit and energy as in Sbahi et al. 2022, "Provably efficient variational generative modeling of quantum many-body systems
-via quantum-probabilistic information geometry", arXiv 2206.04663. Of n qubits, with D = 2ⁿ:
+Verdon et al. 2019, "Quantum Hamiltonian-based models and the variational quantum thermalizer algorithm", arXiv
+1910.02071; circuit and energy as in Sbahi et al. 2022, "Provably efficient variational generative modeling of quantum
+many-body systems via quantum-probabilistic information geometry", arXiv 2206.04663. Of n qubits, with D = 2ⁿ:
 
     ρ = U diag(p) U†,  p = softmax(−E),  E(s) = Σ θ_i s_i + Σ_{i<j} θ_ij s_i s_j of spins s = ±1,  K = U diag(E) U†.
 
-A layer of U is X^a, then Z^b on every qubit, then CZ^c on even and on odd neighbours of an open chain, X^a = exp(iπa (1 − X)/2).
+A layer of U is X^a = exp(iπa (1 − X)/2), then Z^b, on every qubit, then CZ^c on the even and the odd neighbours of
+an open chain.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Divergence(StrEnum):
 class ThermalState(nn.Module):
     """ρ beside the thermal state σ = exp(−β H)/Z; ``loss`` is their relative entropy in nats, exactly; O(dim D³).
 
-    ``dim`` is the number of layers, so that parameters grow linearly with it: n (n + 1)/2 of the energy and 3 n − 1 a layer.
+    ``dim`` is the number of layers, so that parameters grow linearly: n (n + 1)/2 of the energy, 3 n − 1 a layer.
     A batch is not looked at: the target is the model's own.
 
     Args:
@@ -74,8 +75,8 @@ class ThermalState(nn.Module):
         super().__init__()
         if dim < 1 or not 2 <= qubits <= MOST_QUBITS or not beta > 0:
             raise ValueError(
-                f"a thermal state needs dim ≥ 1, 2 to {MOST_QUBITS} qubits and beta > 0, got dim={dim}, qubits={qubits},"
-                f" beta={beta}"
+                f"a thermal state needs dim ≥ 1, 2 to {MOST_QUBITS} qubits and beta > 0, "
+                f"got dim={dim}, qubits={qubits}, beta={beta}"
             )
         self.qubits, self.divergence = qubits, one_of("divergence", Divergence, divergence)
         bits = torch.tensor(list(itertools.product([0.0, 1.0], repeat=qubits)))
@@ -83,7 +84,8 @@ class ThermalState(nn.Module):
         neighbours = [(i, i + 1) for start in (0, 1) for i in range(start, qubits - 1, 2)]
         both = torch.stack([bits[:, i] * bits[:, j] for i, j in neighbours], 1)
         self.features: Tensor
-        self.register_buffer("features", torch.cat([spins, *((spins[:, i] * spins[:, j])[:, None] for i, j in places)], 1))
+        couplings = torch.stack([spins[:, i] * spins[:, j] for i, j in places], 1)
+        self.register_buffer("features", torch.cat([spins, couplings], 1))
         self.diagonals: Tensor  # of what stands in the exponents of Z^b and CZ^c, [D, 2 n − 1]
         self.register_buffer("diagonals", torch.cat([bits, both], 1))
         self.energy = nn.Parameter(spread * torch.randn(self.features.shape[1]))
@@ -138,8 +140,8 @@ class ThermalState(nn.Module):
     def metric(self) -> Tensor:
         """O(P D³ + P² D²): the Bogoliubov–Kubo–Mori metric −Tr[∂_j ρ ∂_k K], energies first, ``[P, P]``.
 
-        It is the Hessian matrix of D(ρ‖ρ₀) at ρ₀. That of the energies is their covariance. With A_j = U† ∂_j U that of the
-        circuit is Σ_ab A^j_ab A^k_ba (p_a − p_b)(E_a − E_b), and there is none between the two.
+        It is the Hessian matrix of D(ρ‖ρ₀) at ρ₀. The energies' part is their covariance. With A_j = U† ∂_j U the
+        circuit's is Σ_ab A^j_ab A^k_ba (p_a − p_b)(E_a − E_b). There is none between the two.
         """
         E = self.levels()
         p = torch.softmax(-E, 0)
@@ -169,7 +171,7 @@ class ThermalState(nn.Module):
             yield turned, U
 
     def _generators(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield G and U with ∂_j (all of the circuit) = (what follows) G U, in the order of ``circuit``; a diagonal G as such."""
+        """Yield G and U with ∂_j of the circuit = (what follows) G U, in the order of ``circuit``; a diagonal G as a vector."""
         n, D = self.qubits, len(self.features)
         index = torch.arange(D, device=self.features.device)
         for turned, U in self._steps():

@@ -1,7 +1,7 @@
 """Information geometry of mixed quantum states: the natural gradient, and mirror descent that needs no metric.
 
-Sbahi et al. 2022, arXiv 2206.04663: with I the Bogoliubov–Kubo–Mori metric of ρ, the natural gradient is (I + ε)⁻¹ ∇. Mirror
-descent minimises over all parameters Ω, from Ω_j on,
+Sbahi et al. 2022, arXiv 2206.04663: with I the Bogoliubov–Kubo–Mori metric of ρ, the natural gradient is (I + ε)⁻¹ ∇.
+Mirror descent minimises over all parameters Ω, from Ω_j on,
 
     ⟨∇, Ω⟩ + ((1 − c) D(ρ_Ω‖ρ_Ω_j) + c/2 ‖Ω − Ω_j‖²) / η,
 
@@ -78,7 +78,7 @@ class MirrorDescent:
     ) -> None:
         if not lr > 0 or not 0 <= euclidean <= 1 or inner < 1 or not inner_lr > 0:
             given = f"lr={lr}, euclidean={euclidean}, inner={inner}, inner_lr={inner_lr}"
-            raise ValueError(f"mirror descent needs lr > 0, euclidean from 0 to 1, inner ≥ 1, inner_lr > 0, got {given}")
+            raise ValueError(f"mirror descent needs lr > 0, 0 ≤ euclidean ≤ 1, inner ≥ 1, inner_lr > 0, got {given}")
         self.model, self.lr, self.euclidean, self.inner = thermal(model, "mirror descent"), lr, euclidean, inner
         self.parameters = [self.model.energy, self.model.circuit]
         self.update = torch.optim.Adam(self.parameters, inner_lr)
