@@ -95,9 +95,9 @@ class ThermalState(nn.Module):
         σ = (vectors * torch.softmax(-levels, 0)) @ vectors.mH
         # complex matrices as pairs of real ones, so that they follow the model from type to type
         self.hamiltonian: Tensor
-        self.register_buffer("hamiltonian", torch.view_as_real(H))  # β H
+        self.register_buffer("hamiltonian", torch.view_as_real(H).to(bits.dtype))  # β H
         self.thermal: Tensor
-        self.register_buffer("thermal", torch.view_as_real(σ.contiguous()))
+        self.register_buffer("thermal", torch.view_as_real(σ.contiguous()).to(bits.dtype))
         self.log_partition = torch.logsumexp(-levels, 0).item()
         self.entropy = -torch.xlogy(torch.softmax(-levels, 0), torch.softmax(-levels, 0)).sum().item()
         self.objective = Objective("negative relative entropy", of_targets=True)
@@ -171,7 +171,7 @@ class ThermalState(nn.Module):
             yield turned, U
 
     def _generators(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield G and U with ∂_j of the circuit = (what follows) G U, in the order of ``circuit``; a diagonal G as a vector."""
+        """Yield G and U with ∂_j of the circuit = (what follows) G U, as ``circuit`` has them; a diagonal G as a vector."""
         n, D = self.qubits, len(self.features)
         index = torch.arange(D, device=self.features.device)
         for turned, U in self._steps():
