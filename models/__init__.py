@@ -32,6 +32,7 @@ from stepscale.models.networks.autoencoder import Autoencoder
 from stepscale.models.networks.classifier import Classifier
 from stepscale.models.networks.convnet import ConvNet
 from stepscale.models.networks.mlp import MLP
+from stepscale.models.networks.quadratic import Quadratic
 from stepscale.models.networks.transformer import Transformer
 from stepscale.models.quantum.thermal_state import ThermalState
 from stepscale.models.objective import LogDet, Objective, objective_of
@@ -65,6 +66,7 @@ __all__ = [
     "Objective",
     "PLUFlow",
     "Part",
+    "Quadratic",
     "Rest",
     "Samples",
     "Tangents",

@@ -39,6 +39,7 @@ from stepscale.optimizers.quadratic_model.wake import KLDWRM
 from stepscale.optimizers.quasi_newton.kbfgs import KBFGS
 from stepscale.optimizers.relative.fused import RelativeSGD
 from stepscale.optimizers.relative.relative import Relative
+from stepscale.optimizers.updates.nesterov import MomentumSchedule
 from stepscale.optimizers.variational.mirror import MirrorDescent, QuantumNatural
 from stepscale.optimizers.variational.qbvi import QBVI, ScoreGradient
 
@@ -68,6 +69,7 @@ __all__ = [
     "Mark",
     "MiniBlock",
     "MirrorDescent",
+    "MomentumSchedule",
     "NaturalGradient",
     "Paced",
     "Paired",
