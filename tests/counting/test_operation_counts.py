@@ -18,6 +18,7 @@ ORDERS = {
     "naive": (2.8, 3.01),
     "layerwise": (2.7, 3.0),
     "sgd_momentum": (2.7, 3.0),
+    "nesterov": (2.7, 3.0),
     "adam": (2.7, 3.0),
     "relative": (1.99, 2.05),
     "relative_momentum": (1.99, 2.05),

@@ -23,7 +23,7 @@ from tests.support.workloads import OPTIMIZERS
 
 pytestmark = pytest.mark.numerical
 
-BY_AUTODIFF = {"adam", "layerwise", "mfac", "naive", "sgd_momentum"}
+BY_AUTODIFF = {"adam", "layerwise", "mfac", "naive", "nesterov", "sgd_momentum"}
 
 
 class TiedFlow(Flow):

@@ -185,7 +185,7 @@ def test_a_workload_s_own_period_is_logged_in_place() -> None:
 
 # which of the optimizers' files do work that grows as d³, by the algebra of their methods; the README's column of costs
 CUBIC_BY_ALGEBRA = {
-    **dict.fromkeys(["adam", "sgd_momentum", "layerwise", "naive", "inverse", "stale_inverse"], True),
+    **dict.fromkeys(["adam", "sgd_momentum", "nesterov", "layerwise", "naive", "inverse", "stale_inverse"], True),
     **dict.fromkeys(["kfac", "kfac_clipped", "kfac_low_rank", "kfac_whole", "ekfac", "foof"], True),
     **dict.fromkeys(["kldwrm_so", "kldwrm_q"], True),
     **dict.fromkeys(["tnt", "tnt_trusted", "shampoo", "mini_block", "mfac"], True),
