@@ -34,8 +34,8 @@ from stepscale.models.networks.convnet import ConvNet
 from stepscale.models.networks.mlp import MLP
 from stepscale.models.networks.quadratic import Quadratic
 from stepscale.models.networks.transformer import Transformer
-from stepscale.models.quantum.thermal_state import ThermalState
 from stepscale.models.objective import LogDet, Objective, objective_of
+from stepscale.models.quantum.thermal_state import ThermalState
 
 __all__ = [
     "MAF",

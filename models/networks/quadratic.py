@@ -12,7 +12,7 @@ from stepscale.models.objective import Objective
 class Quadratic(nn.Module):
     """½ mean_n (θ − σ x_n)ᵀ H (θ − σ x_n), H of eigenvalues 1/κ … 1; O(d²), with noise O(B d²).
 
-    θ begins at 1 in every eigenvector's direction. Without noise the rows of a batch are not looked at, and the optimum is 0.
+    θ begins at 1 in every eigenvector's direction. Without noise the rows of a batch are not looked at, and 0 is best.
 
     Args:
         dim: d, parameters.
@@ -30,9 +30,8 @@ class Quadratic(nn.Module):
     def __init__(self, dim: int, condition: float = 100.0, *, noise: float = 0.0, rotated: bool = True) -> None:
         super().__init__()
         if dim < 1 or not condition >= 1 or not noise >= 0:
-            raise ValueError(
-                f"a quadratic needs dim ≥ 1, condition ≥ 1 and noise ≥ 0, got dim={dim}, condition={condition}, noise={noise}"
-            )
+            given = f"dim={dim}, condition={condition}, noise={noise}"
+            raise ValueError(f"a quadratic needs dim ≥ 1, condition ≥ 1 and noise ≥ 0, got {given}")
         self.noise = noise
         levels = condition ** -torch.linspace(1, 0, dim, dtype=torch.float64) if dim > 1 else torch.ones(1).double()
         draws = torch.randn(dim, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -93,11 +93,11 @@ class ThermalState(nn.Module):
         H = beta * hamiltonian(one_of("target", Target, target), qubits, field)
         levels, vectors = torch.linalg.eigh(H)
         σ = (vectors * torch.softmax(-levels, 0)) @ vectors.mH
-        # complex matrices as pairs of real ones, so that they follow the model from type to type
+        # complex matrices as pairs of real ones, float64 until the model is moved to another type
         self.hamiltonian: Tensor
-        self.register_buffer("hamiltonian", torch.view_as_real(H).to(bits.dtype))  # β H
+        self.register_buffer("hamiltonian", torch.view_as_real(H))  # β H
         self.thermal: Tensor
-        self.register_buffer("thermal", torch.view_as_real(σ.contiguous()).to(bits.dtype))
+        self.register_buffer("thermal", torch.view_as_real(σ.contiguous()))
         self.log_partition = torch.logsumexp(-levels, 0).item()
         self.entropy = -torch.xlogy(torch.softmax(-levels, 0), torch.softmax(-levels, 0)).sum().item()
         self.objective = Objective("negative relative entropy", of_targets=True)
@@ -105,9 +105,9 @@ class ThermalState(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """O(dim D³): D(ρ‖σ) = β Tr[ρH] − S(ρ) + log Z, or D(σ‖ρ) = Tr[σK] + log Σ exp(−E) − S(σ)."""
         if self.divergence is Divergence.VQT:
-            return self.free_energy(torch.view_as_complex(self.hamiltonian)) + self.log_partition
+            return self.free_energy(self._complex(self.hamiltonian)) + self.log_partition
         U, E = self.unitary(), self.levels()
-        seen = torch.view_as_complex(self.thermal)
+        seen = self._complex(self.thermal)
         return (E * (U.conj() * (seen @ U)).sum(0).real).sum() + torch.logsumexp(-E, 0) - self.entropy
 
     def free_energy(self, K: Tensor) -> Tensor:
@@ -122,8 +122,7 @@ class ThermalState(nn.Module):
 
     def unitary(self) -> Tensor:
         """O(dim D³): U, ``[D, D]``."""
-        for _, U in self._steps():
-            pass
+        *_, (_, U) = self._steps()
         return U
 
     def modular(self) -> Tensor:
@@ -156,6 +155,9 @@ class ThermalState(nn.Module):
         D = len(self.features)
         return [(2 * D, 2 * D, D)] * (3 * len(self.circuit))
 
+    def _complex(self, pairs: Tensor) -> Tensor:
+        return torch.view_as_complex(pairs.to(self.energy.dtype))
+
     def _steps(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield, of each layer, what is there after X^a, and after all of it, ``[D, D]`` each."""
         n, U = self.qubits, None
@@ -171,7 +173,7 @@ class ThermalState(nn.Module):
             yield turned, U
 
     def _generators(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield G and U with ∂_j of the circuit = (what follows) G U, as ``circuit`` has them; a diagonal G as a vector."""
+        """Yield G and U, ∂_j of the circuit being (what follows) G U, in its order; a diagonal G as a vector."""
         n, D = self.qubits, len(self.features)
         index = torch.arange(D, device=self.features.device)
         for turned, U in self._steps():

@@ -1,6 +1,6 @@
 """Momentum that grows with the steps, classical or Nesterov's.
 
-Sutskever, Martens, Dahl & Hinton 2013, "On the importance of initialization and momentum in deep learning", equations 1 to 5:
+Sutskever, Martens, Dahl & Hinton 2013, "On the importance of initialization and momentum in deep learning", eq. 1 to 5:
 
     v ← μ_t v − ε ∇f(θ + μ_t v),  θ ← θ + v,  μ_t = min(1 − 2^(−1 − log₂(⌊t/250⌋ + 1)), μ_max),
 
@@ -43,7 +43,9 @@ class MomentumSchedule(torch.optim.Optimizer):
             given = f"lr={lr}, momentum={momentum}, interval={interval}"
             raise ValueError(f"a momentum schedule needs lr > 0, 0 ≤ momentum < 1 and interval ≥ 1, got {given}")
         self.ahead: list[tuple[Tensor, Tensor]] | None = None  # while it is judged: parameters, and where they train
-        super().__init__(params, {"lr": lr, "momentum": momentum, "interval": interval, "nesterov": nesterov, "taken": 0})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "interval": interval, "nesterov": nesterov, "taken": 0}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
