@@ -161,9 +161,9 @@ def _counted(counts: pd.DataFrame) -> str:
 def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """One row a workload and optimizer: the best learning rate of its trials, and the largest that did not diverge.
 
-    Of optimizers that are tuned by one rate alone, at several batches, in trials of one length. Best is by the validation
-    split. A trial has diverged that did not come to its end, or ended no better than it began: saturated units hide what
-    would else overflow. ``best_open`` and ``stable_open`` say that no larger rate was tried, so that there may be one;
+    Of optimizers that are tuned by one rate alone, at several batches, in trials of one length. Best is by the
+    validation split. A trial has diverged that did not come to its end, or ended no better than it began: saturated
+    units hide what would else overflow. ``best_open`` and ``stable_open`` say that no larger rate was tried, so that there may be one;
     ``spacing`` is the largest factor between neighbours of those that were. Without a stable rate there is no row.
     """
     trials = runs[runs["trial"] & (runs["tuned"].map(len) == 1)]

@@ -46,7 +46,7 @@ def moves(name: str, scale: float = 1.0, **settings: object) -> list[list[tuple[
 
 
 def test_lamb_moves_each_tensor_by_its_rate_times_its_norm() -> None:
-    """‖ΔW‖ = lr φ(‖W‖), from the first step on; a bias of zero moves by lr m / √v, 0.1 and √0.001 times its gradient."""
+    """‖ΔW‖ = lr φ(‖W‖), from the first step on; a bias of zero moves by lr m / √v, m / √v = 3.2 at first."""
     for k, step in enumerate(moves("lamb", lr=0.01)):
         for W, moved in step:
             norm = min(W.norm().item(), 10) or 0.1 / math.sqrt(0.001) * math.sqrt(W.numel())
@@ -55,7 +55,7 @@ def test_lamb_moves_each_tensor_by_its_rate_times_its_norm() -> None:
 
 
 def test_lamb_is_the_papers_loop() -> None:
-    """Its moments are corrected for their zero start; the library leaves that out, and the norm takes the factor out again."""
+    """Its moments are corrected for their zero start; the library leaves that out, and the norm takes its factor out."""
     module, gradients = layers()
     expected = [p.detach().clone() for p in module.parameters()]
     m, v = ([torch.zeros_like(p) for p in expected] for _ in range(2))
@@ -96,7 +96,7 @@ def test_lars_moves_matrices_by_their_norm_whatever_the_gradients_scale() -> Non
 
 
 def test_rates_follow_the_batch() -> None:
-    """Four times the batch has four times the rate, or twice; and the composed number is that of the batch asked for."""
+    """Four times the batch has four times the rate, or twice it, whatever batch the file had."""
     for resolver, factor in {"linear": 4, "root": 2}.items():
         words = "optimizer.update.lr='${" + resolver + ":0.1,${batch},100}'"
         found = [composed("optimizer=layerwise", f"batch={b}", words)["optimizer"]["update"]["lr"] for b in (100, 400)]
