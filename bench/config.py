@@ -32,7 +32,7 @@ from stepscale.bench.records.schema import AXES, Config, Task
 
 # learning rates follow the dim: lr: ${divide:0.3,${dim}}
 OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)
-# or the batch: lr: ${linear:0.1,${batch},100} is 0.1 at batch 100 (Goyal et al. 2017, arXiv 1706.02677), and
+# and may follow the batch: ${linear:0.1,${batch},100} is 0.1 at batch 100 (Goyal et al. 2017, arXiv 1706.02677), and
 # ${root:0.1,${batch},100} grows as its square root (Krizhevsky 2014, arXiv 1404.5997)
 OmegaConf.register_new_resolver("linear", lambda rate, batch, base: rate * batch / base, replace=True)
 OmegaConf.register_new_resolver("root", lambda rate, batch, base: rate * (batch / base) ** 0.5, replace=True)

@@ -161,13 +161,13 @@ def _counted(counts: pd.DataFrame) -> str:
 def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """One row a workload and optimizer: the best learning rate of its trials, and the largest that did not diverge.
 
-    Of optimizers that are tuned by one rate alone, in trials of one length. Best is by the validation split. A trial
-    has diverged that did not come to its end, or ended no better than it began: saturated units hide what would else
-    overflow. ``best_open`` and ``stable_open`` say that no larger rate was tried, so that there may be one; ``spacing``
-    is the largest factor between neighbours of those that were. Without a stable rate there is no row.
+    Of optimizers that are tuned by one rate alone, at several batches, in trials of one length. Best is by the
+    validation split. A trial has diverged that did not come to its end, or ended no better than it began: saturated
+    units hide what would else overflow. ``best_open`` and ``stable_open`` say that no larger rate was tried, so that there may be one;
+    ``spacing`` is the largest factor between neighbours of those that were. Without a stable rate there is no row.
     """
-    trials = runs[runs["trial"] & runs["tuned"].map(lambda tuned: len(tuned) == 1)]
-    if not len(trials):
+    trials = runs[runs["trial"] & (runs["tuned"].map(len) == 1)]
+    if not len(trials) or not len(points):
         return pd.DataFrame(columns=RATES)
     began = points[points["step"] == 0].groupby("identity")["validation_nats"].first()
     trials = trials.assign(rate=[next(iter(tuned.values())) for tuned in trials["tuned"]])
@@ -182,9 +182,10 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
         found = {"best": float(best["rate"]), "stable": float(held["rate"].max())}
         row = dict(zip([*WORKLOAD, "optimizer"], key, strict=True)) | found
         row |= {f"{name}_open": rate == tried[-1] for name, rate in found.items()}
-        rows.append(
-            row | {"validation_nats": best["validation_nats"], "spacing": float((tried[1:] / tried[:-1]).max())}
-        )
+        row |= {"validation_nats": best["validation_nats"], "spacing": float((tried[1:] / tried[:-1]).max())}
+        rows.append(row)
+    if not rows:
+        return pd.DataFrame(columns=RATES)
     found_rates = pd.DataFrame(rows, columns=RATES)
     same = [axis for axis in [*WORKLOAD, "optimizer"] if axis != "batch"]
     return found_rates[found_rates.groupby(same)["batch"].transform("nunique") > 1].reset_index(drop=True)

@@ -221,10 +221,11 @@ def rate_findings(rates: pd.DataFrame) -> list[str]:
         facts = dict(zip([*shared, "optimizer"], key, strict=True))
         (best, blur), (stable, _) = (learning_curves.growth(part, what) for what in ("best", "stable"))
         place = "".join(f", {axis} {facts[axis]}" for axis in varied)
+        ends = f"batch {part['batch'].min()} to {part['batch'].max()}"
         largest = " (the largest that were tried in part: it may be more)" if part["stable_open"].any() else ""
         said.append(
-            f"`{facts['optimizer']}`{place}: from batch {part['batch'].min()} to {part['batch'].max()} the best"
-            f" learning rate grows as B^{best:.2f}, and the largest stable one as B^{stable:.2f}{largest}; the grid's spacing"
+            f"`{facts['optimizer']}`{place}: from {ends} the best learning"
+            f" rate grows as B^{best:.2f}, and the largest stable one as B^{stable:.2f}{largest}; the grid's spacing"
             f" blurs either by {blur:.2f}. Linear scaling is B^1, root scaling B^0.5."
         )
     return said

@@ -42,7 +42,7 @@ class Accumulated:
             )
         if (self.facts.period, self.facts.settled) != (1, 0):
             raise ValueError(
-                f"{name} repeats its work every {self.facts.period} calls, and a part is a call: set its interval to 1"
+                f"{name} repeats its work every {self.facts.period} calls, and each part is a call: set interval to 1"
             )
         self.parameters = list(model.parameters())
 
@@ -88,9 +88,8 @@ def parts_of_batch(batch: Batch, parts: int) -> list[Batch]:
         ValueError: there are fewer rows than parts.
     """
     if rows_of(batch) < parts:
-        raise ValueError(
-            f"a batch of {rows_of(batch)} rows has no {parts} parts: set parts to {rows_of(batch)} or less"
-        )
+        rows = rows_of(batch)
+        raise ValueError(f"a batch of {rows} rows has no {parts} parts: set parts to {rows} or less")
     if isinstance(batch, Tensor):
         return list(batch.tensor_split(parts))
     return list(zip(*(part.tensor_split(parts) for part in batch), strict=True))
