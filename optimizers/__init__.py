@@ -23,6 +23,7 @@ from stepscale.optimizers.exact.self_normalizing import SelfNormalizing
 from stepscale.optimizers.exact.stochastic_trace import StochasticTrace
 from stepscale.optimizers.fisher.batch_fisher import NaturalGradient
 from stepscale.optimizers.fisher.mfac import MFAC, InverseFisher
+from stepscale.optimizers.hessian.hessian_free import HessianFree
 from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.kronecker.ekfac import EKFAC
 from stepscale.optimizers.kronecker.foof import FOOF
@@ -52,6 +53,7 @@ __all__ = [
     "Direction",
     "ExplicitInverse",
     "Facts",
+    "HessianFree",
     "InverseFisher",
     "Jacobian",
     "KLClipped",
