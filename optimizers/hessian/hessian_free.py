@@ -7,6 +7,7 @@ recurrent networks with Hessian-free optimization".
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -125,14 +126,17 @@ class HessianFree:
     def _step(self, batch: Batch, layers: list[nn.Linear], kept: list[Iterate], b: Tensor) -> None:
         """A loss an iterate looked at, and one a length: move the parameters, and adapt λ."""
         before = self._loss(batch)
-        if not math.isfinite(before):
+        if before == math.inf:
             raise FloatingPointError(f"the loss is not finite at damping={self.damping:g}: raise damping")
         start = [parameter.clone() for parameter in self.parameters]
 
-        def loss_at(x: Tensor, rate: float) -> float:
+        def place(x: Tensor, rate: float) -> None:
             for parameter, value in zip(self.parameters, start, strict=True):
                 parameter.copy_(value)
             move(layers, unflat(rate * x, layers))
+
+        def loss_at(x: Tensor, rate: float) -> float:
+            place(x, rate)
             return self._loss(batch)
 
         chosen, after = kept[-1], loss_at(kept[-1].x, 1.0)
@@ -142,13 +146,10 @@ class HessianFree:
                 break
             chosen, after = earlier, found
         self._adapt(after - before, chosen.q)
-        self.rate, slope = 1.0, -(b @ chosen.x).item()
-        for _ in range(TRIES):
-            if loss_at(chosen.x, self.rate) <= before + SLOPE * self.rate * min(slope, 0.0):
-                return
-            self.rate *= SHORTER
-        self.rate, self.last = 0.0, None
-        loss_at(chosen.x, 0.0)
+        self.rate = line_search(lambda rate: loss_at(chosen.x, rate), before, after, -(b @ chosen.x).item())
+        place(chosen.x, self.rate)
+        if not self.rate:
+            self.last = None  # nor is it a start for the next
 
     def _loss(self, batch: Batch) -> float:
         """Return the batch's loss, infinite where it is not finite, so that comparisons hold."""
@@ -165,3 +166,17 @@ class HessianFree:
     def _left_out(self, layers: list[nn.Linear]) -> list[nn.Parameter]:
         served = {id(p) for layer in layers for p in (layer.weight, layer.bias)}
         return [p for p in self.parameters if id(p) not in served]
+
+
+def line_search(loss_at: Callable[[float], float], before: float, after: float, slope: float) -> float:
+    """A loss a try: the first of 1, SHORTER, … at which the loss falls by SLOPE of what its slope foretells, else 0.
+
+    ``before`` and ``after`` are the losses at 0 and 1.
+    """
+    rate = 1.0
+    for _ in range(TRIES):
+        if slope < 0 and after <= before + SLOPE * rate * slope:
+            return rate
+        rate *= SHORTER
+        after = loss_at(rate)
+    return 0.0

@@ -27,6 +27,7 @@ ORDERS = {
     "kfac_clipped": (2.5, 3.0),
     "kfac_low_rank": (1.9, 2.2),  # the samples' LU, every 10 steps, alone is cubic
     "kfac_whole": (2.5, 3.0),
+    "hessian_free": (2.0, 3.0),
     "kldwrm_so": (2.3, 3.0),
     "kldwrm_q": (2.3, 3.0),
     "ekfac": (2.5, 3.01),

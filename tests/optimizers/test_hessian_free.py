@@ -12,6 +12,7 @@ from stepscale.models import MLP, LayerIO
 from stepscale.optimizers import HessianFree
 from stepscale.optimizers.core.tangents import flat, gradients, mean_gradients, squares, unflat
 from stepscale.optimizers.hessian.conjugate_gradients import conjugate_gradients, next_kept, slow
+from stepscale.optimizers.hessian.hessian_free import line_search
 from tests.conftest import batch_of, generic_flow
 from tests.support.dense import NETWORKS, dense_fisher, network
 
@@ -143,6 +144,19 @@ def test_damping_stays_at_its_floor() -> None:
     step = HessianFree(linear()[0], damping=0.5, floor=0.4)
     step._adapt(-1, -1)
     assert step.damping == 0.4
+
+
+def test_a_step_is_shortened_until_the_loss_falls_enough() -> None:
+    tried: list[float] = []
+
+    def loss(rate: float) -> float:  # falls along rates below 0.5, by its slope of -1 at 0
+        tried.append(rate)
+        return rate * (rate / 0.5 - 1)
+
+    assert line_search(loss, 0.0, loss(1.0), -1.0) == pytest.approx(0.8**4)  # 0.41, the first below 0.495
+    assert len(tried) == 5
+    assert line_search(lambda rate: rate, 0.0, 1.0, -1.0) == 0.0
+    assert line_search(lambda rate: -rate, 0.0, -1.0, 1.0) == 0.0  # no descent
 
 
 def test_no_step_raises_the_loss_of_its_batch() -> None:
