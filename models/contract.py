@@ -70,6 +70,17 @@ class FisherRoots(Protocol):
         ...
 
 
+class FisherTimes(Protocol):
+    """A model that multiplies a direction by its Fisher matrix; for solving with it."""
+
+    def fisher_times(self, samples: list[LayerIO], tangents: Tangents) -> list[LayerIO]:
+        """F v as captured rows without log-determinants, so that ``deltaᵀ a / B`` is each layer's part of it.
+
+        ``samples`` are what ``capture_samples`` returned, once for all products that are to be of one matrix.
+        """
+        ...
+
+
 class TracksLogProb(Protocol):
     """A model whose log-likelihood follows from a captured batch; for tracking it on every step."""
 
@@ -138,6 +149,7 @@ class Model(
     DrawsTargets,
     CountsTerms,
     FisherRoots,
+    FisherTimes,
     TracksLogProb,
     Invertible,
     HasJacobians,

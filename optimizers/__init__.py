@@ -25,6 +25,7 @@ from stepscale.optimizers.exact.stochastic_trace import StochasticTrace
 from stepscale.optimizers.fisher.batch_fisher import NaturalGradient
 from stepscale.optimizers.fisher.mfac import MFAC, InverseFisher
 from stepscale.optimizers.fisher.unit_natural import EstimatedGradient, UnitNatural
+from stepscale.optimizers.hessian.hessian_free import HessianFree
 from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.kronecker.ekfac import EKFAC
 from stepscale.optimizers.kronecker.foof import FOOF
@@ -60,6 +61,7 @@ __all__ = [
     "EstimatedGradient",
     "ExplicitInverse",
     "Facts",
+    "HessianFree",
     "InverseFisher",
     "Jacobian",
     "KLClipped",

@@ -243,6 +243,17 @@ class Flow(FlowDensity):
         samples = self.capture_samples(ios)
         return [slopes(samples, tangents) for tangents in directions]
 
+    @torch.no_grad()
+    def fisher_times(self, samples: list[LayerIO], tangents: Tangents) -> list[LayerIO]:
+        """O(L B d²): F v with F the covariance of the samples' scores.
+
+        Their expectation is 0, and the log-determinant's part is the same in all of them: it leaves with the mean.
+        """
+        free = [io._replace(log_det=False) for io in samples]
+        scores = slopes(free, tangents)
+        weights = (scores - scores.mean()).unsqueeze(1)
+        return [io._replace(delta=io.delta * weights) for io in free]
+
 
 def initialise(layer: nn.Linear) -> None:
     """Set an orthogonal weight and a zero bias.

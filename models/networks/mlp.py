@@ -117,6 +117,12 @@ class MLP(nn.Module):
         """O(B P) each: R J v of each row, ``[batch, outputs]``, RᵀR the outputs' Fisher matrix; nothing is drawn."""
         return [self._output_root(ios[-1].y, self._output_rates(ios, tangents)) for tangents in directions]
 
+    @torch.no_grad()
+    def fisher_times(self, samples: list[LayerIO], tangents: Tangents) -> list[LayerIO]:
+        """O(B P): F v, exact at the captured inputs: the outputs' rates times their Fisher matrix, sent back."""
+        rates = self._output_fisher(samples[-1].y, self._output_rates(samples, tangents))
+        return self._captured([(io.a, io.u, io.y) for io in samples], rates)
+
     def products(self, batch: int) -> list[tuple[int, int, int]]:
         """List the products of backpropagation: L forward, L − 1 backward and L for the gradients of the weights.
 
@@ -166,6 +172,14 @@ class MLP(nn.Module):
             return rate * (mean * (1 - mean)).sqrt()
         if self.output is Output.CATEGORICAL:
             return mean.sqrt() * (rate - (mean * rate).sum(1, keepdim=True))
+        return rate
+
+    def _output_fisher(self, y: Tensor, rate: Tensor) -> Tensor:
+        mean = self._mean(y)
+        if self.output is Output.BERNOULLI:
+            return rate * mean * (1 - mean)
+        if self.output is Output.CATEGORICAL:
+            return mean * (rate - (mean * rate).sum(1, keepdim=True))
         return rate
 
     def _activated(self, k: int, y: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import Tangents
+from stepscale.models import LayerIO, Tangents
 
 
 def gradients(layers: list[nn.Linear]) -> Tangents:
@@ -52,3 +52,37 @@ def move(layers: list[nn.Linear], update: Tangents) -> None:
             layer.weight.add_(dW)
         if layer.bias is not None and db is not None:
             layer.bias.add_(db)
+
+
+def flat(v: Tangents) -> Tensor:
+    """O(P): a direction as one vector, ``[P]``, of what is not None."""
+    return torch.cat([part.flatten() for pair in v for part in pair if part is not None])
+
+
+def unflat(x: Tensor, layers: list[nn.Linear]) -> Tangents:
+    """O(1): a vector ``[P]`` as views of a direction; None for what is frozen."""
+    found: Tangents = []
+    place = 0
+    for layer in layers:
+        pair: list[Tensor | None] = [None, None]
+        for k, parameter in enumerate((layer.weight, layer.bias)):
+            if parameter is not None and parameter.requires_grad:
+                pair[k] = x[place : place + parameter.numel()].view(parameter.shape)
+                place += parameter.numel()
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def mean_gradients(ios: list[LayerIO]) -> Tangents:
+    """O(B P): δᵀa / B and the mean of δ of each layer, as of a loss without log-determinants; None for what is frozen."""
+    return [_moving(io.layer, io.delta.T @ io.a / io.samples, io.delta.sum(0) / io.samples) for io in ios]
+
+
+def squares(ios: list[LayerIO]) -> Tangents:
+    """O(B P): the mean over the rows of the squares of each sample's gradient, by parameter; None for what is frozen."""
+    return mean_gradients([io._replace(a=io.a.square(), delta=io.delta.square()) for io in ios])
+
+
+def _moving(layer: nn.Linear, dW: Tensor, db: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    shifts = layer.bias is not None and layer.bias.requires_grad
+    return (dW if layer.weight.requires_grad else None), (db if shifts else None)

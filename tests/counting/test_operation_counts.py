@@ -30,6 +30,7 @@ ORDERS = {
     "kfac_whole": (2.5, 3.0),
     "kldwrm_so": (2.2, 3.0),
     "kldwrm_q": (2.1, 3.0),
+    "hessian_free": (2.0, 3.0),
     "ekfac": (2.5, 3.01),
     "foof": (2.3, 3.0),
     "tnt": (2.1, 3.0),

@@ -187,7 +187,7 @@ def test_a_workload_s_own_period_is_logged_in_place() -> None:
 CUBIC_BY_ALGEBRA = {
     **dict.fromkeys(["adam", "sgd_momentum", "nesterov", "layerwise", "naive", "inverse", "stale_inverse"], True),
     **dict.fromkeys(["kfac", "kfac_clipped", "kfac_low_rank", "kfac_whole", "ekfac", "foof"], True),
-    **dict.fromkeys(["kldwrm_so", "kldwrm_q"], True),
+    **dict.fromkeys(["kldwrm_so", "kldwrm_q", "hessian_free"], True),
     **dict.fromkeys(["tnt", "tnt_trusted", "shampoo", "mini_block", "mfac"], True),
     **dict.fromkeys(["tnt_dense", "shampoo_dense", "mini_block_dense"], True),
     **dict.fromkeys(["kbfgs", "kbfgs_limited"], True),
@@ -199,9 +199,13 @@ CUBIC_BY_ALGEBRA = {
 }
 
 
+# steps whose work goes by the data, told to do as much at every dim
+OF_ONE_LENGTH = {"hessian_free": ["optimizer.iterations=1", "optimizer.damping=1e4"]}
+
+
 def configured(name: str, dim: int) -> Workload:
     torch.manual_seed(0)
-    config = composed(f"optimizer={name}", f"dim={dim}", "batch=20")
+    config = composed(f"optimizer={name}", f"dim={dim}", "batch=20", *OF_ONE_LENGTH.get(name, []))
     model = built(config["model"])
     return Workload(model, built(config["optimizer"])(model), [torch.randn(20, dim) for _ in range(3)])
 
