@@ -24,7 +24,16 @@ OPTIMIZERS = named("optimizer")
 EXPECTED = Path(__file__).parent / "counts.json"
 BATCH = 100
 USUAL_DIMS, DIMS = (512, 1024), {"naive": (128, 256)}  # a doubling each
-LONG = ("ekfac", "kfac_clipped", "kfac_whole", "kldwrm", "mini_block", "shampoo", "tnt")  # periods of many cubic steps
+LONG = (
+    "ekfac",
+    "hessian_free",
+    "kfac_clipped",
+    "kfac_whole",
+    "kldwrm",
+    "mini_block",
+    "shampoo",
+    "tnt",
+)  # periods of many cubic steps
 DIMS |= {name: (256, 512) for name in OPTIMIZERS if name.startswith(LONG)}
 TORCH = ".".join(torch.__version__.split(".")[:2])
 FIELDS = ("flops", "operations", "synchronisations", "peak_bytes")

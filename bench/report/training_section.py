@@ -207,7 +207,7 @@ def rate_figures(rates: pd.DataFrame, look: dict[str, Style], where: Where) -> l
         facts: dict[str, object] = dict(zip(shared, key, strict=True))
         what = "{model}, dim {dim}, depth {depth}, {data}, {dtype}, {device}".format(**facts)
         names = ", ".join(sorted(part["optimizer"].unique()))
-        figure = training_figures.rates_figure(part, look, f"{what}\n{where(facts['machine'])}")
+        figure = training_figures.rates_figure(part, look, f"{what}\n{where(str(facts['machine']))}")
         alt = f"The best learning rate against the batch, and the largest stable one ({what}), of {names}."
         drawn.append(Drawn(figure, alt, "rates" + "".join(_suffix(axis, facts[axis]) for axis in varied)))
     return drawn

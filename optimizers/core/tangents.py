@@ -74,12 +74,12 @@ def unflat(x: Tensor, layers: list[nn.Linear]) -> Tangents:
 
 
 def mean_gradients(ios: list[LayerIO]) -> Tangents:
-    """O(B P): δᵀa / B and the mean of δ of each layer, as of a loss without log-determinants; None for what is frozen."""
+    """O(B P): δᵀa / B and the mean of δ of each layer, of a loss without log-determinants; None for what is frozen."""
     return [_moving(io.layer, io.delta.T @ io.a / io.samples, io.delta.sum(0) / io.samples) for io in ios]
 
 
 def squares(ios: list[LayerIO]) -> Tangents:
-    """O(B P): the mean over the rows of the squares of each sample's gradient, by parameter; None for what is frozen."""
+    """O(B P): the mean of the squares of each sample's gradient, by parameter; None for what is frozen."""
     return mean_gradients([io._replace(a=io.a.square(), delta=io.delta.square()) for io in ios])
 
 

@@ -56,8 +56,9 @@ class Accumulated:
             loss, share = self.direction(part, mark), terms_of(self.model, part) / total
             losses += [] if loss is None else [loss.detach() * share]
             self._add(sums, share)
-        for parameter, gradient in sums.items():
-            parameter.grad = gradient
+        for parameter in self.parameters:
+            if parameter in sums:
+                parameter.grad = sums[parameter]
         mark("gradient")
         return torch.stack(losses).sum() if losses else None
 

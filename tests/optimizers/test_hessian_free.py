@@ -1,5 +1,6 @@
 """Hessian-free against dense solves in float64: products, the damped step, the rule of λ, the preconditioned solver."""
 
+import itertools
 import math
 from typing import Any
 
@@ -40,10 +41,14 @@ def test_products_of_a_flow_are_of_the_covariance_of_its_scores() -> None:
     model = generic_flow()
     x, v = batch_of(9), vector_of(model)
     values = {name: p.detach() for name, p in model.named_parameters()}
-    rows = [jacrev(lambda p, row=row: functional_call(Losses(model), p, (row,)))(prefixed(values)) for row in x.split(1)]
+    rows = [
+        jacrev(lambda p, row=row: functional_call(Losses(model), p, (row,)))(prefixed(values)) for row in x.split(1)
+    ]
     scores = torch.stack([torch.cat([row[f"model.{name}"].flatten() for name in values]) for row in rows])
     scores = scores - scores.mean(0)
-    torch.testing.assert_close(fisher_by_products(model, model.capture(x), v), scores.T @ (scores @ v) / len(x), **EXACT)
+    torch.testing.assert_close(
+        fisher_by_products(model, model.capture(x), v), scores.T @ (scores @ v) / len(x), **EXACT
+    )
 
 
 class Losses(torch.nn.Module):
@@ -95,7 +100,7 @@ def test_the_solution_is_the_damped_one(name: str) -> None:
     torch.testing.assert_close(kept[-1].x, expected, rtol=1e-8, atol=1e-8)
     g = flat(gradients(list(model.layers)))
     assert kept[-1].q == pytest.approx((0.5 * g @ expected).item(), rel=1e-9)  # M at its minimum
-    assert all(later.q <= earlier.q + 1e-12 for earlier, later in zip(kept, kept[1:], strict=False))
+    assert all(later.q <= earlier.q + 1e-12 for earlier, later in itertools.pairwise(kept))
 
 
 def test_squares_are_of_each_samples_gradient() -> None:

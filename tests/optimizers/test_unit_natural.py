@@ -11,7 +11,7 @@ from stepscale.bench.data import lines
 from stepscale.models import Helmholtz
 from stepscale.optimizers import EstimatedGradient, UnitNatural, pair
 from stepscale.optimizers.fisher.unit_natural import by_inputs, by_rows
-from tests.models.test_helmholtz import every_state, log_p, machine
+from tests.support.helmholtz import every_state, log_p, machine
 
 pytestmark = pytest.mark.numerical
 
