@@ -177,7 +177,7 @@ def figures(
         facts: dict[str, Any] = dict(zip(learning_curves.WORKLOAD, key, strict=True))
         what = "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts)
         what += f", {facts['machine']}" * ("machine" in varied)
-        title = f"{what}\n{where(str(facts['machine']))}"
+        title = f"{what}\n{where(facts['machine'])}"
         own = points[points["identity"].isin(part["identity"])]
         if not len(own):
             continue
@@ -207,7 +207,7 @@ def rate_figures(rates: pd.DataFrame, look: dict[str, Style], where: Where) -> l
         facts: dict[str, object] = dict(zip(shared, key, strict=True))
         what = "{model}, dim {dim}, depth {depth}, {data}, {dtype}, {device}".format(**facts)
         names = ", ".join(sorted(part["optimizer"].unique()))
-        figure = training_figures.rates_figure(part, look, f"{what}\n{where(facts['machine'])}")
+        figure = training_figures.rates_figure(part, look, f"{what}\n{where(str(facts['machine']))}")
         alt = f"The best learning rate against the batch, and the largest stable one ({what}), of {names}."
         drawn.append(Drawn(figure, alt, "rates" + "".join(_suffix(axis, facts[axis]) for axis in varied)))
     return drawn

@@ -55,7 +55,7 @@ def test_lamb_moves_each_tensor_by_its_rate_times_its_norm() -> None:
 
 
 def test_lamb_is_the_papers_loop() -> None:
-    """Its moments are corrected for their zero start; the library leaves that out, and the norm takes its factor out."""
+    """Its moments are corrected for their zero start; the library does without, as the norm takes it out."""
     module, gradients = layers()
     expected = [p.detach().clone() for p in module.parameters()]
     m, v = ([torch.zeros_like(p) for p in expected] for _ in range(2))
