@@ -164,7 +164,8 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     Of optimizers that are tuned by one rate alone, at several batches, in trials of one length. Best is by the
     validation split. A trial has diverged that did not come to its end, or ended no better than it began: saturated
     units hide what would else overflow. ``best_open`` and ``stable_open`` say that no larger rate was tried, so that
-    there may be one. ``spacing`` is the largest factor between neighbours of those that were. Without a stable rate there is no row.
+    there may be one; ``spacing`` is the largest factor between neighbours of those that were. Without a stable rate
+    there is no row.
     """
     trials = runs[runs["trial"] & (runs["tuned"].map(len) == 1)]
     if not len(trials) or not len(points):
@@ -178,7 +179,7 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
         tried, held = np.unique(part["rate"]), part[part["stable"]]
         if part["budget"].nunique() > 1 or len(tried) < 2 or not len(held):
             continue
-        best = held.iloc[int(held["validation_nats"].astype(float).argmax())]
+        best = held.iloc[int(held["validation_nats"].to_numpy(float).argmax())]
         found = {"best": float(best["rate"]), "stable": float(held["rate"].max())}
         row = dict(zip([*WORKLOAD, "optimizer"], key, strict=True)) | found
         row |= {f"{name}_open": rate == tried[-1] for name, rate in found.items()}

@@ -177,7 +177,7 @@ def figures(
         facts: dict[str, Any] = dict(zip(learning_curves.WORKLOAD, key, strict=True))
         what = "{model}, dim {dim}, depth {depth}, batch {batch}, {data}, {dtype}, {device}".format(**facts)
         what += f", {facts['machine']}" * ("machine" in varied)
-        title = f"{what}\n{where(str(facts['machine']))}"
+        title = f"{what}\n{where(facts['machine'])}"
         own = points[points["identity"].isin(part["identity"])]
         if not len(own):
             continue

@@ -47,7 +47,7 @@ class Accumulated:
         self.parameters = list(model.parameters())
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> Tensor | None:
-        total, sums = terms_of(self.model, batch), dict[Tensor, Tensor]()
+        total, sums = terms_of(self.model, batch), dict[nn.Parameter, Tensor]()
         losses: list[Tensor] = []
         for part in parts_of_batch(batch, self.parts):
             if not self.facts.writes_in_place:
@@ -56,13 +56,12 @@ class Accumulated:
             loss, share = self.direction(part, mark), terms_of(self.model, part) / total
             losses += [] if loss is None else [loss.detach() * share]
             self._add(sums, share)
-        for parameter in self.parameters:
-            if parameter in sums:
-                parameter.grad = sums[parameter]
+        for served, gradient in sums.items():
+            served.grad = gradient
         mark("gradient")
         return torch.stack(losses).sum() if losses else None
 
-    def _add(self, sums: dict[Tensor, Tensor], share: float) -> None:
+    def _add(self, sums: dict[nn.Parameter, Tensor], share: float) -> None:
         """Add a share of every gradient to its sum."""
         for parameter in self.parameters:
             gradient = parameter.grad
