@@ -110,7 +110,7 @@ def test_no_hydra_object_runs_inside_a_step(name: str) -> None:
     "name", [name for name in named("data") if "???" not in (CONF / f"data/{name}.yaml").read_text()]
 )
 def test_data_loads(name: str) -> None:
-    dim = 2 if name == "toy" else 12
+    dim = {"toy": 2, "lines": 9}.get(name, 12)
     data = built(composed(f"data={name}")["data"])(dim=dim, rows=20, seed=0)
     rows = data.train if isinstance(data.train, torch.Tensor) else data.train[0]
     assert rows.shape == (20, dim)

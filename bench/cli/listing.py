@@ -47,9 +47,9 @@ def lines(group: str) -> Iterator[str]:
 
 
 def entries_of(group: str) -> list[Entry]:
-    """Return the files of a group, by package and by name, those of its folders last."""
+    """Return the files of a group, by package and by name, those of other packages last."""
     found = [entry_of(path) for path in files(group)]
-    return sorted(found, key=lambda entry: ("/" in entry.name, entry.package, entry.name))
+    return sorted(found, key=lambda entry: (entry.name.startswith("library/"), entry.package, entry.name))
 
 
 def files(group: str) -> list[Path]:
@@ -63,12 +63,17 @@ def entry_of(path: Path) -> Entry:
     if target is None:
         return Entry(path.stem, "", remark)
     built = pkgutil.resolve_name(target)
-    if path.parent.parent.name == "optimizer":  # of another package, and about its update
+    if path.parent.name == "library":  # of another package, and about its update
         return Entry(f"{path.parent.name}/{path.stem}", package_of(path), f"{update_of(path)}: {remark}")
     remark = remark or (built.__doc__ or "").strip().split("\n")[0].replace("``", "")
-    if path.parent.name != "optimizer":
+    name = path.relative_to(CONF).with_suffix("").as_posix()
+    if not name.startswith("optimizer/"):
         return Entry(path.stem, "", remark)
-    return Entry(path.stem, built.__module__.rpartition(".")[0], f"{built.__name__}, {update_of(path)}. {remark}")
+    return Entry(
+        name.removeprefix("optimizer/"),
+        built.__module__.rpartition(".")[0],
+        f"{built.__name__}, {update_of(path)}. {remark}",
+    )
 
 
 def leading_comment(text: str) -> str:
