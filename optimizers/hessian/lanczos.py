@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepscale.models import Batch, HasLoss
 from stepscale.optimizers.core.step import require
@@ -42,7 +43,7 @@ def hessian_products(model: nn.Module, batch: Batch) -> Times:
         TypeError: the model has no ``loss``, or nothing that is trained.
     """
     parameters = trainable(model)
-    with torch.enable_grad():
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         loss = require(model, HasLoss, "Hessian").loss(batch)
         gradient = joined(torch.autograd.grad(loss, parameters, create_graph=True))
 
@@ -60,7 +61,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def lanczos(times: Times, start: Tensor, steps: int) -> Ritz:
-    """k products and O(k² n): Ritz values of a symmetric matrix, and weights of Gauss quadrature from ``start``.
+    """K products and O(k² n): Ritz values of a symmetric matrix, and weights of Gauss quadrature from ``start``.
 
     It ends early where the Krylov space is exhausted.
 
@@ -94,12 +95,12 @@ def lanczos(times: Times, start: Tensor, steps: int) -> Ritz:
 
 
 def largest_eigenvalue(times: Times, start: Tensor, steps: int = 20) -> float:
-    """k products: the largest Ritz value, which is never above the largest eigenvalue."""
+    """K products: the largest Ritz value, which is never above the largest eigenvalue."""
     return lanczos(times, start, steps).values[-1].item()
 
 
 def spectral_density(times: Times, like: Tensor, *, steps: int = 40, probes: int = 8) -> Ritz:
-    """k products a probe: nodes and weights of the density of eigenvalues, by stochastic Lanczos quadrature.
+    """K products a probe: nodes and weights of the density of eigenvalues, by stochastic Lanczos quadrature.
 
     Σ w f(λ) estimates the mean of f over the eigenvalues, tr f(A) / n. ``like`` gives n, dtype and device; probes are
     of random signs, by the generator of its device.
@@ -132,6 +133,8 @@ def heavy_ball(largest: float, smallest: float) -> tuple[float, float]:
         ValueError: not 0 < smallest ≤ largest.
     """
     if not 0 < smallest <= largest:
-        raise ValueError(f"eigenvalues must be positive and in order, got largest={largest:g} and smallest={smallest:g}")
+        raise ValueError(
+            f"eigenvalues must be positive and in order, got largest={largest:g} and smallest={smallest:g}"
+        )
     high, low = largest**0.5, smallest**0.5
     return 4 / (high + low) ** 2, ((high - low) / (high + low)) ** 2

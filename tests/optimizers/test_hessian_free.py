@@ -40,10 +40,14 @@ def test_products_of_a_flow_are_of_the_covariance_of_its_scores() -> None:
     model = generic_flow()
     x, v = batch_of(9), vector_of(model)
     values = {name: p.detach() for name, p in model.named_parameters()}
-    rows = [jacrev(lambda p, row=row: functional_call(Losses(model), p, (row,)))(prefixed(values)) for row in x.split(1)]
+    rows = [
+        jacrev(lambda p, row=row: functional_call(Losses(model), p, (row,)))(prefixed(values)) for row in x.split(1)
+    ]
     scores = torch.stack([torch.cat([row[f"model.{name}"].flatten() for name in values]) for row in rows])
     scores = scores - scores.mean(0)
-    torch.testing.assert_close(fisher_by_products(model, model.capture(x), v), scores.T @ (scores @ v) / len(x), **EXACT)
+    torch.testing.assert_close(
+        fisher_by_products(model, model.capture(x), v), scores.T @ (scores @ v) / len(x), **EXACT
+    )
 
 
 class Losses(torch.nn.Module):
