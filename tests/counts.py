@@ -18,7 +18,7 @@ import torch
 
 from stepscale.bench.counting.operation_counts import Allocated, OperationLog
 from stepscale.bench.timing.workload import Workload
-from tests.support.compose import built, composed, named
+from tests.support.compose import OF_ONE_LENGTH, built, composed, named
 
 OPTIMIZERS = named("optimizer")
 EXPECTED = Path(__file__).parent / "counts.json"
@@ -26,7 +26,6 @@ BATCH = 100
 USUAL_DIMS, DIMS = (512, 1024), {"naive": (128, 256)}  # a doubling each
 LONG = (
     "ekfac",
-    "hessian_free",
     "kfac_clipped",
     "kfac_whole",
     "kldwrm",
@@ -43,7 +42,8 @@ Row = dict[str, Any]
 
 def count(optimizer: str, dim: int) -> Row:
     """Count one step, the mean over a period after the first; ``peak_bytes`` is the greatest of the period."""
-    config = composed(f"optimizer={optimizer}", f"dim={dim}", f"batch={BATCH}")
+    settings = OF_ONE_LENGTH.get(optimizer, [])
+    config = composed(f"optimizer={optimizer}", f"dim={dim}", f"batch={BATCH}", *settings)
     torch.manual_seed(0)
     model = built(config["model"])
     workload = Workload(model, built(config["optimizer"])(model), [torch.randn(BATCH, dim)])

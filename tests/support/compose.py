@@ -7,6 +7,9 @@ from hydra.utils import instantiate
 from stepscale.bench.config import CONF, compose_cell
 from stepscale.bench.records.schema import Config
 
+# steps whose work goes by the data, told to do as much at every dim
+OF_ONE_LENGTH = {"hessian_free": ["optimizer.iterations=1", "optimizer.damping=1e4"]}
+
 
 def named(group: str) -> list[str]:
     """Name the files of a group, as ``optimizer``."""

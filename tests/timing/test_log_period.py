@@ -18,7 +18,7 @@ from stepscale.bench.timing.workload import Workload
 from stepscale.models import Flow
 from stepscale.optimizers import KFAC, Layerwise, Schedule, pair
 from stepscale.optimizers.fisher import mfac
-from tests.support.compose import built, composed, named
+from tests.support.compose import OF_ONE_LENGTH, built, composed, named
 
 DEPTH, BATCH = 2, 5
 
@@ -197,10 +197,6 @@ CUBIC_BY_ALGEBRA = {
     "natural": False,
     "self_normalizing": False,
 }
-
-
-# steps whose work goes by the data, told to do as much at every dim
-OF_ONE_LENGTH = {"hessian_free": ["optimizer.iterations=1", "optimizer.damping=1e4"]}
 
 
 def configured(name: str, dim: int) -> Workload:
