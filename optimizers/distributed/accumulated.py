@@ -17,7 +17,8 @@ class Accumulated:
     """A direction's O(…) in parts: Σ share · ``.grad`` of a part, in 1/parts of the activations' memory.
 
     A part's share is its part of the terms that the loss is a mean of, so that parts may differ in size. What is of the
-    parameters alone is done once a part: a log-determinant's O(d³) costs ``parts`` times as much.
+    parameters alone is done once a part: a log-determinant's O(d³) costs ``parts`` times as much. A layer that sees a
+    whole batch at once, as batch normalisation, sees a part instead.
 
     Args:
         model: what is trained.

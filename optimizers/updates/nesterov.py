@@ -56,7 +56,9 @@ class MomentumSchedule(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
-                v = state.setdefault("velocity", torch.zeros_like(parameter))
+                if "velocity" not in state:
+                    state["velocity"] = torch.zeros_like(parameter)
+                v = state["velocity"]
                 v.mul_(now).sub_(parameter.grad, alpha=group["lr"])
                 if group["nesterov"]:
                     parameter.add_(v, alpha=then).sub_(parameter.grad, alpha=group["lr"])
