@@ -52,13 +52,13 @@ def regression(dim: int, rows: int | None, seed: int, table: str = "made", likel
 
     Args:
         dim: inputs; of a table its first columns, each standardised.
-        rows: None for 1,000 made ones, or all of a table.
+        rows: None for 1,000 made ones, or all of a table; more of it than there are repeat, as where a step is timed.
         seed: of what is made; a table's rows are as they are.
         table: ``"made"``, uniform inputs in 0 … 1 and drawn targets; ``"breast_cancer"``, ``"wine"`` or ``"diabetes"``.
         likelihood: of made targets: ``"linear"`` with noise ½, ``"logistic"``, ``"poisson"``. A table has its own.
 
     Raises:
-        ValueError: there is no such table or likelihood, or the table has not so many columns or rows.
+        ValueError: there is no such table or likelihood, or the table has not so many columns.
     """
     x, y = _made(dim, rows or 1000, seed, likelihood) if table == "made" else _table(table, dim, rows)
     both = torch.from_numpy(x).float(), torch.from_numpy(y).float()
@@ -86,13 +86,11 @@ def _table(name: str, dim: int, rows: int | None) -> tuple[np.ndarray, np.ndarra
     likelihood, file, heading, separator, targets = TABLES[name]
     values = np.loadtxt(shipped(f"data/{file}"), delimiter=separator, skiprows=heading)
     x, y = (values[:, :-1], values[:, -1]) if targets is None else (values, np.loadtxt(shipped(f"data/{targets}")))
-    if dim > x.shape[1] or (rows or 0) > len(x):
-        raise ValueError(
-            f"{name} has {x.shape[1]} inputs and {len(x)} rows, got dim={dim}, rows={rows}: set dim={x.shape[1]}"
-        )
-    x, y = x[:rows, :dim], y[:rows]
+    if dim > x.shape[1]:
+        raise ValueError(f"{name} has {x.shape[1]} inputs, got dim={dim}: set dim={x.shape[1]}")
     y = (y - y.mean()) / y.std() if likelihood == "linear" else (y == 0).astype(float)
-    return (x - x.mean(0)) / x.std(0), y
+    x = ((x - x.mean(0)) / x.std(0))[:, :dim]
+    return (x, y) if rows is None else (np.resize(x, (rows, dim)), np.resize(y, rows))
 
 
 def _shape(dim: int) -> tuple[int, int] | None:

@@ -222,7 +222,10 @@ def test_tables_and_what_does_not_fit() -> None:
         and data[1].mean().item() == pytest.approx(212 / 569)
     )
     assert torch.allclose(data[0].mean(0), torch.zeros(30), atol=1e-4)
-    with pytest.raises(ValueError, match="diabetes has 10 inputs and 442 rows, got dim=11, rows=None: set dim=10"):
+    twice = regression(30, 1138, 0, "breast_cancer").train
+    assert not isinstance(twice, Tensor) and torch.equal(twice[0], data[0].repeat(2, 1))
+    assert torch.equal(twice[1], data[1].repeat(2))
+    with pytest.raises(ValueError, match="diabetes has 10 inputs, got dim=11: set dim=10"):
         regression(11, None, 0, "diabetes")
     with pytest.raises(ValueError, match="one of breast_cancer, wine, diabetes, got 'iris'"):
         regression(4, None, 0, "iris")
