@@ -4,6 +4,7 @@ from stepscale.optimizers.core.facts import Facts, facts_of
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.step import (
     Direction,
+    Iterative,
     LearnsAfterwards,
     Mark,
     Paced,
@@ -26,6 +27,8 @@ from stepscale.optimizers.fisher.batch_fisher import NaturalGradient
 from stepscale.optimizers.fisher.mfac import MFAC, InverseFisher
 from stepscale.optimizers.fisher.unit_natural import EstimatedGradient, UnitNatural
 from stepscale.optimizers.hessian.hessian_free import HessianFree
+from stepscale.optimizers.hessian.lanczos_newton import LanczosNewton
+from stepscale.optimizers.hessian.learned_rates import LearnedRates
 from stepscale.optimizers.kronecker.base import Kronecker
 from stepscale.optimizers.kronecker.ekfac import EKFAC
 from stepscale.optimizers.kronecker.foof import FOOF
@@ -63,10 +66,13 @@ __all__ = [
     "Facts",
     "HessianFree",
     "InverseFisher",
+    "Iterative",
     "Jacobian",
     "KLClipped",
     "Kronecker",
+    "LanczosNewton",
     "Layerwise",
+    "LearnedRates",
     "LearnsAfterwards",
     "Mark",
     "MiniBlock",

@@ -63,7 +63,7 @@ def test_optimizer_moves_a_network_or_says_why_it_cannot(name: str, kind: str) -
         assert torch.isfinite(new).all() and not torch.equal(old, new)
 
 
-OF_LOSS_ALONE = {"layerwise", "adam", "sgd_momentum", "nesterov"}
+OF_LOSS_ALONE = {"layerwise", "adam", "sgd_momentum", "nesterov", "lanczos_newton", "learned_rates"}
 
 
 @pytest.mark.parametrize("name", named("optimizer"))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
 from stepscale.bench.counting.operation_counts import Logged
+
+LISTS = re.compile(r"stack$|cat$|_foreach_")  # operations that take any number of tensors
 
 
 def second_dims(dim: int) -> Iterator[int]:
@@ -36,7 +39,7 @@ def counterparts(here: Sequence[Logged], there: Sequence[Logged]) -> list[int | 
 
     Where they do not, since a method switches between the dims, the longest runs that agree are matched.
     """
-    one, other = ([(operation.name, tuple(map(len, operation.shapes))) for operation in log] for log in (here, there))
+    one, other = ([(operation.name, _ranks(operation)) for operation in log] for log in (here, there))
     if one == other:
         return list(range(len(one)))
     found: list[int | None] = [None] * len(one)
@@ -44,3 +47,9 @@ def counterparts(here: Sequence[Logged], there: Sequence[Logged]) -> list[int | 
         for k in range(block.size):
             found[block.a + k] = block.b + k
     return found
+
+
+def _ranks(operation: Logged) -> tuple[int, ...]:
+    """Return the ranks of what an operation takes; of one that takes a list, each once, however long the list is."""
+    ranks = map(len, operation.shapes)
+    return tuple(dict.fromkeys(ranks)) if LISTS.match(operation.name) else tuple(ranks)

@@ -248,9 +248,22 @@ TRAINING = {
     ),
     "fast_ica_amari": Column("", "the same of FastICA, on the same rows"),
     "halved": Column("", "times a step halved its learning rate to stay within its bound (relative_fused)"),
+    "inner_iterations": Column(
+        "", "of conjugate gradients, in all steps so far (hessian_free); median over seeds in `training`"
+    ),
     "drift_nats": Column(
         "nats", "error of the log-likelihood that a step carries along; the largest seen, in `curves` each"
     ),
+    "runs.quadratic": Column(
+        "", "of plain SGD on a quadratic without noise: its condition number, lr, momentum, and 1 if that is Nesterov's"
+    ),
+    "condition": Column("", "condition number κ of the quadratic"),
+    "lr": Column("", "learning rate"),
+    "momentum": Column("", "μ, 0 without"),
+    "nesterov": Column("", "1 where the gradient is taken ahead, as by Nesterov, else 0"),
+    "theory": Column("", "−log of the factor a step by which the distance from the optimum shrinks: its closed form"),
+    "quadratic.measured": Column("", "the same by half the slope of log loss through the second half of the steps"),
+    "off": Column("", "measured / theory − 1"),
     "target": Column("", "what is to be reached: the end of layerwise, or 99 % of the best gain"),
     "nats": Column("nats a row", "held-out log-likelihood of the target"),
     "fastest_s": Column("s", "of steps, to the target: the fastest seed"),

@@ -246,9 +246,11 @@ class Curve(Struct, kw_only=True):
     held_out_nats: list[Finite | None] = []
     drift_nats: list[Finite | None] = []
     halved: list[Whole | None] = []
+    inner_iterations: list[Whole | None] = []  # of all steps so far; earlier records have none
 
     def __post_init__(self) -> None:
-        figures = self.validation_nats, self.held_out_nats, self.drift_nats, self.halved
+        self.inner_iterations = self.inner_iterations or [None] * len(self.step)
+        figures = self.validation_nats, self.held_out_nats, self.drift_nats, self.halved, self.inner_iterations
         same_lengths("a curve's points", self.step, self.seconds, *figures)
 
 

@@ -32,6 +32,7 @@ from stepscale.bench.records.schema import (
 from stepscale.bench.records.store import read_all
 
 TUNED = ("lr", "damping")  # what an optimizer is tuned by, wherever its configuration has it
+SGD, EXACT = "torch.optim.SGD", "stepscale.optimizers.Layerwise"
 UNNAMED = Machine(cpu="", cores=0).name
 Row = dict[str, object]
 
@@ -214,11 +215,24 @@ def tuned(config: object, path: str = "") -> dict[str, float]:
     return found
 
 
+def quadratic(config: Config) -> dict[str, float] | None:
+    """Return what the rate of plain SGD on a quadratic without noise depends on; None of any other run."""
+    model, optimizer = config.get("model", {}), config["optimizer"]
+    update, direction = (optimizer.get(part) or {} for part in ("update", "direction"))
+    plain = not any(update.get(name) for name in ("weight_decay", "dampening", "maximize"))
+    known = str(model.get("_target_")).endswith(".Quadratic") and not model.get("noise")
+    if not (known and plain and update.get("_target_") == SGD and direction.get("_target_") == EXACT):
+        return None
+    rule = {"condition": model["condition"], "lr": update["lr"], "momentum": update.get("momentum", 0)}
+    return {**rule, "nesterov": float(update.get("nesterov", False))}
+
+
 def _training_figures(record: Record) -> Row:
     """What a run came to; likelihoods are None where it did not come to its end."""
     result: Row = dict.fromkeys(TRAINING_FIGURES)
     settings = record.config["training"]
     result |= {"trial": settings["trial"], "budget": _budget(settings), "tuned": tuned(record.config["optimizer"])}
+    result["quadratic"] = quadratic(record.config)
     if record.tuning is not None:
         result |= {"tuning_trials": record.tuning.trials, "tuning_s": record.tuning.seconds}
     result["caveat"] = next((f"no {what}: {record.notes[what]}" for what in CAVEATS if what in record.notes), None)
@@ -229,6 +243,7 @@ def _training_figures(record: Record) -> Row:
     result["unit"] = training.number.unit
     step_ms = 1e3 * training.seconds / training.steps if training.steps else None
     result |= {"step_ms": step_ms, "halved": training.curve.halved[-1]}
+    result["inner_iterations"] = training.curve.inner_iterations[-1]
     result |= {"drift_nats": training.drift_nats, "contended": training.contended}
     return result | _ends(record, training)
 
@@ -256,9 +271,11 @@ def _ends(record: Record, training: Trained) -> Row:
 FACTS = ("status", "reason", "identity", "task")
 TRAINING_FIGURES = {
     **dict.fromkeys(("trial", "contended"), "boolean"),
-    **dict.fromkeys(("stopped_by", "tuned", "budget", "caveat", "unit"), "object"),
+    **dict.fromkeys(("stopped_by", "tuned", "budget", "caveat", "unit", "quadratic"), "object"),
     **dict.fromkeys(("steps", "seconds", "step_ms", "validation_nats", "held_out_nats", "held_out_bits"), "float"),
-    **dict.fromkeys(("amari", "fast_ica_amari", "halved", "drift_nats", "tuning_trials", "tuning_s"), "float"),
+    **dict.fromkeys(
+        ("amari", "fast_ica_amari", "halved", "inner_iterations", "drift_nats", "tuning_trials", "tuning_s"), "float"
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -57,6 +58,12 @@ def plain_numbers(axis: Axis) -> None:
     """Write a logarithmic axis's numbers as letters; matplotlib's own way is mathematics."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(LogFormatter())
+
+
+def suffix(axis: str, value: object) -> str:
+    """Name a file by a fact: ``-dim64``, ``-photos-centre-False``."""
+    words = re.sub(r"[^A-Za-z0-9_.]+", "-", str(value)).strip("-")
+    return f"-{axis}{words}" if isinstance(value, int) else f"-{words}"
 
 
 class Drawn(NamedTuple):

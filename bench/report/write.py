@@ -15,10 +15,11 @@ from stepscale.bench.errors import BadRecordError
 from stepscale.bench.notes import one_line
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Record, Task
-from stepscale.bench.report import page, scaling_section, scaling_tables, style, training_section
+from stepscale.bench.report import page, scaling_section, scaling_tables, style
 from stepscale.bench.report.compared import machines, versions
 from stepscale.bench.report.page import Section
 from stepscale.bench.report.style import Where
+from stepscale.bench.report.training import section as training_section
 
 COMMANDS = 3  # that are named of a run
 LIBRARIES = ("numpy", "scipy", "pandas", "hydra-core")  # beside torch, whose versions a record holds

@@ -18,7 +18,7 @@ from stepscale.bench.records.schema import Curve, Final
 from stepscale.bench.training.batches import Stream
 from stepscale.bench.training.evaluation import judged, mean_log_likelihood
 from stepscale.models import HasLoss, each, objective_of, offers, tokens_of_row
-from stepscale.optimizers import StateDict, Step, Tracked
+from stepscale.optimizers import Iterative, StateDict, Step, Tracked
 
 GROWTH, LONGEST = 1.2, 2_000  # evaluations: each this factor of steps after the last, and no more steps apart
 CHUNK, CHUNK_S = 64, 0.1  # steps run between two looks at the clock, and for how long
@@ -161,6 +161,8 @@ class Training:
         self.curve.held_out_nats.append(held_out)
         self.curve.drift_nats.append(tracked.anchor() if tracked else None)
         self.curve.halved.append(tracked.halved if tracked else None)
+        iterative = self.step if isinstance(self.step, Iterative) else None
+        self.curve.inner_iterations.append(iterative.inner_iterations if iterative else None)
         if self.settings.patience is not None and self._stale() == 0:
             self.best = parameters
 

@@ -23,6 +23,7 @@ class Autoencoder(MLP):
             code of an eighth, 30 at most.
         activation: ``"tanh"`` or ``"relu"``.
         output: ``"bernoulli"``, for values in 0 … 1, or ``"gaussian"``, of variance 1.
+        init: of the weights: ``"xavier"``, ``"sparse"`` or ``"normal"``.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -36,6 +37,7 @@ class Autoencoder(MLP):
         hidden: Sequence[int] | None = None,
         activation: str = "tanh",
         output: str = "gaussian",
+        init: str = "xavier",
     ) -> None:
         if depth < 2 or depth % 2:
             raise ValueError(f"an autoencoder's depth must be even and at least 2, got depth={depth}")
@@ -47,4 +49,4 @@ class Autoencoder(MLP):
         if output == Output.CATEGORICAL:
             raise ValueError("an autoencoder's output is bernoulli or gaussian, got 'categorical'")
         widths = [dim, *hidden, *reversed(hidden[:-1]), dim]
-        super().__init__(widths, activation=activation, output=output, linear={depth // 2 - 1})
+        super().__init__(widths, activation=activation, output=output, linear={depth // 2 - 1}, init=init)

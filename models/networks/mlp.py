@@ -39,6 +39,19 @@ class Output(StrEnum):
     CATEGORICAL = "categorical"
 
 
+class Init(StrEnum):
+    """Of the weights; biases begin at 0 unless said."""
+
+    XAVIER = "xavier"  # normal, Glorot & Bengio 2010; times √2 in front of rectifiers
+    SPARSE = "sparse"  # Martens 2010 and Sutskever et al. 2013, section 3.1
+    NORMAL = "normal"  # of standard deviation 0.1, whatever the widths
+
+
+CONNECTIONS = 15  # of a unit that begins sparse, each from N(0, 1)
+SIGMOID = 0.25, 0.5  # a sparse tanh network begins as one of sigmoids: its weights times the one, its biases the other
+NORMAL_STD = 0.1
+
+
 class MLP(nn.Module):
     """Layers of any widths; base of the autoencoder and the classifier.
 
@@ -48,6 +61,7 @@ class MLP(nn.Module):
         output: ``"bernoulli"``, ``"gaussian"`` or ``"categorical"``.
         linear: hidden layers without an activation, counted from 0.
         bias: whether the affine layers have one.
+        init: ``"xavier"``, ``"sparse"`` or ``"normal"``.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -56,7 +70,14 @@ class MLP(nn.Module):
     objective = Objective(of_targets=True)
 
     def __init__(
-        self, widths: Sequence[int], *, activation: str, output: str, linear: Collection[int] = (), bias: bool = True
+        self,
+        widths: Sequence[int],
+        *,
+        activation: str,
+        output: str,
+        linear: Collection[int] = (),
+        bias: bool = True,
+        init: str = "xavier",
     ) -> None:
         super().__init__()
         if len(widths) < 2 or min(widths) < 1:
@@ -67,10 +88,26 @@ class MLP(nn.Module):
         self.layers: Sequence[nn.Linear]
         sizes = itertools.pairwise(widths)
         self.layers = nn.ModuleList(nn.Linear(n, m, bias=bias) for n, m in sizes)  # type: ignore[assignment]
-        for layer in self.layers:
+        chosen = one_of("init", Init, init)
+        for k, layer in enumerate(self.layers):
+            self._begin(k, layer, chosen)
+
+    @torch.no_grad()
+    def _begin(self, k: int, layer: nn.Linear, init: Init) -> None:
+        """Draw a layer's weights, and set its biases."""
+        shift = 0.0
+        if init is Init.XAVIER:
             nn.init.xavier_normal_(layer.weight, gain=math.sqrt(2) if self.activation is Activation.RELU else 1.0)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        elif init is Init.NORMAL:
+            nn.init.normal_(layer.weight, std=NORMAL_STD)
+        else:
+            n = layer.in_features  # torch leaves out a share of a column's entries, rounded up
+            nn.init.sparse_(layer.weight.T, max(0.0, (n - CONNECTIONS - 0.5) / n), std=1.0)
+            if self.activation is Activation.TANH and k not in self.linear:
+                layer.weight *= SIGMOID[0]
+                shift = SIGMOID[1]
+        if layer.bias is not None:
+            nn.init.constant_(layer.bias, shift)
 
     def forward(self, x: Tensor) -> Tensor:
         """O(B P), P the number of parameters: what parametrises the targets' density, ``[batch, outputs]``."""

@@ -92,6 +92,13 @@ class Tracked(Protocol):
         ...
 
 
+@runtime_checkable
+class Iterative(Protocol):
+    """A step that finds its direction by iterations of its own, as many as it takes."""
+
+    inner_iterations: int  # of all steps so far
+
+
 class Stateless:
     """What a direction that remembers nothing has for a state."""
 

@@ -49,7 +49,7 @@ class HessianFree:
 
     Attributes:
         damping: λ now.
-        iterations_done: n of the last step.
+        inner_iterations: n of all steps so far.
         rate: what the line search left of the last step; 0 where no length lowered the loss.
 
     Raises:
@@ -81,7 +81,7 @@ class HessianFree:
         self.damping, self.floor = damping, floor
         self.iterations, self.tolerance, self.warm = iterations, tolerance, warm
         self.last: Tensor | None = None
-        self.iterations_done, self.rate = 0, 1.0
+        self.inner_iterations, self.rate = 0, 1.0
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         for parameter in self.parameters:
@@ -106,7 +106,7 @@ class HessianFree:
             rows = self.model.fisher_times(drawn, unflat(v, layers))
             return flat(mean_gradients(rows)) + self.damping * v
 
-        kept, self.iterations_done = conjugate_gradients(
+        kept, done = conjugate_gradients(
             times,
             b,
             start=torch.zeros_like(b) if self.last is None else self.warm * self.last,
@@ -114,14 +114,16 @@ class HessianFree:
             iterations=self.iterations,
             tolerance=self.tolerance,
         )
+        self.inner_iterations += done
         self.last = kept[-1].x
         return kept
 
     def state_dict(self) -> StateDict:
-        return {"damping": self.damping, "last": self.last}
+        return {"damping": self.damping, "last": self.last, "inner_iterations": self.inner_iterations}
 
     def load_state_dict(self, state: StateDict) -> None:
         self.damping, self.last = state["damping"], state["last"]
+        self.inner_iterations = state["inner_iterations"]
 
     def _step(self, batch: Batch, layers: list[nn.Linear], kept: list[Iterate], b: Tensor) -> None:
         """A loss an iterate looked at, and one a length: move the parameters, and adapt λ."""

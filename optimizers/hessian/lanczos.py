@@ -26,6 +26,14 @@ class Ritz(NamedTuple):
 
     values: Tensor  # [k], ascending
     weights: Tensor  # [k], of the quadrature: squares of the start's parts along the Ritz vectors; they sum to 1
+    vectors: Tensor  # [n, k], orthonormal
+
+
+class Density(NamedTuple):
+    """A distribution of eigenvalues: some values, each with a share of them."""
+
+    values: Tensor  # [m], ascending
+    weights: Tensor  # [m]; they sum to 1
 
 
 class Fit(NamedTuple):
@@ -36,8 +44,10 @@ class Fit(NamedTuple):
     r_squared: float
 
 
-def hessian_products(model: nn.Module, batch: Batch) -> Times:
-    """Return the product of a vector and the Hessian of the batch's loss, O(B P) each, by autograd twice.
+def hessian_products(model: nn.Module, batch: Batch) -> tuple[Tensor, Times]:
+    """Return the batch's gradient, ``[P]``, and the product of a vector and its loss's Hessian, by autograd twice.
+
+    O(B P) each; on a flow O(L d³).
 
     Raises:
         TypeError: the model has no ``loss``, or nothing that is trained.
@@ -51,7 +61,7 @@ def hessian_products(model: nn.Module, batch: Batch) -> Times:
         found = torch.autograd.grad(gradient, parameters, v, retain_graph=True, materialize_grads=True)
         return joined(found)
 
-    return times
+    return gradient.detach(), times
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -91,7 +101,8 @@ def lanczos(times: Times, start: Tensor, steps: int) -> Ritz:
         off = torch.stack(betas[: k - 1]).double()
         T = T + torch.diag(off, 1) + torch.diag(off, -1)
     values, vectors = torch.linalg.eigh(T)
-    return Ritz(values, vectors[0].square())
+    basis = torch.stack(Q[:k], dim=1)
+    return Ritz(values, vectors[0].square(), basis @ vectors.to(basis.dtype))
 
 
 def largest_eigenvalue(times: Times, start: Tensor, steps: int = 20) -> float:
@@ -99,7 +110,7 @@ def largest_eigenvalue(times: Times, start: Tensor, steps: int = 20) -> float:
     return lanczos(times, start, steps).values[-1].item()
 
 
-def spectral_density(times: Times, like: Tensor, *, steps: int = 40, probes: int = 8) -> Ritz:
+def spectral_density(times: Times, like: Tensor, *, steps: int = 40, probes: int = 8) -> Density:
     """K products a probe: nodes and weights of the density of eigenvalues, by stochastic Lanczos quadrature.
 
     Σ w f(λ) estimates the mean of f over the eigenvalues, tr f(A) / n. ``like`` gives n, dtype and device; probes are
@@ -108,7 +119,7 @@ def spectral_density(times: Times, like: Tensor, *, steps: int = 40, probes: int
     found = [lanczos(times, torch.randn_like(like).sign(), steps) for _ in range(probes)]
     values, weights = torch.cat([one.values for one in found]), torch.cat([one.weights for one in found]) / probes
     order = values.argsort()
-    return Ritz(values[order], weights[order])
+    return Density(values[order], weights[order])
 
 
 def batch_law(batches: Sequence[int], eigenvalues: Sequence[float]) -> Fit:

@@ -39,6 +39,8 @@ def growth_of(run: Callable[[int], object], dim: int) -> dict[str, float | None]
         (lambda d: torch.ones(B, d) * 2, "mul", 1),
         (lambda d: torch.ones(B, B) * d, "mul", 0),
         (lambda d: torch.ones(d, d).t(), "t", 0),
+        (lambda d: torch.stack([torch.ones(3, 3) for _ in range(d)]), "stack", 1),
+        (lambda d: torch._foreach_add([torch.ones(d) for _ in range(d)], 1), "_foreach_add", 2),
         (lambda d: torch.ones(d, 1, d) @ torch.ones(d, d, d), "bmm", 3),
     ],
 )

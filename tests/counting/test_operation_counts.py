@@ -31,6 +31,8 @@ ORDERS = {
     "kldwrm_so": (2.2, 3.0),
     "kldwrm_q": (2.1, 3.0),
     "hessian_free": (2.0, 3.0),
+    "lanczos_newton": (2.7, 3.0),
+    "learned_rates": (2.7, 3.0),
     "ekfac": (2.5, 3.01),
     "foof": (2.3, 3.0),
     "tnt": (2.1, 3.0),

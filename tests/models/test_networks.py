@@ -152,3 +152,26 @@ def test_factored_flow_is_the_flow_of_its_weights() -> None:
     factored.loss(x).backward()
     assert all(p.grad is not None for p in factored.parameters())
     assert (factored.layers[0].upper.grad.tril(-1) == 0).all()
+
+
+def test_a_sparse_beginning_is_of_fifteen_weights_a_unit() -> None:
+    """Sutskever et al. 2013, section 3.1: N(0, 1), biases 0; with tanh times 0.25 and biases 0.5."""
+    torch.manual_seed(0)
+    model = Autoencoder(256, 4, hidden=[100, 10], init="sparse")
+    for k, layer in enumerate(model.layers):
+        kept = layer.weight != 0
+        assert set(kept.sum(1).tolist()) == {min(15, layer.in_features)}
+        scale, shift = (1.0, 0.0) if k in model.linear else (0.25, 0.5)
+        assert layer.weight[kept].std().item() == pytest.approx(scale, rel=0.1)
+        assert layer.bias.unique().tolist() == [shift]
+    rectified = Classifier(64, 2, activation="relu", init="sparse")
+    assert rectified.layers[0].weight[rectified.layers[0].weight != 0].std().item() == pytest.approx(1, rel=0.1)
+    assert not rectified.layers[0].bias.any()
+
+
+def test_a_normal_beginning_does_not_depend_on_the_width() -> None:
+    for width in (50, 400):
+        layer = Classifier(width, 2, init="normal").layers[0]
+        assert layer.weight.std().item() == pytest.approx(0.1, rel=0.1) and not layer.bias.any()
+    with pytest.raises(ValueError, match="init must be one of xavier, sparse, normal, got 'zeros'"):
+        Classifier(8, init="zeros")

@@ -20,6 +20,7 @@ from stepscale.optimizers import (
     KLDWRM,
     TNT,
     Kronecker,
+    LanczosNewton,
     MiniBlock,
     NaturalGradient,
     Relative,
@@ -64,14 +65,27 @@ def problem(kind: str, name: str, frozen: list[str]) -> tuple[Any, Any, Batch]:
 
 @cache
 def configuration(kind: str, name: str) -> Config:
-    """Return an optimizer's file, with a learning rate at which the fused step halves none."""
-    overrides = ["optimizer.lr=1e-5"] if name == "relative_fused" else []
-    found: Config = composed(f"optimizer={name}", f"model={kind}", "dim=5", *overrides)["optimizer"]
+    """Return an optimizer's file, with a learning rate at which the fused step halves none, and few Lanczos vectors."""
+    overrides = {"relative_fused": ["optimizer.lr=1e-5"], "lanczos_newton": ["optimizer.direction.iterations=3"]}
+    found: Config = composed(f"optimizer={name}", f"model={kind}", "dim=5", *overrides.get(name, []))["optimizer"]
     return found
 
 
 def damped_solve(M: Tensor, damping: float, right: Tensor) -> Tensor:
     return torch.linalg.solve(M + damping * torch.eye(len(M), dtype=M.dtype), right)
+
+
+def krylov(direction: LanczosNewton, model: Any, batch: Batch) -> list[Tensor]:
+    """Saddle-free Newton on the span of g, H g, H² g, of the Hessian between the parameters that are not frozen."""
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        gradient = torch.autograd.grad(model.loss(batch), free, create_graph=True)
+        g = torch.cat([part.flatten() for part in gradient])
+        rows = [torch.autograd.grad(entry, free, retain_graph=True, materialize_grads=True) for entry in g]
+    H, g = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]), g.detach()
+    Q = torch.linalg.qr(torch.stack([g, H @ g, H @ H @ g], dim=1)).Q
+    values, vectors = torch.linalg.eigh(Q.T @ H @ Q)
+    return [Q @ (vectors @ ((vectors.T @ (Q.T @ g)) / (values.abs() + direction.damping)))]
 
 
 def natural(direction: NaturalGradient, model: Any, batch: Batch) -> list[Tensor]:
@@ -156,6 +170,8 @@ def expected(step: Any, model: Any, batch: Batch) -> list[Tensor]:
     direction = getattr(step, "direction", step)
     if isinstance(direction, KLDWRM):
         step.tell_rate()
+    if isinstance(direction, LanczosNewton):
+        return krylov(direction, model, batch)
     relative, affine = isinstance(direction, Relative | RelativeSGD) or getattr(direction, "relative", False), True
     if isinstance(direction, NaturalGradient):
         found = natural(direction, model, batch)

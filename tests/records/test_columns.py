@@ -17,6 +17,7 @@ FILES = {
     "curves",
     "training",
     "targets",
+    "quadratic",
     "versions",
 }
 

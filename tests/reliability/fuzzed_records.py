@@ -33,7 +33,8 @@ from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.errors import UsageError
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.operations import StepLog
-from stepscale.bench.report import training_section, write
+from stepscale.bench.report import write
+from stepscale.bench.report.training import section as training_section
 from stepscale.bench.runs import plan, publish
 from stepscale.bench.runs.run import Run
 from tests.support import jobs, training

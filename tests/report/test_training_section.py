@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import asdict, replace
 
-from stepscale.bench.analysis import learning_curves
+from stepscale.bench.analysis.training import batch_rates, learning_curves
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Curve, Number, Record, Status
-from stepscale.bench.report import training_section, write
+from stepscale.bench.report import write
+from stepscale.bench.report.training import section as training_section
 from tests.support.synthetic import record
 from tests.support.training import END_S, RUNS, START, train_record
 
@@ -160,21 +161,21 @@ def batches(tmp_path: Path) -> Path:
 
 
 def test_rates_grow_with_the_batch_as_they_were_made_to(batches: Path) -> None:
-    found = learning_curves.rates(tables.load(batches, "train"), tables.curves(batches)).sort_values("batch")
+    found = batch_rates.rates(tables.load(batches, "train"), tables.curves(batches)).sort_values("batch")
     assert found["batch"].tolist() == [*BATCHES] and found["spacing"].tolist() == pytest.approx([2, 2, 2])
     assert found["best"].tolist() == pytest.approx([1e-3, 4e-3, 16e-3])
     assert found["stable"].tolist() == pytest.approx([32e-3, 64e-3, 128e-3])
-    assert found["best_open"].tolist() == [False] * 3 and found["stable_open"].tolist() == [False, False, True]
-    assert learning_curves.growth(found, "best") == pytest.approx((1, 1 / 4))
-    assert learning_curves.growth(found, "stable") == pytest.approx((1 / 2, 1 / 4))
+    assert found["best_open"].tolist() == [True, False, False] and found["stable_open"].tolist() == [False, False, True]
+    assert batch_rates.growth(found, "best") == pytest.approx((1, 1 / 4))
+    assert batch_rates.growth(found, "stable") == pytest.approx((1 / 2, 1 / 4))
 
 
 def test_rates_of_one_batch_or_of_trials_of_two_lengths_are_not_compared(run: Path, batches: Path) -> None:
     runs, points = tables.load(batches, "train"), tables.curves(batches)
-    assert set(learning_curves.rates(runs, points)["optimizer"]) == {"layerwise"}
-    assert not len(learning_curves.rates(runs[runs["batch"] == 50], points))
+    assert set(batch_rates.rates(runs, points)["optimizer"]) == {"layerwise"}
+    assert not len(batch_rates.rates(runs[runs["batch"] == 50], points))
     halved = runs.assign(budget=[f"{k % 2} steps" for k in range(len(runs))])
-    assert not len(learning_curves.rates(halved, points))
+    assert not len(batch_rates.rates(halved, points))
 
 
 def test_the_report_draws_rates_against_the_batch_and_says_what_shows(batches: Path) -> None:

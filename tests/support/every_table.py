@@ -8,9 +8,12 @@ from msgspec.structs import replace
 
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Curve, DataFacts, Final, Operation, Record, Status, Trained
-from stepscale.bench.report import scaling_section, scaling_tables, training_section
+from stepscale.bench.report import scaling_section, scaling_tables
 from stepscale.bench.report.compared import versions
+from stepscale.bench.report.training import section as training_section
 from tests.support.synthetic import COSTS, DIMS, bare, cell, record, run_of
+
+NATS = (-9.0, -7.0, -6.0, -5.0)
 
 
 @functools.cache
@@ -47,12 +50,16 @@ def profiled() -> Record:
 
 
 def training(optimizer: str, seed: int) -> Record:
-    nothing: list[None] = [None, None]
+    nothing: list[None] = [None] * len(NATS)
     curve = Curve(
-        step=[0, 10], seconds=[0.0, 1.0], validation_nats=[-9.0, -5.0], held_out_nats=[-9.0, -5.0],
+        step=[0, 6, 8, 10], seconds=[0.0, 0.6, 0.8, 1.0], validation_nats=list(NATS), held_out_nats=list(NATS),
         drift_nats=list(nothing), halved=list(nothing),
     )  # fmt: skip
-    config = {"training": {"trial": False}, "optimizer": {"update": {"lr": 0.1}}, "data": {"centre": True}}
+    sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}
+    config = {
+        "training": {"trial": False}, "data": {"centre": True}, "model": {"_target_": "a.Quadratic", "condition": 9.0},
+        "optimizer": {"update": sgd, "direction": {"_target_": "stepscale.optimizers.Layerwise"}},
+    }  # fmt: skip
     made = bare(cell(optimizer, 64, seed), {"task": "train", **config})
     made.data = DataFacts(train=1, validation=1, held_out=1, bits_offset=6.0)
     final = Final(validation_nats=-5.0, held_out_nats=-5.0)

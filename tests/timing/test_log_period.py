@@ -187,7 +187,7 @@ def test_a_workload_s_own_period_is_logged_in_place() -> None:
 CUBIC_BY_ALGEBRA = {
     **dict.fromkeys(["adam", "sgd_momentum", "nesterov", "layerwise", "naive", "inverse", "stale_inverse"], True),
     **dict.fromkeys(["kfac", "kfac_clipped", "kfac_low_rank", "kfac_whole", "ekfac", "foof"], True),
-    **dict.fromkeys(["kldwrm_so", "kldwrm_q", "hessian_free"], True),
+    **dict.fromkeys(["kldwrm_so", "kldwrm_q", "hessian_free", "lanczos_newton", "learned_rates"], True),
     **dict.fromkeys(["tnt", "tnt_trusted", "shampoo", "mini_block", "mfac"], True),
     **dict.fromkeys(["tnt_dense", "shampoo_dense", "mini_block_dense"], True),
     **dict.fromkeys(["kbfgs", "kbfgs_limited"], True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stepscale.bench.analysis import learning_curves
+from stepscale.bench.analysis.training import batch_rates, learning_curves, quadratic_rates
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.records import store
 from stepscale.bench.records.schema import NO_BOUND, Number
-from stepscale.bench.report import style, training_figures
+from stepscale.bench.report import style
 from stepscale.bench.report.page import Section, Shown, TableRow, machine_column, measured, varying
-from stepscale.bench.report.style import Drawn, Style, Where
-from stepscale.bench.report.training_figures import Arrays
+from stepscale.bench.report.style import Drawn, Where
+from stepscale.bench.report.training import batch_rates as batch_section
+from stepscale.bench.report.training import figures as drawing
+from stepscale.bench.report.training import quadratic_rates as quadratic_section
+from stepscale.bench.report.training.figures import Arrays
 
 TITLE = "What a step buys"
 ASKED = (
@@ -42,26 +44,40 @@ def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Mapping[str, Pat
         else pd.DataFrame(columns=[*learning_curves.WORKLOAD, "target"])
     )
     profiles = learning_curves.profiles(joined) if len(reached) else pd.DataFrame()
-    shown, rates = varying(likelihoods(results), final), learning_curves.rates(runs, points)
+    shown, rates = varying(likelihoods(results), final), batch_rates.rates(runs, points)
+    closed = quadratic_rates.rates(runs, points)
     seen, complaints = pictures_of(pictures, final)
     drawn = figures(final, points, learning_curves.targets(runs, points), seen, where)
-    drawn += rate_figures(rates, style.styles(final["optimizer"]), where)
-    if len(profiles):
-        look, count = style.styles(final["optimizer"]), len(learning_curves.targets(runs, points))
-        alt = (
-            f"Performance profile: share of {count} targets that each optimizer reaches within a factor of the fastest."
-        )
-        drawn.append(Drawn(training_figures.profile_figure(profiles, look, count), alt))
+    drawn += batch_section.figures(rates, style.styles(final["optimizer"]), where) + quadratic_section.figures(closed)
+    drawn += profile_figures(profiles, final, len(learning_curves.targets(runs, points)))
     return Section(
         title=TITLE,
         asked=ASKED,
         headline={"Held-out likelihood": shown},
-        findings=complaints + findings(runs, joined, results) + rate_findings(rates),
+        findings=[
+            *complaints,
+            *findings(runs, joined, results),
+            *batch_section.findings(rates),
+            *quadratic_section.findings(closed),
+        ],
         figures=drawn,
         glossary={},
-        tables={"Time to target": varying(joined, final)} | more_tables(runs, results),
-        files={"curves.csv": points, "training.csv": results, "targets.csv": joined},
+        tables={
+            "Time to target": varying(joined, final),
+            **quadratic_section.table(closed),
+            **more_tables(runs, results),
+        },
+        files={"curves.csv": points, "training.csv": results, "targets.csv": joined}
+        | ({"quadratic.csv": closed} if len(closed) else {}),
     )
+
+
+def profile_figures(profiles: pd.DataFrame, final: pd.DataFrame, count: int) -> list[Drawn]:
+    """Draw performance profiles over so many targets, where there are any."""
+    if not len(profiles):
+        return []
+    alt = f"Performance profile: share of {count} targets that each optimizer reaches within a factor of the fastest."
+    return [Drawn(drawing.profile_figure(profiles, style.styles(final["optimizer"]), count), alt)]
 
 
 def likelihoods(results: pd.DataFrame) -> pd.DataFrame:
@@ -76,7 +92,9 @@ def likelihoods(results: pd.DataFrame) -> pd.DataFrame:
     if set(table["unit"].dropna()) <= {Number().unit}:
         table = table.drop(columns="unit")
     units = {"held_out_nats": "held-out nats [seeds' range]", "held_out_bits": "bits a dim", "step_ms": "ms a step"}
-    return table.dropna(axis=1, how="all").rename(columns=units | {"drift_nats": "drift, nats", "seconds": "s"})
+    return table.dropna(axis=1, how="all").rename(
+        columns=units | {"drift_nats": "drift, nats", "seconds": "s", "inner_iterations": "inner iterations"}
+    )
 
 
 def _rows(table: pd.DataFrame) -> list[TableRow]:
@@ -182,59 +200,21 @@ def figures(
         if not len(own):
             continue
         aims = targets[(targets[learning_curves.WORKLOAD] == list(key)).all(axis=1)]
-        suffix = "".join(_suffix(axis, facts[axis]) for axis in varied)
+        varied_by = "".join(style.suffix(axis, facts[axis]) for axis in varied)
         names = ", ".join(sorted(part["optimizer"].unique()))
         curves = f"Held-out log-likelihood against steps and against seconds ({what}), a curve a run of {names}."
         unit = next(iter(part["unit"].dropna()), Number().unit)
-        figure = training_figures.curves_figure(own, aims, look, title, unit)
-        drawn.append(Drawn(figure, curves, f"training{suffix}"))
+        figure = drawing.curves_figure(own, aims, look, title, unit)
+        drawn.append(Drawn(figure, curves, f"training{varied_by}"))
         left = part[part["identity"].isin(pictures)].sort_values("optimizer")
         shown = {row["optimizer"]: pictures[row["identity"]] for row in _rows(left)}
-        seen = training_figures.pictures_figure(shown, title)
+        seen = drawing.pictures_figure(shown, title)
         if seen is not None:
             learned = (
                 f"The data, and what models trained by {names} make of it ({what}): samples, and filters or density."
             )
-            drawn.append(Drawn(seen, learned, f"pictures{suffix}"))
+            drawn.append(Drawn(seen, learned, f"pictures{varied_by}"))
     return drawn
-
-
-def rate_figures(rates: pd.DataFrame, look: dict[str, Style], where: Where) -> list[Drawn]:
-    """Draw learning rates against the batch, ``rates…``, of each workload that was tuned at several."""
-    shared = [axis for axis in learning_curves.WORKLOAD if axis != "batch"]
-    varied, drawn = [axis for axis in shared if rates[axis].nunique() > 1], list[Drawn]()
-    for key, part in rates.groupby(shared):
-        facts: dict[str, object] = dict(zip(shared, key, strict=True))
-        what = "{model}, dim {dim}, depth {depth}, {data}, {dtype}, {device}".format(**facts)
-        names = ", ".join(sorted(part["optimizer"].unique()))
-        figure = training_figures.rates_figure(part, look, f"{what}\n{where(str(facts['machine']))}")
-        alt = f"The best learning rate against the batch, and the largest stable one ({what}), of {names}."
-        drawn.append(Drawn(figure, alt, "rates" + "".join(_suffix(axis, facts[axis]) for axis in varied)))
-    return drawn
-
-
-def rate_findings(rates: pd.DataFrame) -> list[str]:
-    """Say by which power of the batch each optimizer's rates grow; the rules would have 1 or 1/2."""
-    shared = [axis for axis in learning_curves.WORKLOAD if axis != "batch"]
-    varied, said = [axis for axis in shared if rates[axis].nunique() > 1], list[str]()
-    for key, part in rates.groupby([*shared, "optimizer"], sort=False):
-        facts = dict(zip([*shared, "optimizer"], key, strict=True))
-        (best, blur), (stable, _) = (learning_curves.growth(part, what) for what in ("best", "stable"))
-        place = "".join(f", {axis} {facts[axis]}" for axis in varied)
-        ends = f"batch {part['batch'].min()} to {part['batch'].max()}"
-        largest = " (the largest that were tried in part: it may be more)" if part["stable_open"].any() else ""
-        said.append(
-            f"`{facts['optimizer']}`{place}: from {ends} the best learning"
-            f" rate grows as B^{best:.2f}, and the largest stable one as B^{stable:.2f}{largest}; the grid's spacing"
-            f" blurs either by {blur:.2f}. Linear scaling is B^1, root scaling B^0.5."
-        )
-    return said
-
-
-def _suffix(axis: str, value: object) -> str:
-    """Name a file by a fact: ``-dim64``, ``-photos-centre-False``."""
-    words = re.sub(r"[^A-Za-z0-9_.]+", "-", str(value)).strip("-")
-    return f"-{axis}{words}" if isinstance(value, int) else f"-{words}"
 
 
 def pictures_of(folders: Mapping[str, Path], final: pd.DataFrame) -> tuple[dict[str, Arrays], list[str]]:

@@ -17,7 +17,8 @@ from stepscale.bench.records.schema import GROUP
 WORKLOAD = [*GROUP, "dim"]
 GAIN = 0.99  # of the way from the initial likelihood to the best final one: the second target
 WORST = {"held_out_nats": -math.inf, "held_out_bits": math.inf}
-RATES = [*WORKLOAD, "optimizer", "best", "stable", "best_open", "stable_open", "validation_nats", "spacing"]
+MEDIANS = ["held_out_nats", "held_out_bits", "steps", "seconds", "step_ms", "drift_nats", "halved"]
+MEDIANS += ["inner_iterations", "amari"]
 BASELINE, BEST = f"{HONEST}'s end", f"{100 * GAIN:g} % of the gain"
 
 
@@ -32,7 +33,7 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
         ok = part[part["status"] == "ok"]
         row: dict[str, object] = dict(zip([*WORKLOAD, "optimizer"], key, strict=True))
         row |= {"seeds": len(part), "ok": len(ok), "tuned": _words(part["tuned"].iloc[0])}
-        for name in ("held_out_nats", "held_out_bits", "steps", "seconds", "step_ms", "drift_nats", "halved", "amari"):
+        for name in MEDIANS:
             row[name] = ok[name].dropna().median()  # pandas 2 warns where nothing is known
         row |= {name: _median_end(part[name], worst) for name, worst in WORST.items()}
         row["low"], row["high"] = ok["held_out_nats"].min(), ok["held_out_nats"].max()
@@ -156,51 +157,6 @@ def _counted(counts: pd.DataFrame) -> str:
         said.append(f"of the best of these {number} once more for {budget}" if said else f"{number} trials of {budget}")
     more = " (more where none of the first came to its end)" if len(said) > 1 else ""
     return ", and ".join(said) + more
-
-
-def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """One row a workload and optimizer: the best learning rate of its trials, and the largest that did not diverge.
-
-    Of optimizers that are tuned by one rate alone, at several batches, in trials of one length. Best is by the
-    validation split. A trial has diverged that did not come to its end, or ended no better than it began: saturated
-    units hide what would else overflow. ``best_open`` and ``stable_open`` say that no larger rate was tried, so that
-    there may be one; ``spacing`` is the largest factor between neighbours of those that were. Without a stable rate
-    there is no row.
-    """
-    trials = runs[runs["trial"] & (runs["tuned"].map(len) == 1)]
-    if not len(trials) or not len(points):
-        return pd.DataFrame(columns=RATES)
-    began = points[points["step"] == 0].groupby("identity")["validation_nats"].first()
-    trials = trials.assign(rate=[next(iter(tuned.values())) for tuned in trials["tuned"]])
-    started = trials["identity"].map(began).fillna(-math.inf)
-    trials = trials.assign(stable=(trials["status"] == "ok") & (trials["validation_nats"] > started))
-    rows = []
-    for key, part in trials.groupby([*WORKLOAD, "optimizer"], sort=False):
-        tried, held = np.unique(part["rate"]), part[part["stable"]]
-        if part["budget"].nunique() > 1 or len(tried) < 2 or not len(held):
-            continue
-        best = held.iloc[int(held["validation_nats"].to_numpy(float).argmax())]
-        found = {"best": float(best["rate"]), "stable": float(held["rate"].max())}
-        row = dict(zip([*WORKLOAD, "optimizer"], key, strict=True)) | found
-        row |= {f"{name}_open": rate == tried[-1] for name, rate in found.items()}
-        row |= {"validation_nats": best["validation_nats"], "spacing": float((tried[1:] / tried[:-1]).max())}
-        rows.append(row)
-    if not rows:
-        return pd.DataFrame(columns=RATES)
-    found_rates = pd.DataFrame(rows, columns=RATES)
-    same = [axis for axis in [*WORKLOAD, "optimizer"] if axis != "batch"]
-    return found_rates[found_rates.groupby(same)["batch"].transform("nunique") > 1].reset_index(drop=True)
-
-
-def growth(found: pd.DataFrame, what: str) -> tuple[float, float]:
-    """Exponent of the batch in one optimizer's rates, by least squares of logarithms, and what the grid blurs it by.
-
-    A rate is known to a factor of the square root of the grid's spacing; the blur is what the exponent changes by where
-    the rates at both ends are off by so much, the other way.
-    """
-    batch = np.log(found["batch"].to_numpy(float))
-    slope = float(np.polyfit(batch, np.log(found[what].to_numpy(float)), 1)[0])
-    return slope, math.log(float(found["spacing"].max())) / float(np.ptp(batch))
 
 
 def _final(runs: pd.DataFrame) -> pd.DataFrame:

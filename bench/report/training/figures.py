@@ -76,46 +76,6 @@ def profile_figure(profiles: pd.DataFrame, look: dict[str, Style], workloads: in
     return figure
 
 
-def rates_figure(rates: pd.DataFrame, look: dict[str, Style], title: str) -> Figure:
-    """The best learning rate against the batch, and the largest stable one; dashed, what grows as B and as its root.
-
-    A hollow marker is the largest rate that was tried: there may be a larger one.
-
-    Args:
-        rates: rows of ``learning_curves.rates`` that differ in batch and optimizer alone.
-        look: ``style.styles`` of the whole run.
-        title: what was trained on what, where and when.
-    """
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        for ax, what, said in zip(axes, ("best", "stable"), ("best", "largest stable"), strict=True):
-            for name, part in rates.sort_values("batch").groupby("optimizer"):
-                style = look[str(name)]
-                ax.plot(part["batch"], part[what], label=str(name), **style)
-                still = part[part[f"{what}_open"]]
-                ax.plot(still["batch"], still[what], **{**style, "linestyle": "", "markerfacecolor": "white"})
-            _reference_slopes(ax, rates, what)
-            ax.set(xscale="log", yscale="log", xlabel="batch", title=f"The {said} learning rate")
-            plain_numbers(ax.xaxis)
-            plain_numbers(ax.yaxis)
-        axes[0].set_ylabel("learning rate")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        figure.suptitle(title, fontsize=9, wrap=True)
-    return figure
-
-
-def _reference_slopes(ax: Axes, rates: pd.DataFrame, what: str) -> None:
-    """Draw lines of slopes 1 and 1/2 through the middle of what is shown."""
-    ends = np.array([rates["batch"].min(), rates["batch"].max()], dtype=float)
-    middle = float(np.exp(np.log(rates[what].astype(float)).mean()))
-    for slope, said in ((1.0, "∝ B"), (0.5, "∝ √B")):
-        line = middle * (ends / math.sqrt(ends[0] * ends[1])) ** slope
-        ax.plot(ends, line, linestyle="--", **GUIDE)
-        ax.annotate(said, (ends[1], line[1]), color="0.4", fontsize=7, ha="right", va="bottom")
-
-
 def pictures_figure(shown: dict[str, Arrays], title: str) -> Figure | None:
     """Data beside each optimizer's samples and filters, or density and samples in the plane; None if there are none."""
     if not shown:
