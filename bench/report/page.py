@@ -101,6 +101,8 @@ def measured(value: float, low: float, high: float, unit: str = "") -> str:
         return ""
     if not (math.isfinite(low) and math.isfinite(high)):
         return number(value) + unit
+    if not _plain(value):
+        return f"{number(value)}{unit} [{number(low)}, {number(high)}]"
     half, own = (high - low) / 2, _exponent(value)
     places = min(max(-_exponent(half), LEAST_DIGITS - 1 - own), MOST_DIGITS - 1 - own) if half else DIGITS - 1 - own
     return f"{_rounded(value, places)}{unit} [{_rounded(low, places)}, {_rounded(high, places)}]"
@@ -123,8 +125,12 @@ def number(value: float, digits: int = DIGITS) -> str:
         return "" if math.isnan(value) else "never"
     if float(value).is_integer() and abs(value) < 1e9:
         return str(int(value))
-    plain = 1e-4 < abs(value) < 1e9
-    return _rounded(value, max(0, digits - 1 - _exponent(value))) if plain else f"{value:.{digits}g}"
+    return _rounded(value, max(0, digits - 1 - _exponent(value))) if _plain(value) else f"{value:.{digits}g}"
+
+
+def _plain(value: float) -> bool:
+    """Whether a number is written without a power of ten."""
+    return value == 0 or 1e-4 < abs(value) < 1e9
 
 
 def _exponent(value: float) -> int:

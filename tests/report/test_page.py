@@ -133,6 +133,7 @@ def test_a_column_is_sorted_by_a_button_without_any_library() -> None:
         (1234.5, 0.0, float("inf"), "1234"),
         (12.345, float("nan"), float("nan"), "12.3"),
         (float("nan"), float("nan"), float("nan"), ""),
+        (-2e-200, -3e-200, -1e-200, "-2e-200 [-3e-200, -1e-200]"),
     ],
 )
 def test_a_figure_has_the_digits_that_its_interval_bears(value: float, low: float, high: float, shown: str) -> None:
