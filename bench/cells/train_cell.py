@@ -20,8 +20,8 @@ from stepscale.bench.machine.clock import clock_of
 from stepscale.bench.machine.other_processes import OtherCpu, idle_cores
 from stepscale.bench.notes import Notes
 from stepscale.bench.progress import bar
-from stepscale.bench.records.schema import NO_BOUND, UNSCALED, DataFacts, Final, Number, Record, Trained
-from stepscale.bench.training import loop, samples, source_separation
+from stepscale.bench.records.schema import NO_BOUND, UNSCALED, DataFacts, Number, Record, Trained
+from stepscale.bench.training import curvature, loop, samples, source_separation
 from stepscale.bench.training.batches import Stream
 from stepscale.bench.training.checkpoint import Checkpoint
 from stepscale.bench.training.evaluation import SEED
@@ -74,7 +74,7 @@ def train_cell(job: Job, device: torch.device, record: Record) -> None:
     finally:
         trained.curve, trained.steps, trained.seconds = run.curve, run.position, run.seconds
         trained.other_cores = others.cores()
-    _look(run, job, trained.final, notes)
+    _look(run, job, trained, notes)
 
 
 def _refuse_start(run: Training, notes: Notes) -> None:
@@ -115,18 +115,22 @@ def _trained(run: Training, checkpoint: Checkpoint, job: Job, device: torch.devi
         return run.run(clock_of(device), look)
 
 
-def _look(run: Training, job: Job, final: Final, notes: Notes) -> None:
-    """Look at the trained model as it was judged: sources told apart, pictures. A trial of tuning is not looked at."""
+def _look(run: Training, job: Job, trained: Trained, notes: Notes) -> None:
+    """Look at the trained model as it was judged: sources told apart, pictures, curvature. Not at a trial of tuning."""
     if run.settings.trial:
         return
     model = run.result()
-    if run.data.mixing is not None and job.cell.depth == 1:
+    final = trained.final
+    if final is not None and run.data.mixing is not None and job.cell.depth == 1:
         with notes.optional("source separation"):
             final.amari, final.fast_ica_amari = source_separation.distances(model, run.data)
     with notes.optional("pictures"), generators.kept(run.stream.device, SEED):
         arrays = samples.look(model, run.data, run.settings.pictures, notes)
         if arrays:
             samples.save(arrays, job.folder / "pictures" / f"{job.identity}.npz")
+    if run.settings.curvature:
+        with notes.optional("curvature"), generators.kept(run.stream.device, SEED):
+            trained.curvature = curvature.look(model, run.data.train, run.settings.curvature)
 
 
 def _facts(data: Dataset, model: nn.Module) -> DataFacts:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from difflib import SequenceMatcher
 
 from stepscale.bench.counting.operation_counts import Logged
 
+LONGEST = 5_000  # operations of a log that is matched by its longest runs
 LISTS = re.compile(r"stack$|cat$|_foreach_")  # operations that take any number of tensors
 
 
@@ -37,16 +39,49 @@ def exponents(here: Sequence[Logged], there: Sequence[Logged], dim: int, second_
 def counterparts(here: Sequence[Logged], there: Sequence[Logged]) -> list[int | None]:
     """Return the place of each operation's counterpart: the same, where both logs hold the same operations.
 
-    Where they do not, since a method switches between the dims, the longest runs that agree are matched.
+    Where they do not, since a method switches between the dims, the longest runs that agree are matched. In long logs,
+    as of loops that grow with the dim, that would take minutes: there an operation's counterpart is the one as far
+    among those of its kind.
     """
     one, other = ([(operation.name, _ranks(operation)) for operation in log] for log in (here, there))
     if one == other:
         return list(range(len(one)))
+    if len(one) * len(other) > LONGEST**2:
+        return _consistent(_as_far(one, other), here, there)
     found: list[int | None] = [None] * len(one)
     for block in SequenceMatcher(a=one, b=other, autojunk=False).get_matching_blocks():
         for k in range(block.size):
             found[block.a + k] = block.b + k
     return found
+
+
+def _as_far(one: Sequence[Hashable], other: Sequence[Hashable]) -> list[int | None]:
+    """Match the k-th of n operations of a kind to the one at k / n of those of the other log."""
+    places, there = defaultdict[Hashable, list[int]](list), defaultdict[Hashable, list[int]](list)
+    for log, of in ((one, places), (other, there)):
+        for place, kind in enumerate(log):
+            of[kind].append(place)
+    found: list[int | None] = [None] * len(one)
+    for kind, own in places.items():
+        for k, place in enumerate(own) if there[kind] else ():
+            found[place] = there[kind][k * len(there[kind]) // len(own)]
+    return found
+
+
+def _consistent(found: list[int | None], here: Sequence[Logged], there: Sequence[Logged]) -> list[int | None]:
+    """Leave out operations of which those of the same shapes have counterparts of several shapes: some are wrong."""
+    shapes = defaultdict[Hashable, set[Hashable]](set)
+    for operation, place in zip(here, found, strict=True):
+        shapes[_shaped(operation)].add(None if place is None else _shaped(there[place]))
+    return [
+        place if len(shapes[_shaped(operation)]) == 1 else None for operation, place in zip(here, found, strict=True)
+    ]
+
+
+def _shaped(operation: Logged) -> Hashable:
+    """Return an operation's name and shapes; of a list, the shape of each kind of tensor in it."""
+    shapes = map(tuple, operation.shapes)
+    return operation.name, tuple(dict.fromkeys(shapes)) if LISTS.match(operation.name) else tuple(shapes)
 
 
 def _ranks(operation: Logged) -> tuple[int, ...]:

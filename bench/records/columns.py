@@ -264,6 +264,8 @@ TRAINING = {
     "theory": Column("", "−log of the factor a step by which the distance from the optimum shrinks: its closed form"),
     "quadratic.measured": Column("", "the same by half the slope of log loss through the second half of the steps"),
     "off": Column("", "measured / theory − 1"),
+    "rows": Column("rows", "that a Hessian is of, drawn at random from those trained on"),
+    "lambda_1": Column("", "largest eigenvalue of that Hessian, by Lanczos"),
     "target": Column("", "what is to be reached: the end of layerwise, or 99 % of the best gain"),
     "nats": Column("nats a row", "held-out log-likelihood of the target"),
     "fastest_s": Column("s", "of steps, to the target: the fastest seed"),

@@ -263,6 +263,28 @@ class Final(Struct, kw_only=True, omit_defaults=True):
     fast_ica_amari: Amount | None = None
 
 
+class Spectrum(Struct):
+    """The density of a Hessian's eigenvalues: some of them, each with a share of all."""
+
+    batch: Size  # rows that the Hessian is of
+    values: list[Finite]
+    weights: list[Amount]  # they sum to 1
+
+    def __post_init__(self) -> None:
+        same_lengths("eigenvalues and their weights", self.values, self.weights)
+
+
+class Curvature(Struct):
+    """A trained model's Hessian: its largest eigenvalue by the size of the batch, and its spectrum."""
+
+    batch: list[Size]
+    largest: list[list[Finite]]  # of each size, one a random batch
+    spectra: list[Spectrum]
+
+    def __post_init__(self) -> None:
+        same_lengths("sizes of batches and their eigenvalues", self.batch, self.largest)
+
+
 class Trained(Struct, kw_only=True, omit_defaults=True):
     """A training run."""
 
@@ -274,6 +296,7 @@ class Trained(Struct, kw_only=True, omit_defaults=True):
     resumed_at: Whole | None = None
     final: Final | None = None
     number: Number = Number()
+    curvature: Curvature | None = None
 
     @property
     def contended(self) -> bool:

@@ -90,7 +90,10 @@ def makers(records: Collection[Record], sources: Sequence[Source]) -> list[Calla
 
     def trained() -> Section:
         runs, folders = tables.cells_of(records, Task.TRAIN), _folders(records, sources)
-        return training_section.section(runs, tables.points_of(records), folders, where)
+        curvatures = {
+            one.identity: one.training.curvature for one in records if one.training and one.training.curvature
+        }
+        return training_section.section(runs, tables.points_of(records), folders, where, curvatures)
 
     of_task: dict[Task, list[Callable[[], Section | None]]] = {
         Task.TIME: [upgrades, between_machines, scaling],

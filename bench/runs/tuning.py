@@ -21,7 +21,7 @@ from stepscale.bench.records import tables
 from stepscale.bench.records.schema import Record, Status, Tuning
 
 FINALISTS = 2  # of an optimizer's short trials, tried for as long as a final run
-TRIAL = ("training.trial=true", "training.pictures=0")
+TRIAL = ("training.trial=true", "training.pictures=0", "training.curvature=0")
 # takes cells, whether they are final runs, and what choosing their settings took; gives records, and what could not be
 Measure = Callable[[list[Words], bool, Tuning | None], tuple[list[Record], list[str]]]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stepscale.bench.machine import generators
 from stepscale.models import Batch, HasLoss, each, rows_of, tokens_of_row
-from stepscale.optimizers import Paired, Step, averaged
+from stepscale.optimizers import LearnedRates, Paired, Step, averaged
 
 ROWS = 8_192  # evaluated at once, or as many tokens
 SEED = 0  # of what a loss draws: every evaluation draws the same
@@ -23,7 +23,7 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
 
     The model itself is left as it was, bit for bit; an update's own way back may round.
     """
-    update = step.update if isinstance(step, Paired) else step
+    update = step.update if isinstance(step, Paired | LearnedRates) else step
     moving = [part for part in averaged(update) if _has_stepped(part)]  # before, the average is where it begins
     if not moving:
         return copied(model).eval()

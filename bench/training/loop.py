@@ -36,6 +36,7 @@ class Settings:
     checkpoint_s: float
     pictures: int  # samples and filters kept, where rows are images
     trial: bool  # of tuning: held-out rows are not looked at
+    curvature: int = 0  # random batches of each size whose Hessian is looked at afterwards
     full_batch_at: int | None = None  # the step from which on a batch has all train rows; None for a constant batch
 
     def __post_init__(self) -> None:
@@ -49,8 +50,9 @@ class Settings:
                 raise ValueError(f"training.{name} must be a positive number, got {value!r}")
         if not isinstance(self.trial, bool):
             raise ValueError(f"training.trial must be true or false, got {self.trial!r}")
-        if not isinstance(self.pictures, int) or self.pictures < 0:
-            raise ValueError(f"training.pictures must be a whole number of at least 0, got {self.pictures!r}")
+        for name, count in {"pictures": self.pictures, "curvature": self.curvature}.items():
+            if not isinstance(count, int) or count < 0:
+                raise ValueError(f"training.{name} must be a whole number of at least 0, got {count!r}")
 
 
 class Progress(msgspec.Struct, kw_only=True):

@@ -1,4 +1,4 @@
-"""The spectrum of a loss's Hessian by Lanczos: its largest eigenvalue, its density, and how both depend on the batch.
+"""The spectrum of a loss's Hessian by Lanczos: its largest eigenvalue and its density.
 
 Granziol, Zohren & Roberts 2020, "Learning rates as a function of batch size", arXiv 2006.09092; Golub & Meurant 1994
 for Lanczos quadrature. Reorthogonalised against all that came before: without it Ritz values repeat.
@@ -34,14 +34,6 @@ class Density(NamedTuple):
 
     values: Tensor  # [m], ascending
     weights: Tensor  # [m]; they sum to 1
-
-
-class Fit(NamedTuple):
-    """λ₁(B) = ``limit`` + ``noise`` / B."""
-
-    limit: float
-    noise: float
-    r_squared: float
 
 
 def hessian_products(model: nn.Module, batch: Batch) -> tuple[Tensor, Times]:
@@ -120,21 +112,6 @@ def spectral_density(times: Times, like: Tensor, *, steps: int = 40, probes: int
     values, weights = torch.cat([one.values for one in found]), torch.cat([one.weights for one in found]) / probes
     order = values.argsort()
     return Density(values[order], weights[order])
-
-
-def batch_law(batches: Sequence[int], eigenvalues: Sequence[float]) -> Fit:
-    """Fit λ₁(B) = λ₁ + c / B by least squares over batch sizes, one eigenvalue each.
-
-    Raises:
-        ValueError: there are fewer than 3, or all of one size.
-    """
-    if len(set(batches)) < 2 or len(batches) < 3:
-        raise ValueError(f"a line needs at least 3 eigenvalues, of 2 batch sizes or more, got batches={list(batches)}")
-    y = torch.tensor(eigenvalues, dtype=torch.float64)
-    X = torch.stack([torch.ones_like(y), 1 / torch.tensor(batches, dtype=torch.float64)], dim=1)
-    coefficients = torch.linalg.lstsq(X, y.unsqueeze(1)).solution.squeeze(1)
-    rest, spread = (y - X @ coefficients).square().sum(), (y - y.mean()).square().sum()
-    return Fit(coefficients[0].item(), coefficients[1].item(), (1 - rest / spread).item())
 
 
 def heavy_ball(largest: float, smallest: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Closed forms of first-order rates against the eigenvalues of the iteration's matrix, and curves whose rate is known."""
+"""Closed forms of first-order rates against the iteration's matrix, and curves whose rate is known."""
 
 import math
 from pathlib import Path

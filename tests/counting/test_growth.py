@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from stepscale.bench.counting import growth
 from stepscale.bench.counting.growth import counterparts, exponents, second_dims
 from stepscale.bench.counting.operation_counts import Logged, OperationLog
 from stepscale.bench.records.operations import inexact
@@ -85,3 +86,40 @@ def test_what_has_no_counterpart_or_works_there_alone_is_unknown() -> None:
     assert exponents([one], [idle], 2, 3) == [None]
     assert exponents([idle], [one], 2, 3) == [None]
     assert exponents([idle], [idle], 2, 3) == [0.0]
+
+
+def test_loops_that_grow_with_the_dim_are_matched_place_by_place() -> None:
+    """Longer than what is matched by its longest runs: each of d rounds has its counterpart in another round."""
+
+    def loop(d: int) -> None:
+        for k in range(200 * d):
+            torch.ones(d, 3) @ torch.ones(3, d) if k % 2 else torch.ones(d).exp()
+
+    here, there = logged(loop, 16), logged(loop, 14)
+    assert len(here) * len(there) > growth.LONGEST**2
+    orders = {
+        operation.name: exponent
+        for operation, exponent in zip(here, exponents(here, there, 16, 14), strict=True)
+        if exponent is not None
+    }
+    assert orders["mm"] == pytest.approx(2) and orders["exp"] == pytest.approx(1)
+
+
+def test_of_a_long_log_what_is_matched_to_several_shapes_is_not_known() -> None:
+    """A tenth of the rounds have another width here than there: where they lie, counterparts are wrong."""
+
+    def loop(d: int, wide: int) -> None:
+        for k in range(6000):
+            torch.ones(d * (2 if k < wide else 1)).exp()
+
+    here, there = logged(lambda d: loop(d, 600), 16), logged(lambda d: loop(d, 900), 14)
+    found = exponents(here, there, 16, 14)
+    by_width = {
+        width: {
+            e
+            for operation, e in zip(here, found, strict=True)
+            if operation.name == "exp" and operation.shapes == ((width,),)
+        }
+        for width in (16, 32)
+    }
+    assert by_width == {16: {None}, 32: {pytest.approx(1)}}

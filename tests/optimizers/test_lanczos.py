@@ -10,7 +10,6 @@ from torch.func import functional_call
 
 from stepscale.models import Transformer
 from stepscale.optimizers.hessian.lanczos import (
-    batch_law,
     heavy_ball,
     hessian_products,
     lanczos,
@@ -106,15 +105,6 @@ def test_the_density_is_the_semicircle() -> None:
     assert found.weights.sum().item() == pytest.approx(1)
     for degree, catalan in [(2, 1.0), (4, 2.0), (6, 5.0)]:
         assert (found.weights @ found.values**degree).item() == pytest.approx(catalan, rel=0.05)
-
-
-def test_the_batch_law_is_found_again() -> None:
-    batches = [25, 100, 400, 1600]
-    fit = batch_law(batches, [3 + 50 / b for b in batches])
-    assert (fit.limit, fit.noise, fit.r_squared) == pytest.approx((3, 50, 1))
-    assert batch_law(batches, [3.0, 4, 3, 4]).r_squared < 0.5
-    with pytest.raises(ValueError, match=r"at least 3 eigenvalues, of 2 batch sizes or more, got batches=\[5, 5, 5\]"):
-        batch_law([5, 5, 5], [1.0, 2, 3])
 
 
 def test_rates_of_heavy_ball_from_lanczos_are_the_best_on_a_quadratic() -> None:

@@ -18,6 +18,7 @@ FILES = {
     "training",
     "targets",
     "quadratic",
+    "curvature",
     "versions",
 }
 

@@ -7,12 +7,23 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import Curve, DataFacts, Final, Operation, Record, Status, Trained
+from stepscale.bench.records.schema import (
+    Curvature,
+    Curve,
+    DataFacts,
+    Final,
+    Operation,
+    Record,
+    Spectrum,
+    Status,
+    Trained,
+)  # fmt: skip
 from stepscale.bench.report import scaling_section, scaling_tables
 from stepscale.bench.report.compared import versions
 from stepscale.bench.report.training import section as training_section
 from tests.support.synthetic import COSTS, DIMS, bare, cell, record, run_of
 
+LOOKED = Curvature(batch=[10, 20, 40], largest=[[3.0], [2.0], [1.5]], spectra=[Spectrum(10, [1.0, 2.0], [0.5, 0.5])])
 NATS = (-9.0, -7.0, -6.0, -5.0)
 
 
@@ -29,7 +40,7 @@ def columns_of_every_table() -> dict[str, list[str]]:
         cells, runs = tables.load(timed), tables.load(trained, "train")
         sections = [
             scaling_section.section(scaling_tables.judge(cells), str),
-            training_section.section(runs, tables.curves(trained), {}, str),
+            training_section.section(runs, tables.curves(trained), {}, str, {runs["identity"][0]: LOOKED}),
             versions.section([("before", store.read_all(timed)[0]), ("after", upgraded(timed))]),
         ]
     found = {"cells": list(cells), "runs": list(runs)}

@@ -12,9 +12,16 @@ from matplotlib.figure import Figure
 
 from stepscale.bench.analysis.training import batch_rates
 from stepscale.bench.analysis.training.learning_curves import WORKLOAD
-from stepscale.bench.report.style import GUIDE, RC, Drawn, Style, Where, plain_numbers, suffix
+from stepscale.bench.report.style import GUIDE, RC, Drawn, Style, Where, plain_numbers, styles, suffix
+from stepscale.bench.report.training.study import Study
 
 SHARED = [axis for axis in WORKLOAD if axis != "batch"]
+
+
+def study(runs: pd.DataFrame, points: pd.DataFrame, where: Where) -> Study:
+    """Of workloads that were tuned at several batches."""
+    rates = batch_rates.rates(runs, points)
+    return Study(figures(rates, styles(runs.loc[~runs["trial"], "optimizer"]), where), findings(rates), {}, {})
 
 
 def figures(rates: pd.DataFrame, look: dict[str, Style], where: Where) -> list[Drawn]:

@@ -8,17 +8,25 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stepscale.bench.analysis.baselines import base
+from stepscale.bench.analysis.training import quadratic_rates
 from stepscale.bench.analysis.training.quadratic_rates import SETTINGS
 from stepscale.bench.report.style import GUIDE, RC, Drawn, plain_numbers, styles
+from stepscale.bench.report.training.study import Study
 
 ROOM = 1.5  # factor beyond what is shown
 METHODS = {"theory": "−log of the factor a step", "measured": "as measured", "off": "measured / theory − 1"}
 
 
+def study(runs: pd.DataFrame, points: pd.DataFrame) -> Study:
+    """Of plain SGD on a quadratic without noise."""
+    rates = quadratic_rates.rates(runs, points)
+    if not len(rates):
+        return Study([], [], {}, {})
+    return Study(figures(rates), findings(rates), {"Rates on a quadratic": table(rates)}, {"quadratic.csv": rates})
+
+
 def figures(rates: pd.DataFrame) -> list[Drawn]:
     """Draw measured rates against theory, ``quadratic``."""
-    if not len(rates):
-        return []
     names = rates["optimizer"].map(base)
     look = styles(names)
     with mpl.rc_context(RC):
@@ -40,18 +48,14 @@ def figures(rates: pd.DataFrame) -> list[Drawn]:
     ]
 
 
-def table(rates: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Lay out every rate, where there are any."""
-    if not len(rates):
-        return {}
+def table(rates: pd.DataFrame) -> pd.DataFrame:
+    """Lay out every rate."""
     shown = rates.assign(optimizer=rates["optimizer"].map(base))[["optimizer", *SETTINGS, *METHODS]]
-    return {"Rates on a quadratic": shown.rename(columns=METHODS)}
+    return shown.rename(columns=METHODS)
 
 
 def findings(rates: pd.DataFrame) -> list[str]:
     """Say how far measured rates are from theory."""
-    if not len(rates):
-        return []
     worst = rates.iloc[int(rates["off"].abs().to_numpy().argmax())]
     return [
         f"On the quadratic {len(rates)} measured rates of convergence are within {100 * abs(worst['off']):.2g} % of"

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stepscale.bench.analysis.training import batch_rates, learning_curves, quadratic_rates
+from stepscale.bench.analysis.training import learning_curves
 from stepscale.bench.errors import BadRecordError
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import NO_BOUND, Number
+from stepscale.bench.records.schema import NO_BOUND, Curvature, Number
 from stepscale.bench.report import style
 from stepscale.bench.report.page import Section, Shown, TableRow, machine_column, measured, varying
 from stepscale.bench.report.style import Drawn, Where
-from stepscale.bench.report.training import batch_rates as batch_section
+from stepscale.bench.report.training import batch_rates, curvature, quadratic_rates
 from stepscale.bench.report.training import figures as drawing
-from stepscale.bench.report.training import quadratic_rates as quadratic_section
 from stepscale.bench.report.training.figures import Arrays
+from stepscale.bench.report.training.study import Study
 
 TITLE = "What a step buys"
 ASKED = (
@@ -27,11 +27,17 @@ ASKED = (
 )
 
 
-def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Mapping[str, Path], where: Where) -> Section:
+def section(
+    runs: pd.DataFrame,
+    points: pd.DataFrame,
+    pictures: Mapping[str, Path],
+    where: Where,
+    curvatures: Mapping[str, Curvature] | None = None,
+) -> Section:
     """Say what training runs and the points of their curves tell.
 
-    ``pictures`` are the folders of what they look like, by identity; ``where`` says of a machine's name what else its
-    figures hang on, and when they were taken.
+    ``pictures`` are the folders of what they look like, by identity, ``curvatures`` their Hessians; ``where`` says of a
+    machine's name what else its figures hang on, and when they were taken.
     """
     final = runs[~runs["trial"]]
     if not len(final):
@@ -44,32 +50,37 @@ def section(runs: pd.DataFrame, points: pd.DataFrame, pictures: Mapping[str, Pat
         else pd.DataFrame(columns=[*learning_curves.WORKLOAD, "target"])
     )
     profiles = learning_curves.profiles(joined) if len(reached) else pd.DataFrame()
-    shown, rates = varying(likelihoods(results), final), batch_rates.rates(runs, points)
-    closed = quadratic_rates.rates(runs, points)
+    shown, studies = varying(likelihoods(results), final), studies_of(runs, points, curvatures or {}, where)
     seen, complaints = pictures_of(pictures, final)
     drawn = figures(final, points, learning_curves.targets(runs, points), seen, where)
-    drawn += batch_section.figures(rates, style.styles(final["optimizer"]), where) + quadratic_section.figures(closed)
+    drawn += [figure for study in studies for figure in study.figures]
     drawn += profile_figures(profiles, final, len(learning_curves.targets(runs, points)))
     return Section(
         title=TITLE,
         asked=ASKED,
         headline={"Held-out likelihood": shown},
-        findings=[
-            *complaints,
-            *findings(runs, joined, results),
-            *batch_section.findings(rates),
-            *quadratic_section.findings(closed),
-        ],
+        findings=complaints + findings(runs, joined, results) + [line for study in studies for line in study.findings],
         figures=drawn,
         glossary={},
-        tables={
-            "Time to target": varying(joined, final),
-            **quadratic_section.table(closed),
-            **more_tables(runs, results),
-        },
-        files={"curves.csv": points, "training.csv": results, "targets.csv": joined}
-        | ({"quadratic.csv": closed} if len(closed) else {}),
+        tables={"Time to target": varying(joined, final)} | more_tables(runs, results) | united(studies, "tables"),
+        files={"curves.csv": points, "training.csv": results, "targets.csv": joined} | united(studies, "files"),
     )
+
+
+def studies_of(
+    runs: pd.DataFrame, points: pd.DataFrame, curvatures: Mapping[str, Curvature], where: Where
+) -> list[Study]:
+    """Return what runs tell that were made to tell it."""
+    return [
+        batch_rates.study(runs, points, where),
+        quadratic_rates.study(runs, points),
+        curvature.study(runs, curvatures, where),
+    ]
+
+
+def united(studies: list[Study], part: str) -> dict[str, pd.DataFrame]:
+    """Return the ``tables``, or the ``files``, of all studies."""
+    return {name: table for study in studies for name, table in getattr(study, part).items()}
 
 
 def profile_figures(profiles: pd.DataFrame, final: pd.DataFrame, count: int) -> list[Drawn]:
