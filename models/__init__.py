@@ -1,7 +1,7 @@
 """What is trained: one file a model family."""
 
 from stepscale.models.batch import Batch, each, rows_of, tokens_of_row
-from stepscale.models.bayes.posterior import GaussianPosterior, laplace
+from stepscale.models.bayes.posterior import GaussianPosterior, energy, newton, posterior_draws
 from stepscale.models.captured_layer import LayerIO, Part, Tangents, first, joined, reduced, slopes
 from stepscale.models.choices import one_of
 from stepscale.models.contract import (
@@ -16,6 +16,7 @@ from stepscale.models.contract import (
     HasLogProb,
     HasLoss,
     HasProducts,
+    InThePlane,
     Invertible,
     Model,
     Samples,
@@ -61,6 +62,7 @@ __all__ = [
     "HasProducts",
     "Helmholtz",
     "Hooked",
+    "InThePlane",
     "Invertible",
     "LayerIO",
     "LogDet",
@@ -76,16 +78,18 @@ __all__ = [
     "TracksLogProb",
     "Transformer",
     "each",
+    "energy",
     "first",
     "inverse_transpose",
     "joined",
     "lacking",
-    "laplace",
     "log_abs_det",
     "log_abs_det_and_rounding",
+    "newton",
     "objective_of",
     "offers",
     "one_of",
+    "posterior_draws",
     "reduced",
     "rows_of",
     "slopes",

@@ -30,6 +30,14 @@ class Captures(Protocol):
         ...
 
 
+class InThePlane(Protocol):
+    """A Gaussian that can be shown beside the distribution that it approximates."""
+
+    def plane(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws of that distribution, ``[count, 2]``, and the Gaussian's mean and covariance in the same plane."""
+        ...
+
+
 class CapturesSamples(Protocol):
     """A model that is captured on its own samples; for the true Fisher matrix."""
 

@@ -44,6 +44,7 @@ from stepscale.optimizers.quasi_newton.kbfgs import KBFGS
 from stepscale.optimizers.relative.fused import RelativeSGD
 from stepscale.optimizers.relative.relative import Relative
 from stepscale.optimizers.updates.nesterov import MomentumSchedule
+from stepscale.optimizers.variational.laplace import Laplace
 from stepscale.optimizers.variational.mirror import MirrorDescent, QuantumNatural
 from stepscale.optimizers.variational.qbvi import QBVI, ScoreGradient
 
@@ -71,6 +72,7 @@ __all__ = [
     "KLClipped",
     "Kronecker",
     "LanczosNewton",
+    "Laplace",
     "Layerwise",
     "LearnedRates",
     "LearnsAfterwards",

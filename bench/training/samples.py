@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stepscale.bench.atomic import atomic_write
 from stepscale.bench.data.dataset import Dataset
 from stepscale.bench.notes import Notes
-from stepscale.models import HasLogProb, Samples, objective_of, offers
+from stepscale.models import HasLogProb, InThePlane, Samples, objective_of, offers
 
 POINTS, GRID, REACH = 2_000, 128, 1.3  # in two dimensions: dots, cells a side, how far beyond the data
 Arrays = dict[str, np.ndarray]
@@ -23,12 +23,17 @@ def look(model: nn.Module, data: Dataset, count: int, notes: Notes) -> Arrays:
     """Return what can be shown of a model; nothing where rows are neither images nor points of the plane.
 
     ``data``, ``samples`` and ``filters`` are ``[count, height, width]``, or points ``[n, 2]``; ``log_density`` is
-    ``[GRID, GRID]``, its first axis y, over ``extent`` (left, right, bottom, top).
+    ``[GRID, GRID]``, its first axis y, over ``extent`` (left, right, bottom, top). ``contour`` is a Gaussian's mean and
+    covariance, ``[3, 2]``, beside draws ``data`` of what it approximates.
     """
     held_out = data.held_out if isinstance(data.held_out, Tensor) else data.held_out[0]
     if data.shape is not None and count:
         rows = {"data": held_out[:count], **_samples(model, count, notes), **filters(model, count)}
         return _images(rows, data.shape, notes)
+    if offers(model, InThePlane) and count:
+        with notes.optional("posterior"):
+            draws, mean, covariance = model.plane(data.train, POINTS)
+            return {"data": _numpy(draws), "contour": _numpy(torch.cat([mean.unsqueeze(0), covariance]))}
     if held_out.shape[1] == 2:
         points = {"data": held_out[:POINTS], **_samples(model, POINTS, notes)}
         shown = {name: _numpy(value) for name, value in points.items()}

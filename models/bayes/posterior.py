@@ -24,6 +24,8 @@ from stepscale.models.choices import one_of
 from stepscale.models.objective import Objective
 
 SEED = 0  # of the points at which the bound is looked at
+FREEDOM = 5  # degrees, of the proposals from which the posterior itself is drawn
+CHUNK = 4_096  # of them, evaluated at once
 OUTERMOST = 1e-7  # share of a normal density beyond the outermost of these points
 
 
@@ -159,6 +161,13 @@ class GaussianPosterior(nn.Module):
         self.mean.copy_(mean)
         self.log_scale.copy_(scale.log())
 
+    @torch.no_grad()
+    def plane(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the first two inputs' coefficients; where there is one input, of the intercept and its own."""
+        places = [1, 2] if len(self.mean) > 2 else [0, 1]
+        L = self.factor()
+        return posterior_draws(self, batch, count)[:, places], self.mean[places], (L @ L.T)[places][:, places]
+
     def precision(self) -> Tensor:
         """O(P³), of a diagonal one O(P): Σ⁻¹, ``[P, P]`` or ``[P]``."""
         if self.below is None:
@@ -188,25 +197,45 @@ def _density(likelihood: str | Callable[[Tensor, Tensor], Tensor], noise: float)
     return lambda u, y: -0.5 * ((u - y) / noise).square() - 0.5 * math.log(2 * math.pi * noise**2)
 
 
-def laplace(model: GaussianPosterior, batch: Batch, *, steps: int = 100) -> None:
-    """O(steps (B P² + P³)): have a posterior be Laplace's: the mode, and there the Hessian matrix, or its diagonal.
+def energy(model: GaussianPosterior, coefficients: Tensor, batch: Batch) -> Tensor:
+    """O(B P): −log p(y, θ) but for a constant, of coefficients ``[P]``."""
+    squares = (coefficients - model.prior_mean).square().sum() / (2 * model.prior_variance)
+    return squares - model.log_likelihood(coefficients.unsqueeze(0), batch).squeeze(0)
 
-    Newton's iteration from the means as they are, halved until log p(y, θ) rises.
 
-    Raises:
-        FloatingPointError: the Hessian matrix is not positive definite.
+def newton(model: GaussianPosterior, batch: Batch, at: Tensor) -> Tensor:
+    """O(B P² + P³): Newton's step of the energy from ``at``, halved until the energy does not rise, ``[P]``."""
+
+    def of(coefficients: Tensor) -> Tensor:
+        return energy(model, coefficients, batch)
+
+    slope, curvature = torch.func.grad(of)(at), hessian(of, at)
+    move, length = torch.linalg.solve(curvature, slope), 1.0
+    while length > 1e-10 and of(at - length * move) > of(at):
+        length /= 2
+    return at - length * move
+
+
+@torch.no_grad()
+def posterior_draws(model: GaussianPosterior, batch: Batch, count: int, *, steps: int = 20) -> Tensor:
+    """Draw from the posterior itself, which q approximates, ``[count, P]``; O(steps (B P² + P³) + 64 count B P).
+
+    By importance: from Student's t of 5 degrees of freedom about the mode, of the Hessian's shape, drawn again by its
+    weights. The fewer of the weights count, the more draws are the same.
     """
-
-    def energy(coefficients: Tensor) -> Tensor:
-        squares = (coefficients - model.prior_mean).square().sum() / (2 * model.prior_variance)
-        return squares - model.log_likelihood(coefficients.unsqueeze(0), batch).squeeze(0)
-
-    at = model.mean.detach().clone()
-    for _ in range(steps):
-        slope, curvature = torch.func.grad(energy)(at), hessian(energy, at)
-        move, length = torch.linalg.solve(curvature, slope), 1.0
-        while length > 1e-10 and energy(at - length * move) > energy(at):
-            length /= 2
-        at = at - length * move
-    curvature = hessian(energy, at)
-    model.become(at, curvature.diagonal() if model.below is None else curvature * model.inside)
+    with torch.enable_grad():
+        at = model.mean.detach().clone()
+        for _ in range(steps):
+            at = newton(model, batch, at)
+        curvature = hessian(lambda coefficients: energy(model, coefficients, batch), at)
+    proposal = torch.distributions.MultivariateNormal(torch.zeros_like(at), precision_matrix=curvature)
+    z = proposal.sample((64 * count,))
+    chi = torch.distributions.Chi2(torch.tensor(float(FREEDOM)).to(at)).sample((len(z), 1)) / FREEDOM
+    away = z / chi.sqrt()
+    squares = ((away @ curvature) * away).sum(1)
+    log_proposal = -0.5 * (FREEDOM + len(at)) * torch.log1p(squares / FREEDOM)
+    draws = at + away
+    prior = (draws - model.prior_mean).square().sum(1) / (2 * model.prior_variance)
+    log_joint = torch.cat([model.log_likelihood(part, batch) for part in draws.split(CHUNK)]) - prior
+    weights = torch.softmax((log_joint - log_proposal).double(), dim=0)
+    return draws[torch.multinomial(weights, count, replacement=True)]

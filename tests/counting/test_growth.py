@@ -116,10 +116,10 @@ def test_of_a_long_log_what_is_matched_to_several_shapes_is_not_known() -> None:
     found = exponents(here, there, 16, 14)
     by_width = {
         width: {
-            e
+            e and round(e, 9)
             for operation, e in zip(here, found, strict=True)
             if operation.name == "exp" and operation.shapes == ((width,),)
         }
         for width in (16, 32)
     }
-    assert by_width == {16: {None}, 32: {pytest.approx(1)}}
+    assert by_width == {16: {None}, 32: {1.0}}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from stepscale.bench.data import regression
-from stepscale.models import GaussianPosterior, laplace
-from stepscale.optimizers import QBVI, ScoreGradient
+from stepscale.models import GaussianPosterior, posterior_draws
+from stepscale.optimizers import QBVI, Laplace, ScoreGradient
 from stepscale.optimizers.variational.qbvi import Natural, estimates, natural_step, shortened, with_prior
 
 pytestmark = pytest.mark.numerical
@@ -127,6 +127,12 @@ def test_likelihoods_are_scipys(likelihood: str) -> None:
     assert model.log_likelihood(θ, (x, y)).item() == pytest.approx(10 * wanted.logpmf(y.numpy()).sum(), abs=1e-9)
 
 
+def laplace(model: GaussianPosterior, batch: Pair) -> None:
+    step = Laplace(model)
+    for _ in range(30):
+        step(batch)
+
+
 def test_laplace_of_a_conjugate_regression_is_the_posterior() -> None:
     batch, model = rows(), linear()
     laplace(model, batch)
@@ -239,3 +245,35 @@ def test_tables_and_what_does_not_fit() -> None:
         QBVI(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="covariance=diagonal"):
         ScoreGradient(GaussianPosterior(3, covariance="full"))
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_laplace_is_the_mode_and_the_hessian_there(covariance: str) -> None:
+    """Of the logistic regression: the score is 0, and Σ⁻¹ is Xᵀ diag(p (1 − p)) X + I / v, by its closed form."""
+    x, y = rows(40)[0], (torch.arange(40) % 3 == 0).double()
+    model = GaussianPosterior(2, prior_mean=0.5, prior_variance=2.0, covariance=covariance).double()
+    laplace(model, (x, y))
+    X = torch.cat([torch.ones(40, 1, dtype=torch.float64), x], dim=1)
+    mean = model.mean.detach()
+    chance = torch.sigmoid(X @ mean)
+    torch.testing.assert_close(X.T @ (y - chance), (mean - 0.5) / 2.0, rtol=1e-9, atol=1e-9)
+    H = (X.T * (chance * (1 - chance))) @ X + torch.eye(3, dtype=torch.float64) / 2.0
+    wanted = H if covariance == "full" else H.diagonal()
+    torch.testing.assert_close(model.precision(), wanted, rtol=1e-9, atol=1e-9)
+    with pytest.raises(TypeError, match=r"Laplace is for GaussianPosterior \(model=posterior\), got Linear"):
+        Laplace(torch.nn.Linear(2, 2))
+
+
+def test_draws_are_of_the_posterior_itself() -> None:
+    """Where it is known: of the conjugate regression, within four standard errors of 4,000 draws."""
+    torch.manual_seed(0)
+    batch, model = rows(), linear()
+    draws = posterior_draws(model, batch, 4000)
+    mean, precision = conjugate(batch, 1.0, 2.0, 0.5)
+    covariance = torch.linalg.inv(precision)
+    error = 4 * (covariance.diagonal() / 2000).sqrt()  # importance takes half of them, say
+    assert bool(((draws.mean(0) - mean).abs() < error).all())
+    torch.testing.assert_close(draws.T.cov(), covariance, rtol=0.15, atol=0.1 * float(covariance.abs().max()))
+    points, at, around = model.plane(batch, 50)
+    assert points.shape == (50, 2) and torch.equal(at, model.mean[1:3])
+    torch.testing.assert_close(around, (model.factor() @ model.factor().T)[1:3, 1:3])

@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec.structs import asdict, replace
 
@@ -12,6 +13,7 @@ from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Curve, Number, Record, Status
 from stepscale.bench.report import write
 from stepscale.bench.report.training import section as training_section
+from stepscale.bench.training import samples
 from tests.support.synthetic import record
 from tests.support.training import END_S, RUNS, START, train_record
 
@@ -185,6 +187,20 @@ def test_the_report_draws_rates_against_the_batch_and_says_what_shows(batches: P
     assert "the grid's spacing blurs either by 0.25" in said
     assert "Tuned alike: 8 trials of 100 steps to 1600 steps for each optimizer and workload," in said
     assert (batches / "rates.png").stat().st_size > 0 and (batches / "rates.svg").stat().st_size > 0
+
+
+def test_posteriors_are_drawn_as_contours_over_their_draws(run: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("layerwise", "relative"):
+        made = train_record(name, 1)
+        contour = np.array([[1.0, 2.0], [2.0, 0.5], [0.5, 1.0]])
+        samples.save({"data": rng.normal(size=(50, 2)), "contour": contour}, run / "pictures" / f"{made.identity}.npz")
+    write.write(run)
+    assert (run / "pictures.png").stat().st_size > 0
+    text = (run / "pictures.svg").read_text()
+    assert "the posterior itself, drawn" in text and ">relative<" in text
+    samples.save({"data": rng.normal(size=(5, 2)), "contour": contour[:2]}, run / "pictures" / f"{made.identity}.npz")
+    assert "its contour is no mean and covariance in the plane" in write.write(run)
 
 
 def test_bits_per_dim(run: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stepscale.bench.report.style import GUIDE, RC, WIDTH, Style, plain_numbers
+from stepscale.bench.report.style import GUIDE, RC, WIDTH, Style, plain_numbers, styles
 
 ZOOM = 0.08  # share of the whole gain that the lower panels show
 NARROWEST = 7.5  # inches of a figure
@@ -81,6 +81,8 @@ def pictures_figure(shown: dict[str, Arrays], title: str) -> Figure | None:
     if not shown:
         return None
     first = next(iter(shown.values()))
+    if "contour" in first:
+        return contours_figure(shown, title)
     plane = first["data"].ndim == 2
     kinds = [kind for kind in (("log_density", "samples") if plane else ("samples", "filters")) if kind in first]
     with mpl.rc_context(RC | {"axes.grid": False}):
@@ -95,6 +97,28 @@ def pictures_figure(shown: dict[str, Arrays], title: str) -> Figure | None:
             for row, kind in enumerate(kinds):
                 _show(axes[row, column], arrays, kind)
                 axes[row, column].set_title(f"{name}\n{kind.removeprefix('log_')}", fontsize=8)
+        figure.suptitle(title, fontsize=9, wrap=True)
+    return figure
+
+
+def contours_figure(shown: dict[str, Arrays], title: str) -> Figure:
+    """Draws of a distribution, and the Gaussians that approximate it: ellipses of 1 and 2 standard deviations."""
+    look, circle = styles(shown), np.linspace(0, 2 * math.pi, 200)
+    unit = np.stack([np.cos(circle), np.sin(circle)])
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(NARROWEST, 5.2), layout="constrained")
+        ax = figure.subplots()
+        draws = next(iter(shown.values()))["data"].astype(float)
+        ax.scatter(draws[:, 0], draws[:, 1], s=2, color="0.75", rasterized=True, label="the posterior itself, drawn")
+        for name, arrays in shown.items():
+            mean, covariance = arrays["contour"][0].astype(float), arrays["contour"][1:].astype(float)
+            values, vectors = np.linalg.eigh(covariance)
+            style = {**look[name], "marker": ""}
+            for deviations in (1, 2):
+                edge = mean[:, None] + deviations * vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * unit)
+                ax.plot(edge[0], edge[1], label=name if deviations == 1 else None, **style)
+        ax.set(xlabel="a coefficient of the posterior", ylabel="another")
+        ax.legend(frameon=False, fontsize=8)
         figure.suptitle(title, fontsize=9, wrap=True)
     return figure
 

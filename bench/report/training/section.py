@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,11 @@ def section(
         findings=complaints + findings(runs, joined, results) + [line for study in studies for line in study.findings],
         figures=drawn,
         glossary={},
-        tables={"Time to target": varying(joined, final)} | more_tables(runs, results) | united(studies, "tables"),
-        files={"curves.csv": points, "training.csv": results, "targets.csv": joined} | united(studies, "files"),
+        tables={"Time to target": varying(joined, final)}
+        | more_tables(runs, results)
+        | united(study.tables for study in studies),
+        files={"curves.csv": points, "training.csv": results, "targets.csv": joined}
+        | united(study.files for study in studies),
     )
 
 
@@ -78,9 +81,9 @@ def studies_of(
     ]
 
 
-def united(studies: list[Study], part: str) -> dict[str, pd.DataFrame]:
-    """Return the ``tables``, or the ``files``, of all studies."""
-    return {name: table for study in studies for name, table in getattr(study, part).items()}
+def united(parts: Iterable[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """Return the tables of all parts, by their names."""
+    return {name: table for part in parts for name, table in part.items()}
 
 
 def profile_figures(profiles: pd.DataFrame, final: pd.DataFrame, count: int) -> list[Drawn]:

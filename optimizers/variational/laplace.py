@@ -1,0 +1,36 @@
+"""Newton's method to the mode of a posterior, and Laplace's approximation there."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.autograd.functional import hessian
+
+from stepscale.models import Batch, GaussianPosterior, energy, newton
+from stepscale.optimizers.core.step import Mark, Stateless, no_mark
+
+
+class Laplace(Stateless):
+    """A Newton step of the means, and the Hessian matrix there for Σ⁻¹, or its diagonal; O(B P² + P³).
+
+    After as many steps as Newton's method takes it is Laplace's approximation, which looks at the mode alone.
+
+    Raises:
+        TypeError: the model is no ``GaussianPosterior``.
+        FloatingPointError: when called, and the Hessian matrix is not positive definite.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, GaussianPosterior):
+            raise TypeError(f"Laplace is for GaussianPosterior (model=posterior), got {type(model).__name__}")
+        self.model = model
+
+    def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        model = self.model
+        with torch.enable_grad():
+            at = newton(model, batch, model.mean.detach())
+            mark("precondition")
+            curvature = hessian(lambda coefficients: energy(model, coefficients, batch), at)
+        mark("statistics")
+        model.become(at, curvature.diagonal() if model.below is None else curvature * model.inside)
+        mark("update")
