@@ -20,6 +20,7 @@ from stepscale.bench.records.operations import UNKNOWN_ORDER
 from stepscale.bench.records.schema import GROUP
 
 CUBIC_ABOVE = 0.25  # share of the step from which it is called cubic
+QUARTIC = 4
 RESOLVED = 0.01  # a share nearer to 0 or to 1 is not told from them: clocks and tracing err by as much
 PRIOR = Spread(0.033, 1)  # of the log odds between processes
 BLOCKS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)  # error of a share by its blocks, relative, in spreads of the log odds
@@ -130,6 +131,7 @@ def _row(part: pd.DataFrame, own: pd.DataFrame, spread: Spreads) -> dict[str, ob
         "cubic_high": high,
         "half_dim": half_dim(own["dim"].to_numpy(dtype=float), own["cubic_share"].to_numpy(dtype=float)),
         "flop_exponent": float(largest["flop_exponent"].astype(float).mean()),
+        "quartic": _quartic(largest["order_flops"]),
         **{name: ", ".join(_names((part if name == "uncounted" else largest)[name])) for name in NAMES},
         "fit_share": fit_share,
         "fit_low": fit_low,
@@ -148,6 +150,16 @@ def verdict(low: float, high: float) -> str:
     if low > CUBIC_ABOVE:
         return "cubic"
     return "partly cubic" if high < CUBIC_ABOVE else "undecided"
+
+
+def _quartic(by_order: pd.Series) -> float:
+    """Return the share of counted FLOPs in operations of order 4 and above, the mean over cells that know it."""
+    found = [
+        sum(flops for order, flops in orders.items() if order >= QUARTIC) / sum(orders.values())
+        for orders in by_order.dropna()
+        if sum(orders.values())
+    ]
+    return float(np.mean(found)) if found else 0.0
 
 
 def half_dim(dims: np.ndarray, share: np.ndarray) -> float:

@@ -143,6 +143,7 @@ GROWTH = {
     "flop_exponent": Column(
         "", "e where the counted FLOPs grow as d^e, between dim and a second dim nearby; free of noise"
     ),
+    "quartic": Column("", "share of the counted FLOPs, 0 … 1, in operations that grow as d⁴ or faster, at dim_max"),
     "fit_share": Column("", "a check of cubic_share: the share by which counted FLOPs explain how times grow with d"),
     "fit_low": Column("", "lower end of its 95 % interval"),
     "fit_high": Column("", "upper end of its 95 % interval"),

@@ -37,6 +37,10 @@ GLOSSARY = {
     NAIVE: "the full Jacobian of every sample; a factor over it says little about a method",
 }
 
+ORDERS = {0: "constant", 1: "linear", 2: "quadratic", 3: "cubic", 4: "quartic"}
+NEAR = 0.1  # an exponent to the order by whose name it is called
+TOLD = 0.01  # share of the FLOPs from which quartic work is told
+
 
 def findings(judged: Judged) -> list[str]:
     """Say how each optimizer grows, who is faster than whom, and what of the run failed or was disturbed."""
@@ -118,7 +122,9 @@ def _details(row: TableRow) -> str:
     if not math.isnan(row["half_dim"]):
         parts.append(f"half of it from dim {row['half_dim']:.0f} on")
     if not math.isnan(row["flop_exponent"]):
-        parts.append(f"FLOPs grow as d^{row['flop_exponent']:.2f}")
+        parts.append(f"FLOPs grow as d^{row['flop_exponent']:.2f}{_order(row['flop_exponent'])}")
+    if row["quartic"] >= TOLD:
+        parts.append(f"{percent(row['quartic'])} of them in work that grows as d⁴")
     if row["verdict"] == NOT_COUNTED and row["cubic_operations"]:
         parts.append(f"cubic by count: {row['cubic_operations']}")
     if row["uncounted"]:
@@ -126,6 +132,12 @@ def _details(row: TableRow) -> str:
     if row["inexact"]:
         parts.append(f"{row['inexact']} by no whole power of d")
     return ", ".join(parts)
+
+
+def _order(exponent: float) -> str:
+    """Name the order that an exponent is as good as: d^1.99 is quadratic, d^2.7 has no name."""
+    near = round(exponent)
+    return f", {ORDERS[near]}" if near in ORDERS and abs(exponent - near) <= NEAR else ""
 
 
 def _names(rows: list[TableRow]) -> str:

@@ -13,8 +13,8 @@ from stepscale.bench.records.schema import Curvature, Spectrum
 from stepscale.models import Batch, each, rows_of
 from stepscale.optimizers.hessian.lanczos import hessian_products, lanczos, spectral_density
 
-SMALLEST, LARGEST = 50, 3_200  # rows; twice as many from one size to the next
-STEPS, PROBES = 40, 4  # of Lanczos; vectors of a density
+SMALLEST, LARGEST = 10, 3_200  # rows; twice as many from one size to the next
+STEPS, PROBES = 30, 4  # of Lanczos; vectors of a density
 
 
 def look(model: nn.Module, rows: Batch, draws: int) -> Curvature:

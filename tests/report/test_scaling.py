@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stepscale.bench.analysis import cubic_work
 from stepscale.bench.report import page, scaling_findings, scaling_section
 from stepscale.bench.report import scaling_tables as tables
 from stepscale.bench.report.page import Section
@@ -94,7 +95,9 @@ def test_the_terminal_ends_with_the_answer(section: Section) -> None:
 
 def test_findings_tell_growth_first_then_who_is_faster(judged: Judged) -> None:
     found = scaling_findings.findings(judged)
-    assert found[0].startswith("**No cubic work**, batch 100: `relative`, `relative_adam` (FLOPs grow as d^2.00)")
+    assert found[0].startswith(
+        "**No cubic work**, batch 100: `relative`, `relative_adam` (FLOPs grow as d^2.00, quadratic)"
+    )
     assert found[1].startswith("**Partly cubic**, batch 100: `kfac` (")
     assert found[2].startswith("**Cubic**, batch 100: `naive` (")
     assert re.search(
@@ -318,3 +321,19 @@ def test_the_wall_clock_is_explained_only_where_there_was_a_choice(
     own = cells[at].assign(**{"clock": "wall", "threads": 1} | made)
     found = scaling_findings.findings(tables.judge(pd.concat([cells[~at], own], ignore_index=True)))
     assert [line for line in found if "wall clock" in line] == said
+
+
+def test_orders_from_one_to_four_are_named_and_quartic_work_is_told(judged: Judged) -> None:
+    growth = judged.growth.iloc[:1]
+    told = {1.02: "FLOPs grow as d^1.02, linear", 2.5: "FLOPs grow as d^2.50)", 3.96: "d^3.96, quartic"}
+    for exponent, said in told.items():
+        rows = growth.assign(flop_exponent=exponent, quartic=0.0).to_dict("records")
+        assert re.search(re.escape(said), f"({scaling_findings._details(rows[0])})")
+    row = growth.assign(flop_exponent=2.97, quartic=0.07).to_dict("records")[0]
+    assert "FLOPs grow as d^2.97, cubic, 7 % of them in work that grows as d⁴" in scaling_findings._details(row)
+
+
+def test_the_share_of_quartic_work_is_counted() -> None:
+    orders = pd.Series([{2: 1.0, 4: 3.0}, {2: 1.0, 5: 1.0}, None])
+    assert cubic_work._quartic(orders) == pytest.approx((0.75 + 0.5) / 2)
+    assert cubic_work._quartic(pd.Series([None], dtype=object)) == 0

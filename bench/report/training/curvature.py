@@ -15,6 +15,7 @@ from stepscale.bench.records.schema import Curvature, Spectrum
 from stepscale.bench.report.style import COLOURS, GUIDE, RC, Drawn, Where, plain_numbers, suffix
 from stepscale.bench.report.training.study import Study
 
+SHOWS = 0.85  # R² from which a law is said to show
 BINS, LEAST = 120, 1e-6  # of a histogram of eigenvalues; the smallest share that is shown
 
 
@@ -47,7 +48,7 @@ def _eigenvalues(ax: Axes, own: pd.DataFrame, fit: Fit) -> None:
     means = own.groupby("rows")["lambda_1"].mean()
     ax.plot(means.index, means, "o", color=COLOURS[0], label="mean")
     sizes = np.geomspace(means.index.min(), means.index.max(), 100)
-    said = f"{fit.limit:.3g} + {fit.noise:.3g} / B, R² {fit.r_squared:.3f}"
+    said = f"{fit.limit:.3g} {fit.noise:+.3g} / B, R² {fit.r_squared:.3f}"
     ax.plot(sizes, fit.limit + fit.noise / sizes, color=COLOURS[1], label=said)
     ax.axhline(fit.limit, linestyle="--", **GUIDE)
     ax.set(xscale="log", xlabel="rows B of the batch", ylabel="largest eigenvalue of its Hessian")
@@ -70,10 +71,14 @@ def findings(found: pd.DataFrame) -> list[str]:
     said = []
     for _, own in found.groupby("identity", sort=False):
         fit, first = batch_law(own), own.iloc[0]
+        place = f"{first['model']}, dim {first['dim']}, `{first['optimizer']}`, seed {first['seed']}"
+        tried = f"R² {fit.r_squared:.3f} over batches of {own['rows'].min()} to {own['rows'].max()} rows"
+        if fit.r_squared < SHOWS or fit.noise < 0:
+            said.append(f"That the Hessian's largest eigenvalue is λ₁ + c / B does not show, {place}: {tried}.")
+            continue
         said.append(
-            f"The largest eigenvalue of the Hessian of a batch of B rows, {first['model']}, dim {first['dim']},"
-            f" `{first['optimizer']}`, seed {first['seed']}: {fit.limit:.3g} + {fit.noise:.3g} / B,"
-            f" R² {fit.r_squared:.3f} over {own['rows'].min()} to {own['rows'].max()} rows. By the theory of random"
-            f" matrices it stands out of the noise in batches of more than {fit.least_batch:.3g} rows."
+            f"The largest eigenvalue of the Hessian of B rows is {fit.limit:.3g} + {fit.noise:.3g} / B, {place}:"
+            f" {tried}. By the theory of random matrices it stands out of the noise in batches of more than"
+            f" {fit.least_batch:.2g} rows."
         )
     return said
