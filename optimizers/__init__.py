@@ -47,6 +47,7 @@ from stepscale.optimizers.updates.nesterov import MomentumSchedule
 from stepscale.optimizers.variational.laplace import Laplace
 from stepscale.optimizers.variational.mirror import MirrorDescent, QuantumNatural
 from stepscale.optimizers.variational.qbvi import QBVI, ScoreGradient
+from stepscale.optimizers.variational.temperatures import TemperatureSequence
 
 __all__ = [
     "EKFAC",
@@ -96,6 +97,7 @@ __all__ = [
     "Stateless",
     "Step",
     "StochasticTrace",
+    "TemperatureSequence",
     "Tracked",
     "TrustRegion",
     "UnitNatural",

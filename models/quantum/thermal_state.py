@@ -90,17 +90,32 @@ class ThermalState(nn.Module):
         self.register_buffer("diagonals", torch.cat([bits, both], 1))
         self.energy = nn.Parameter(spread * torch.randn(self.features.shape[1]))
         self.circuit = nn.Parameter(spread * torch.randn(dim, 3 * qubits - 1))
-        H = beta * hamiltonian(one_of("target", Target, target), qubits, field)
-        levels, vectors = torch.linalg.eigh(H)
-        σ = (vectors * torch.softmax(-levels, 0)) @ vectors.mH
+        self.target, self.field = one_of("target", Target, target), field
         # complex matrices as pairs of real ones, float64 until the model is moved to another type
+        none = torch.zeros(0, dtype=torch.float64)
         self.hamiltonian: Tensor
-        self.register_buffer("hamiltonian", torch.view_as_real(H))  # β H
+        self.register_buffer("hamiltonian", none)  # β H
         self.thermal: Tensor
-        self.register_buffer("thermal", torch.view_as_real(σ.contiguous()))
-        self.log_partition = torch.logsumexp(-levels, 0).item()
-        self.entropy = -torch.xlogy(torch.softmax(-levels, 0), torch.softmax(-levels, 0)).sum().item()
+        self.register_buffer("thermal", none)
+        self.set_beta(beta)
         self.objective = Objective("negative relative entropy", of_targets=True)
+
+    def set_beta(self, beta: float) -> None:
+        """O(D³): have another thermal state of the same Hamiltonian for a target; the parameters stay.
+
+        Raises:
+            ValueError: ``beta`` is not above 0.
+        """
+        if not beta > 0:
+            raise ValueError(f"beta must be above 0, got beta={beta}")
+        H = beta * hamiltonian(self.target, self.qubits, self.field)
+        levels, vectors = torch.linalg.eigh(H)
+        p = torch.softmax(-levels, 0)
+        σ = (vectors * p) @ vectors.mH
+        self.beta = beta
+        self.hamiltonian = torch.view_as_real(H).to(self.hamiltonian)
+        self.thermal = torch.view_as_real(σ.contiguous()).to(self.thermal)
+        self.log_partition, self.entropy = torch.logsumexp(-levels, 0).item(), -torch.xlogy(p, p).sum().item()
 
     def loss(self, batch: Batch) -> Tensor:
         """O(dim D³): D(ρ‖σ) = β Tr[ρH] − S(ρ) + log Z, or D(σ‖ρ) = Tr[σK] + log Σ exp(−E) − S(σ)."""

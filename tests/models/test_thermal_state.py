@@ -1,6 +1,7 @@
 """Thermal states against matrix logarithms and automatic differentiation, in float64."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from torch.autograd.functional import hessian, jacobian
 
 from stepscale.models import ThermalState
 from stepscale.models.quantum.thermal_state import Target, hamiltonian
-from stepscale.optimizers import MirrorDescent, QuantumNatural
+from stepscale.optimizers import MirrorDescent, QuantumNatural, TemperatureSequence, pair
 
 pytestmark = pytest.mark.numerical
 NOTHING = torch.zeros(1, 1)
+SLOW = partial(torch.optim.SGD, lr=0.05)
+NATURAL = partial(pair, direction=QuantumNatural, update=SLOW)
 
 
 def state(layers: int = 2, qubits: int = 3, **words: object) -> ThermalState:
@@ -139,3 +142,41 @@ def test_what_does_not_fit_is_said() -> None:
         MirrorDescent(state(), inner=0)
     with pytest.raises(ValueError, match="damping=0"):
         QuantumNatural(state(), damping=0)
+
+
+def test_another_temperature_is_another_target_of_the_same_parameters() -> None:
+    """As a model built for it has: the loss to 1e-12, in either divergence."""
+    for divergence in ("vqt", "qmhl"):
+        torch.manual_seed(0)
+        model = ThermalState(2, 3, beta=0.5, divergence=divergence).double()
+        model.set_beta(2.0)
+        torch.manual_seed(0)
+        other = ThermalState(2, 3, beta=2.0, divergence=divergence).double()
+        assert model.loss(NOTHING).item() == pytest.approx(other.loss(NOTHING).item(), abs=1e-12)
+    with pytest.raises(ValueError, match=r"beta must be above 0, got beta=0"):
+        model.set_beta(0)
+
+
+def test_a_sequence_goes_through_its_temperatures_and_is_taken_up_again() -> None:
+    def build() -> tuple[ThermalState, TemperatureSequence]:
+        torch.manual_seed(0)
+        model = ThermalState(2, 2, beta=1.0).double()
+        step = TemperatureSequence(model, NATURAL, betas=[1, 2, 4], interval=2)
+        return model, step
+
+    (model, step), seen = build(), []
+    for _ in range(3):
+        step(NOTHING)
+        seen.append(model.beta)
+    other, again = build()
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(step.state_dict())
+    assert other.beta == 2 and other.log_partition == model.log_partition
+    for of, one in ((model, step), (other, again)):
+        for _ in range(4):
+            one(NOTHING)
+            seen.append(of.beta)
+    assert seen[:7] == [1, 1, 2, 2, 4, 4, 4] and seen[3:7] == seen[7:]
+    assert torch.equal(model.energy, other.energy)
+    with pytest.raises(ValueError, match=r"betas must be some above 0 and interval at least 1, got \[\] and 2"):
+        TemperatureSequence(model, NATURAL, betas=[], interval=2)
