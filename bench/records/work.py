@@ -76,10 +76,11 @@ def is_unknown(kind: Kind) -> bool:
 
 
 def _growth(counts: Counts, dim: int) -> float | None:
-    """Return d log FLOPs / d log dim of the step."""
+    """Return d log FLOPs / d log dim; None of a step that does less at the larger dim: its work goes by the data."""
     if not counts.flops or not counts.second_flops or counts.second_dim is None:
         return None
-    return math.log(counts.flops / counts.second_flops) / math.log(dim / counts.second_dim)
+    found = math.log(counts.flops / counts.second_flops) / math.log(dim / counts.second_dim)
+    return found if found >= 0 else None
 
 
 def _names(kinds: Iterable[Kind]) -> str | None:
