@@ -41,13 +41,13 @@ def counterparts(here: Sequence[Logged], there: Sequence[Logged]) -> list[int | 
 
     Where they do not, since a method switches between the dims, the longest runs that agree are matched. In long logs,
     as of loops that grow with the dim, that would take minutes: there an operation's counterpart is the one as far
-    among those of its kind.
+    among those of its kind (``_as_far``).
     """
     one, other = ([(operation.name, _ranks(operation)) for operation in log] for log in (here, there))
     if one == other:
         return list(range(len(one)))
     if len(one) * len(other) > LONGEST**2:
-        return _consistent(_as_far(one, other), here, there)
+        return _consistent(_as_far(here, there), here, there)
     found: list[int | None] = [None] * len(one)
     for block in SequenceMatcher(a=one, b=other, autojunk=False).get_matching_blocks():
         for k in range(block.size):
@@ -55,16 +55,26 @@ def counterparts(here: Sequence[Logged], there: Sequence[Logged]) -> list[int | 
     return found
 
 
-def _as_far(one: Sequence[Hashable], other: Sequence[Hashable]) -> list[int | None]:
-    """Match the k-th of n operations of a kind to the one at k / n of those of the other log."""
-    places, there = defaultdict[Hashable, list[int]](list), defaultdict[Hashable, list[int]](list)
-    for log, of in ((one, places), (other, there)):
-        for place, kind in enumerate(log):
-            of[kind].append(place)
-    found: list[int | None] = [None] * len(one)
-    for kind, own in places.items():
-        for k, place in enumerate(own) if there[kind] else ():
-            found[place] = there[kind][k * len(there[kind]) // len(own)]
+def _as_far(here: Sequence[Logged], there: Sequence[Logged]) -> list[int | None]:
+    """Match the k-th of n operations of a kind to the one at k / n of those of the other log.
+
+    Of a kind are those of one name and of the same shapes, and of those whose shapes one log alone has, of one name and
+    as many dimensions.
+    """
+    both = set(map(_shaped, here)) & set(map(_shaped, there))
+
+    def kind(operation: Logged) -> Hashable:
+        exact = _shaped(operation)
+        return exact if exact in both else (operation.name, _ranks(operation))
+
+    places, others = defaultdict[Hashable, list[int]](list), defaultdict[Hashable, list[int]](list)
+    for log, of in ((here, places), (there, others)):
+        for place, operation in enumerate(log):
+            of[kind(operation)].append(place)
+    found: list[int | None] = [None] * len(here)
+    for name, own in places.items():
+        for k, place in enumerate(own) if others[name] else ():
+            found[place] = others[name][k * len(others[name]) // len(own)]
     return found
 
 

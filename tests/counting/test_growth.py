@@ -108,11 +108,11 @@ def test_loops_that_grow_with_the_dim_are_matched_place_by_place() -> None:
 def test_of_a_long_log_what_is_matched_to_several_shapes_is_not_known() -> None:
     """A tenth of the rounds have another width here than there: where they lie, counterparts are wrong."""
 
-    def loop(d: int, wide: int) -> None:
-        for k in range(6000):
+    def loop(d: int, rounds: int, wide: int) -> None:
+        for k in range(rounds):
             torch.ones(d * (2 if k < wide else 1)).exp()
 
-    here, there = logged(lambda d: loop(d, 600), 16), logged(lambda d: loop(d, 900), 14)
+    here, there = logged(lambda d: loop(d, 6000, 600), 16), logged(lambda d: loop(d, 5400, 900), 14)
     found = exponents(here, there, 16, 14)
     by_width = {
         width: {
@@ -123,3 +123,16 @@ def test_of_a_long_log_what_is_matched_to_several_shapes_is_not_known() -> None:
         for width in (16, 32)
     }
     assert by_width == {16: {None}, 32: {1.0}}
+
+
+def test_operations_of_shapes_that_both_logs_have_do_the_same_work() -> None:
+    """In a loop of d rounds matrices of one size stay of order 0, whatever lies between them."""
+
+    def loop(d: int) -> None:
+        for k in range(300 * d):
+            (torch.ones(4, 4) if k % 3 else torch.ones(d, 4)).exp()
+
+    here, there = logged(loop, 16), logged(loop, 14)
+    found = exponents(here, there, 16, 14)
+    orders = {operation.shapes[0]: e for operation, e in zip(here, found, strict=True) if operation.name == "exp"}
+    assert orders == {(4, 4): 0.0, (16, 4): pytest.approx(1)}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from stepscale.bench.records import store, tables
-from stepscale.bench.records.schema import AXES, UNMARKED, Record, StepClass, Task
+from stepscale.bench.records import store, tables, work
+from stepscale.bench.records.schema import AXES, UNMARKED, Counts, Record, StepClass, Task
 from stepscale.bench.report.write import write
 from tests.support.synthetic import TIMED, failed, record, run_of
 from tests.support.training import train_record as training_record
@@ -147,3 +147,12 @@ def test_a_cell_without_a_ratio_has_its_other_figures(times: int) -> None:
     assert found[["limit_ms", "ratio", "ratio_low", "ratio_high"]].isna().all()
     assert found["step_ms"] == pytest.approx(2.0)
     assert math.isnan(found["limit_flops"]) == (not times)
+
+
+@pytest.mark.parametrize(("flops", "exponent"), [(81.0, 2.0), (64.0, 0.0), (1.0, None)])
+def test_growth_is_of_flops_and_none_where_a_larger_dim_has_less_of_them(flops: float, exponent: float | None) -> None:
+    counts = Counts(
+        flops=flops, operations=1.0, synchronisations=0.0, uncounted=[], limit_flops=None, second_dim=8,
+        second_flops=64.0,
+    )  # fmt: skip
+    assert work._growth(counts, 9) == (None if exponent is None else pytest.approx(exponent))
