@@ -54,18 +54,24 @@ def test_lamb_moves_each_tensor_by_its_rate_times_its_norm() -> None:
             assert moved.norm().item() == pytest.approx(0.01 * norm, rel=1e-9), f"step {k}"
 
 
-def test_lamb_is_the_papers_loop() -> None:
-    """Its moments are corrected for their zero start; the library does without, as the norm takes it out."""
+@pytest.mark.parametrize("decay", [0.0, 0.1, 3.0])
+def test_lamb_is_the_papers_loop(decay: float) -> None:
+    """r = m̂ / √v̂ + λ W, W ← W − lr φ(‖W‖) r / ‖r‖: the paper's decay is in the direction, ``weight_decouple=False``.
+
+    The paper corrects moments for their zero start; the library does not, as the norm takes that out where there is no
+    decay. With one its r is (1 − 0.9ᵗ) / √(1 − 0.999ᵗ) of the paper's beside λ W.
+    """
     module, gradients = layers()
     expected = [p.detach().clone() for p in module.parameters()]
     m, v = ([torch.zeros_like(p) for p in expected] for _ in range(2))
-    for t, (given, found) in enumerate(zip(gradients, moves("lamb", lr=0.01, eps=1e-12), strict=True), 1):
+    made = moves("lamb", lr=0.01, eps=1e-12, weight_decay=decay, weight_decouple=False)
+    for t, (given, found) in enumerate(zip(gradients, made, strict=True), 1):
         for k, gradient in enumerate(given):
             m[k], v[k] = 0.9 * m[k] + 0.1 * gradient, 0.999 * v[k] + 0.001 * gradient**2
-            corrected = (m[k] / (1 - 0.9**t)) / ((v[k] / (1 - 0.999**t)).sqrt())
+            r = m[k] / v[k].sqrt() + decay * expected[k]
             norm = expected[k].norm().item()
             if norm:
-                wanted = -0.01 * min(norm, 10) / corrected.norm() * corrected
+                wanted = -0.01 * min(norm, 10) / r.norm() * r
                 torch.testing.assert_close(found[k][1], wanted, rtol=1e-8, atol=1e-12)
             expected[k] = found[k][0] + found[k][1]
 
