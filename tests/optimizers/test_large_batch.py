@@ -65,7 +65,7 @@ def test_lamb_is_the_papers_loop(decay: float) -> None:
     expected = [p.detach().clone() for p in module.parameters()]
     m, v = ([torch.zeros_like(p) for p in expected] for _ in range(2))
     made = moves("lamb", lr=0.01, eps=1e-12, weight_decay=decay, weight_decouple=False)
-    for t, (given, found) in enumerate(zip(gradients, made, strict=True), 1):
+    for given, found in zip(gradients, made, strict=True):
         for k, gradient in enumerate(given):
             m[k], v[k] = 0.9 * m[k] + 0.1 * gradient, 0.999 * v[k] + 0.001 * gradient**2
             r = m[k] / v[k].sqrt() + decay * expected[k]
