@@ -277,3 +277,18 @@ def test_draws_are_of_the_posterior_itself() -> None:
     points, at, around = model.plane(batch, 50)
     assert points.shape == (50, 2) and torch.equal(at, model.mean[1:3])
     torch.testing.assert_close(around, (model.factor() @ model.factor().T)[1:3, 1:3])
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_prior_and_entropy_are_the_divergence_from_the_prior(covariance: str) -> None:
+    """E_q[log p(θ)] − E_q[log q(θ)] = −KL(q‖p), by torch's own for Gaussians."""
+    torch.manual_seed(0)
+    model = GaussianPosterior(3, prior_mean=0.7, prior_variance=2.5, covariance=covariance).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        L = model.factor()
+        q = torch.distributions.MultivariateNormal(model.mean, scale_tril=L)
+        p = torch.distributions.MultivariateNormal(torch.full((4,), 0.7).double(), 2.5 * torch.eye(4).double())
+        wanted = -torch.distributions.kl_divergence(q, p)
+        torch.testing.assert_close(model.log_prior(L) + model.entropy(), wanted, rtol=1e-12, atol=1e-12)
