@@ -89,6 +89,7 @@ def test_retractions_stay_positive_and_agree_to_first_order() -> None:
     S, G, mean = root @ root.T + torch.eye(4), -50 * (slope @ slope.T), torch.zeros(4, dtype=torch.float64)
     _, straight = natural_step(mean, S, Natural(mean, G), 1.0, 0.0)
     _, bent = natural_step(mean, S, Natural(mean, G), 1.0, 4.0)
+    torch.testing.assert_close(bent, S + G + 0.5 * G @ torch.linalg.inv(S) @ G, rtol=1e-10, atol=1e-10)
     assert torch.linalg.eigvalsh(straight)[0] < 0 < torch.linalg.eigvalsh(bent)[0]
     _, vector = natural_step(mean, S.diagonal(), Natural(mean, G.diagonal()), 1.0, 4.0)
     torch.testing.assert_close(vector, S.diagonal() * torch.exp(G.diagonal() / S.diagonal() / 4))
@@ -289,6 +290,8 @@ def test_prior_and_entropy_are_the_divergence_from_the_prior(covariance: str) ->
             parameter.add_(0.3 * torch.randn_like(parameter))
         L = model.factor()
         q = torch.distributions.MultivariateNormal(model.mean, scale_tril=L)
-        p = torch.distributions.MultivariateNormal(torch.full((4,), 0.7).double(), 2.5 * torch.eye(4).double())
+        p = torch.distributions.MultivariateNormal(
+            torch.full((4,), 0.7, dtype=torch.float64), 2.5 * torch.eye(4).double()
+        )
         wanted = -torch.distributions.kl_divergence(q, p)
         torch.testing.assert_close(model.log_prior(L) + model.entropy(), wanted, rtol=1e-12, atol=1e-12)
