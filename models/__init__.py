@@ -1,7 +1,7 @@
 """What is trained: one file a model family."""
 
 from stepscale.models.batch import Batch, each, rows_of, tokens_of_row
-from stepscale.models.bayes.posterior import GaussianPosterior, energy, newton, posterior_draws
+from stepscale.models.bayes.posterior import GaussianPosterior, curvature, newton, posterior_draws
 from stepscale.models.captured_layer import LayerIO, Part, Tangents, first, joined, reduced, slopes
 from stepscale.models.choices import one_of
 from stepscale.models.contract import (
@@ -77,8 +77,8 @@ __all__ = [
     "ThermalState",
     "TracksLogProb",
     "Transformer",
+    "curvature",
     "each",
-    "energy",
     "first",
     "inverse_transpose",
     "joined",

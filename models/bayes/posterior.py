@@ -203,14 +203,18 @@ def energy(model: GaussianPosterior, coefficients: Tensor, batch: Batch) -> Tens
     return squares - model.log_likelihood(coefficients.unsqueeze(0), batch).squeeze(0)
 
 
+def curvature(model: GaussianPosterior, batch: Batch, at: Tensor) -> Tensor:
+    """O(B P²): the energy's Hessian matrix, ``[P, P]``; at the mode it is Laplace's Σ⁻¹."""
+    return hessian(lambda coefficients: energy(model, coefficients, batch), at)
+
+
 def newton(model: GaussianPosterior, batch: Batch, at: Tensor) -> Tensor:
     """O(B P² + P³): Newton's step of the energy from ``at``, halved until the energy does not rise, ``[P]``."""
 
     def of(coefficients: Tensor) -> Tensor:
         return energy(model, coefficients, batch)
 
-    slope, curvature = torch.func.grad(of)(at), hessian(of, at)
-    move, length = torch.linalg.solve(curvature, slope), 1.0
+    move, length = torch.linalg.solve(curvature(model, batch, at), torch.func.grad(of)(at)), 1.0
     while length > 1e-10 and of(at - length * move) > of(at):
         length /= 2
     return at - length * move
@@ -227,12 +231,12 @@ def posterior_draws(model: GaussianPosterior, batch: Batch, count: int, *, steps
         at = model.mean.detach().clone()
         for _ in range(steps):
             at = newton(model, batch, at)
-        curvature = hessian(lambda coefficients: energy(model, coefficients, batch), at)
-    proposal = torch.distributions.MultivariateNormal(torch.zeros_like(at), precision_matrix=curvature)
+        shape = curvature(model, batch, at)
+    proposal = torch.distributions.MultivariateNormal(torch.zeros_like(at), precision_matrix=shape)
     z = proposal.sample((64 * count,))
     chi = torch.distributions.Chi2(torch.tensor(float(FREEDOM)).to(at)).sample((len(z), 1)) / FREEDOM
     away = z / chi.sqrt()
-    squares = ((away @ curvature) * away).sum(1)
+    squares = ((away @ shape) * away).sum(1)
     log_proposal = -0.5 * (FREEDOM + len(at)) * torch.log1p(squares / FREEDOM)
     draws = at + away
     prior = (draws - model.prior_mean).square().sum(1) / (2 * model.prior_variance)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.autograd.functional import hessian
 
-from stepscale.models import Batch, GaussianPosterior, energy, newton
+from stepscale.models import Batch, GaussianPosterior, curvature, newton
 from stepscale.optimizers.core.step import Mark, Stateless, no_mark
 
 
@@ -30,7 +29,7 @@ class Laplace(Stateless):
         with torch.enable_grad():
             at = newton(model, batch, model.mean.detach())
             mark("precondition")
-            curvature = hessian(lambda coefficients: energy(model, coefficients, batch), at)
+            H = curvature(model, batch, at)
         mark("statistics")
-        model.become(at, curvature.diagonal() if model.below is None else curvature * model.inside)
+        model.become(at, H.diagonal() if model.below is None else H * model.inside)
         mark("update")
