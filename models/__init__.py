@@ -1,7 +1,7 @@
 """What is trained: one file a model family."""
 
 from stepscale.models.batch import Batch, each, rows_of, tokens_of_row
-from stepscale.models.bayes.posterior import GaussianPosterior, curvature, newton, posterior_draws
+from stepscale.models.bayes.posterior import GaussianPosterior
 from stepscale.models.captured_layer import LayerIO, Part, Tangents, first, joined, reduced, slopes
 from stepscale.models.choices import one_of
 from stepscale.models.contract import (
@@ -77,7 +77,6 @@ __all__ = [
     "ThermalState",
     "TracksLogProb",
     "Transformer",
-    "curvature",
     "each",
     "first",
     "inverse_transpose",
@@ -85,11 +84,9 @@ __all__ = [
     "lacking",
     "log_abs_det",
     "log_abs_det_and_rounding",
-    "newton",
     "objective_of",
     "offers",
     "one_of",
-    "posterior_draws",
     "reduced",
     "rows_of",
     "slopes",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stepscale.models import Batch, GaussianPosterior, curvature, newton
+from stepscale.models import Batch, GaussianPosterior
+from stepscale.models.bayes.posterior import curvature, newton
 from stepscale.optimizers.core.step import Mark, Stateless, no_mark
 
 

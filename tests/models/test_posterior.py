@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from stepscale.bench.data import regression
-from stepscale.models import GaussianPosterior, posterior_draws
+from stepscale.models import GaussianPosterior
+from stepscale.models.bayes.posterior import posterior_draws
 from stepscale.optimizers import QBVI, Laplace, ScoreGradient
 from stepscale.optimizers.variational.qbvi import Natural, estimates, natural_step, shortened, with_prior
 
