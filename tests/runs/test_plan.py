@@ -37,7 +37,7 @@ def assert_names_what_exists(planned: Plan, there: set[str]) -> None:
 def test_a_sweep_names_what_exists(name: str, cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     planned = plan_sweep(name, ["depth=3"])
-    assert planned.cells > 10
+    assert planned.cells > 1, "a sweep compares"
     assert_names_what_exists(planned, OPTIMIZERS)
 
 
