@@ -108,7 +108,7 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_unknown_sweep_and_a_missing_run_are_named(tmp_path: Path) -> None:
     done = stepscale(tmp_path, "sweep", "weekly")
     assert done.returncode != 0
-    assert "no sweep 'weekly'; there are autoencoder, bytes, centring, curvature, default, full" in done.stderr
+    assert f"no sweep 'weekly'; there are {', '.join(plan.names())}, or name a .yaml file" in done.stderr
     done = stepscale(tmp_path, "report", "nowhere")
     assert done.returncode != 0
     assert "no records in nowhere" in done.stderr
