@@ -15,6 +15,7 @@ import torch
 from stepscale.bench.__main__ import COMMANDS, require_system, route
 from stepscale.bench.cli import cell
 from stepscale.bench.errors import UsageError
+from stepscale.bench.runs import plan
 from tests.support.commands import Forking, group_lives, stepscale
 from tests.support.jobs import BRIEF
 
