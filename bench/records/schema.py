@@ -37,6 +37,7 @@ LAUNCH_BOUND = 0.25  # share of a step for which the device waits for the host
 NO_BOUND = "upper bound"  # the note of a likelihood that has none on its data
 UNSCALED = "common scale"  # the note of data whose columns have none
 CAVEATS = (NO_BOUND, UNSCALED)
+LEAST_SIZES = 3  # of batches, that a law of the batch is fitted to
 UNMARKED = "unmarked"  # the phase of what a step does after its last mark
 Config = dict[str, Any]  # a resolved Hydra configuration; its keys are the user's too
 
@@ -272,6 +273,8 @@ class Spectrum(Struct):
 
     def __post_init__(self) -> None:
         same_lengths("eigenvalues and their weights", self.values, self.weights)
+        if not self.values:
+            raise ValueError("a spectrum needs eigenvalues")
 
 
 class Curvature(Struct):
@@ -283,6 +286,8 @@ class Curvature(Struct):
 
     def __post_init__(self) -> None:
         same_lengths("sizes of batches and their eigenvalues", self.batch, self.largest)
+        if len(set(self.batch)) < LEAST_SIZES or not all(self.largest):
+            raise ValueError(f"a curvature needs eigenvalues of at least {LEAST_SIZES} sizes of batches")
 
 
 class Trained(Struct, kw_only=True, omit_defaults=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stepscale.bench.records.schema import Curvature, Spectrum
+from stepscale.bench.records.schema import LEAST_SIZES, Curvature, Spectrum
 from stepscale.models import Batch, each, rows_of
 from stepscale.optimizers.hessian.lanczos import hessian_products, lanczos, spectral_density
 
@@ -26,7 +26,7 @@ def look(model: nn.Module, rows: Batch, draws: int) -> Curvature:
     sizes, most = list[int](), min(LARGEST, rows_of(rows))
     while (size := SMALLEST * 2 ** len(sizes)) <= most:
         sizes.append(size)
-    if len(sizes) < 3:
+    if len(sizes) < LEAST_SIZES:
         raise ValueError(f"there are {rows_of(rows)} rows, and a line through three sizes needs {SMALLEST * 4}")
     largest = [[_largest(model, drawn(rows, size)) for _ in range(draws)] for size in sizes]
     spectra = [_spectrum(model, drawn(rows, size), size) for size in (sizes[0], sizes[-1])]

@@ -11,7 +11,7 @@ import torch
 from stepscale.bench.analysis.training import curvature as analysis
 from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.records import store
-from stepscale.bench.records.schema import Status
+from stepscale.bench.records.schema import Curvature, Spectrum, Status
 from stepscale.bench.report import write
 from stepscale.bench.training import curvature
 from stepscale.models import Quadratic
@@ -51,8 +51,12 @@ def test_the_batch_law_is_found_again() -> None:
     assert tuple(fit) == pytest.approx((3, 50, 1)) and fit.least_batch == pytest.approx(50 / 3)
     bent = pd.DataFrame({"rows": [25, 100, 400, 1600], "lambda_1": [3.0, 4, 3, 4]})
     assert analysis.batch_law(bent).r_squared < 0.5
-    with pytest.raises(ValueError, match="at least 3 sizes of batches, got"):
-        analysis.batch_law(bent[:2])
+    spectra = [Spectrum(10, [1.0], [1.0])]
+    for sizes_, largest in (([10, 20], [[1.0], [2.0]]), ([10, 20, 40], [[1.0], [2.0], []])):
+        with pytest.raises(ValueError, match="needs eigenvalues of at least 3 sizes of batches"):
+            Curvature(sizes_, largest, spectra)
+    with pytest.raises(ValueError, match="a spectrum needs eigenvalues"):
+        Spectrum(10, [], [])
 
 
 def test_a_run_leaves_it_in_its_record_and_the_page_draws_it(tmp_path: Path) -> None:

@@ -43,15 +43,9 @@ def eigenvalues(runs: pd.DataFrame, curvatures: Mapping[str, Curvature]) -> pd.D
 
 
 def batch_law(own: pd.DataFrame) -> Fit:
-    """Fit λ₁(B) = λ₁ + c / B to the means of each size, by least squares, of one run's rows of ``eigenvalues``.
-
-    Raises:
-        ValueError: there are fewer than 3 sizes.
-    """
+    """Fit λ₁(B) = λ₁ + c / B to the means of each size, by least squares, of one run's rows of ``eigenvalues``."""
     means = own.groupby("rows")["lambda_1"].mean()
     sizes, y = means.index.to_numpy(float), means.to_numpy(float)
-    if len(sizes) < 3:
-        raise ValueError(f"a line needs at least 3 sizes of batches, got {sizes.tolist()}")
     X = np.stack([np.ones(len(sizes)), 1 / sizes], axis=1)
     (limit, noise), *_ = np.linalg.lstsq(X, y)
     rest, spread = np.square(y - X @ [limit, noise]).sum(), np.square(y - y.mean()).sum()

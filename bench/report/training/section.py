@@ -65,7 +65,11 @@ def section(
         tables={"Time to target": varying(joined, final)}
         | more_tables(runs, results)
         | united(study.tables for study in studies),
-        files={"curves.csv": points, "training.csv": results, "targets.csv": joined}
+        files={
+            "curves.csv": points[points["identity"].isin(final["identity"])],  # those of trials are in the records
+            "training.csv": results,
+            "targets.csv": joined,
+        }
         | united(study.files for study in studies),
     )
 
