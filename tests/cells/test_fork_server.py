@@ -85,8 +85,10 @@ def test_another_number_of_threads_gets_another_server_and_the_commands_environm
         "import os\nfrom stepscale.bench.cells import fork_server\nfrom multiprocessing import forkserver\n"
         "before = dict(os.environ)\n"
         "def started(threads):\n    fork_server.start(threads)\n    return forkserver._forkserver._forkserver_pid\n"
-        "def threads(server):\n    there = open(f'/proc/{server}/environ').read().split('\\0')\n"
-        "    return [word for word in there if word.startswith('OMP_NUM_THREADS')]\n"
+        "def threads(server):\n    there = ''\n"
+        "    while not there:  # it is empty while the process is between fork and exec\n"
+        "        there = open(f'/proc/{server}/environ').read()\n"
+        "    return [word for word in there.split('\\0') if word.startswith('OMP_NUM_THREADS')]\n"
         "one = started(1)\nprint(one == started(1), threads(one), end=' ')\n"
         "other = started(2)\nprint(one == other, threads(other), os.environ == before)"
     )
