@@ -59,7 +59,7 @@ def cases() -> list[Case]:
 
 def page(out: Path) -> str:
     """Return the gate's quality as a page of Markdown, from the comparisons in a folder."""
-    comparisons = pd.read_csv(out / "comparisons.csv", keep_default_na=False)
+    comparisons = read(out / "comparisons.csv")
     where = json.loads((out / "environment.json").read_text(encoding="utf-8"))
     same = int(((comparisons["percent"] == 0) & ~comparisons["neighbour"].astype(bool)).sum())
     machine = f"{where['cpu']}, {where['cores']} cores, torch {where['torch']}, Python {where['python']}"
@@ -88,7 +88,7 @@ def check(out: Path, say: Callable[[str], None]) -> None:
     path, commit = out / "comparisons.csv", builds.describe(None)
     done = set()
     if path.exists():
-        there = pd.read_csv(path, keep_default_na=False)
+        there = read(path)
         if set(there["commit"]) != {commit}:
             commits = ", ".join(sorted(set(there["commit"])))
             raise UsageError(f"{path} is of {commits}, this is {commit}; remove it, or give --out")
@@ -105,6 +105,11 @@ def check(out: Path, say: Callable[[str], None]) -> None:
             table.assign(commit=commit, **case._asdict()).to_csv(path, mode="a", header=not path.exists(), index=False)
             verdicts = ", ".join(f"{n} {v}" for v, n in table["verdict"].value_counts().items())
             say(f"[{number}/{len(cases())}] {case}: {verdicts}")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Return the comparisons of a file; a commit stays text, though its digits may read as a number (12e456789012)."""
+    return pd.read_csv(path, keep_default_na=False, dtype={"commit": str})
 
 
 def compare(base: Arm, head: Arm, case: Case) -> pd.DataFrame:

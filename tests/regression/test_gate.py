@@ -283,6 +283,13 @@ def test_the_check_goes_on_where_it_was_stopped(
         gate_check.main([])
 
 
+@pytest.mark.parametrize("commit", ["123456789012", "000000000012", "12e456789012"])
+def test_a_commit_that_reads_as_a_number_is_found_again(commit: str, tmp_path: Path) -> None:
+    path = tmp_path / "comparisons.csv"
+    comparisons(self_check.Case(False, 0, "update", 0), 1.0).assign(commit=commit).to_csv(path, index=False)
+    assert set(self_check.read(path)["commit"]) == {commit}
+
+
 def test_a_slow_down_that_the_check_asks_for_is_found(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
