@@ -21,7 +21,7 @@ from stepscale.bench.timing.workload import Workload
 from stepscale.models import Batch, rows_of
 from stepscale.optimizers import Step
 
-DEFAULT = Settings(precision=0.01, time_limit_s=0.6, warmup_s=0.3, block_s=0.02, max_step_s=2)  # timing/default.yaml's
+DEFAULT = Settings(precision=0.01, time_limit_s=0.8, warmup_s=0.1, block_s=0.02, max_step_s=2)  # timing/default.yaml's
 
 
 class StepTime(NamedTuple):

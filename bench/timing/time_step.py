@@ -29,11 +29,11 @@ from stepscale.optimizers import no_mark
 
 STEADY = 0.02  # warm when the medians of two successive triples of blocks differ by less
 MIN_PERIODS = 3  # of warm-up
-TRACED = 10  # steps traced, where a period is shorter and they take no longer than the blocks may
+TRACED = 10  # steps traced, where a period is shorter and they take no longer than a share of what the blocks may
 COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's modes
 WALKED = 3  # the dear step and two more: the one right after it finds cold caches, and would look slow on its own
 FEWEST = 3  # blocks, and traced steps, however long they take
-OPERATIONS = 0.25  # of the time of the blocks: no more goes into those that are timed by operation, beyond the fewest
+BESIDE = 0.25  # of the time of the blocks: no more goes into steps timed by operation, or by phase, beyond the fewest
 
 
 class Block(NamedTuple):
@@ -206,7 +206,7 @@ class _Cell:
         return min(self.workload.period, met + WALKED)
 
     def _traced_steps(self, step_s: float) -> int:
-        return min(TRACED, max(FEWEST, math.ceil(self.settings.time_limit_s / step_s)))
+        return min(TRACED, max(FEWEST, math.ceil(BESIDE * self.settings.time_limit_s / step_s)))
 
     def _energy_j(self, steps: int) -> float | None:
         """Joules a step, in blocks of ``steps``; None where there is no counter."""
@@ -228,7 +228,7 @@ class _Cell:
             began = time.perf_counter()
             append(taken, block(), self._limit_seconds(limit_runs))
             blocks_s += (between := time.perf_counter()) - began
-            if len(taken.steps) <= FEWEST or operations_s < OPERATIONS * blocks_s:
+            if len(taken.steps) <= FEWEST or operations_s < BESIDE * blocks_s:
                 self._time_operations(steps, len(taken.steps) - 1)
                 operations_s += time.perf_counter() - between
             if disturbed and (cores := others.cores()) is not None:
