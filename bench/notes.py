@@ -58,4 +58,6 @@ def printable(text: str) -> str:
 
 def clean(text: str) -> str:
     """Return a text with everything replaced that a terminal, a table or UTF-8 cannot take."""
+    if text.isprintable():  # nearly always: tables ask it of every name
+        return text
     return "".join(letter if letter.isprintable() else "�" for letter in text)

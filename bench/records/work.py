@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from statistics import median
 
 from stepscale.bench.records.operations import CUBIC, UNKNOWN_ORDER, Kind, inexact
-from stepscale.bench.records.schema import Counts, Timing
+from stepscale.bench.records.schema import Counts, Record, Timing
 
 HOST = 0  # the order under which what is no operation is told: it does not grow
 
@@ -39,7 +38,6 @@ def figures(counts: Counts, timing: Timing, dim: int, step_s: float) -> dict[str
         "inexact": _names(kind for kind in counts.kinds if kind.exponent is not None and inexact(kind.exponent)),
         "shares": shares,
         "cubic_share": cubic_share(counts, timing),
-        "work": _dearest(counts, timing),
     }
 
 
@@ -87,17 +85,22 @@ def _names(kinds: Iterable[Kind]) -> str | None:
     return ", ".join(sorted({kind.name for kind in kinds})) or None
 
 
-def _dearest(counts: Counts, timing: Timing) -> list[dict[str, object]] | None:
-    """Return a row for each kind of operation: its shapes, calls a step, order, and milliseconds a step."""
-    if timing.traced is None:
+def operations(record: Record) -> list[dict[str, object]] | None:
+    """Return a row for each kind of operation of a step: its shapes, calls a step, order, and milliseconds a step.
+
+    None where they were not timed.
+    """
+    if record.counts is None or record.timing is None or record.timing.traced is None:
         return None
     return [
         {
             "operation": kind.name,
-            "shapes": sys.intern(" · ".join("×".join(map(str, shape)) for shape in kind.shapes[:3])),  # in every seed
+            "shapes": " · ".join("×".join(map(str, shape)) for shape in kind.shapes[:3]),
             "calls": calls,
             "order": kind.order,
             "ms": 1e3 * seconds,
         }
-        for kind, calls, seconds in zip(counts.kinds, counts.calls, timing.traced.kind_s, strict=True)
+        for kind, calls, seconds in zip(
+            record.counts.kinds, record.counts.calls, record.timing.traced.kind_s, strict=True
+        )
     ]

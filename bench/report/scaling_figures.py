@@ -128,7 +128,8 @@ def name_curves(figure: Figure, ax: Axes, times: pd.DataFrame, look: dict[str, S
     if not len(known):
         return
     ends = known.groupby("optimizer").tail(1)
-    figure.draw_without_rendering()  # or there are no points yet to measure distances in
+    if (engine := figure.get_layout_engine()) is not None:  # or there are no points yet to measure distances in
+        engine.execute(figure)
     places = ax.transData.transform(ends[["dim", "step_ms"]]) * 72 / figure.dpi
     ends = ends.assign(left=places[:, 0], height=places[:, 1]).sort_values("left")
     reach = (ends["left"] + OFFSET + LETTER * ends["optimizer"].str.len()).cummax().shift(fill_value=0.0)

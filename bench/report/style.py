@@ -12,6 +12,8 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import escape
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter
 
@@ -20,6 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E
 MARKERS = ("o", "s", "^", "D", "v", "P", "*", "h")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 LARGEST, SMALLEST = 7.5, 3.3  # markers, points: where curves coincide, a later one lies inside an earlier one
+DPI = 150
 WIDTH = 12.0  # inches of a figure that fills the page
 Style = dict[str, Any]  # words of matplotlib's
 Where = Callable[[str], str]  # of a machine's name: what else figures of it hang on, and when they were taken
@@ -49,9 +52,16 @@ def styles(optimizers: Iterable[str]) -> dict[str, Style]:
 
 
 def save(figure: Figure, target: Path | IO[str], kind: str) -> None:
-    """Write a figure; SVG keeps its text as text, and the same figure gives the same file."""
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stepscale"}):
-        figure.savefig(target, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    """Write a figure; SVG keeps its text as text, and the same figure gives the same file.
+
+    ``savefig`` would draw it twice, the first time to see what a layout engine changes.
+    """
+    figure.set_dpi(DPI)
+    if kind == "svg":
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stepscale"}):
+            FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
+    else:
+        FigureCanvasAgg(figure).print_png(target)
 
 
 def plain_numbers(axis: Axis) -> None:
