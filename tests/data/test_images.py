@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -43,3 +44,20 @@ def test_curves_have_six_degrees_of_freedom_and_soft_edges() -> None:
     assert found.train.min() == 0 and 0.5 < found.train.max() <= 1
     inked = (found.train > 0).float().mean(1)
     assert ((inked > 0) & (inked < 0.5)).all()
+
+
+def test_each_pixel_is_its_distance_from_the_curve_of_its_row() -> None:
+    """Points by de Casteljau's construction, one pixel of one row at a time; rows are drawn 64 at once."""
+    count, side = bezier_curves.TOGETHER + 2, 5
+    train = bezier_curves.curves(side**2, count, seed=4).train
+    assert isinstance(train, torch.Tensor)
+    rng = np.random.default_rng(4)
+    corners = [rng.uniform(0.1, 0.9, (3, 2)) for _ in range(count)]
+    times = np.linspace(0, 1, bezier_curves.CURVE_POINTS)
+    for row in (0, 1, bezier_curves.TOGETHER - 1, bezier_curves.TOGETHER, count - 1):
+        a, b, c = corners[row]
+        curve = [(1 - t) * ((1 - t) * a + t * b) + t * ((1 - t) * b + t * c) for t in times]
+        for place in range(side**2):
+            pixel = np.array([(place % side + 0.5) / side, (place // side + 0.5) / side])
+            distance = min(np.linalg.norm(point - pixel) for point in curve) / bezier_curves.WIDTH
+            assert train[row, place].item() == pytest.approx(max(0, 1 - distance**2), abs=1e-5)
