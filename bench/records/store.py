@@ -24,6 +24,7 @@ from stepscale.bench.records.schema import MIGRATIONS, SCHEMA, Config, Record, S
 LOCAL = Path("results/local")  # where runs lie
 RECORDS = "records"  # the folder in a run's
 PLAN = "run.json"  # of a run's folder
+REMARKS = "remarks.md"  # in a run's folder: what its maker has to say of it
 LARGEST = 64 << 20  # bytes of a file that is read
 LOGS = "operations"  # another: what is known of a step before it is timed, shared by the seeds
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepscale.bench.errors import BadRecordError
-from stepscale.bench.notes import one_line
+from stepscale.bench.notes import clean, one_line
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Record, Task
 from stepscale.bench.report import page, scaling_section, scaling_tables, style
@@ -63,6 +63,7 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path, s
         left_out = [f"Left out: {complaint}." for complaint in complaints]
         lacking = [line for source in sources for line in unfinished(source, of_several=len(sources) > 1)]
         sections[0].findings[:0] = left_out + tables.left_out(records) + lacking
+        sections[0].findings.extend(line for source in sources for line in remarks(source.folder))
         origin = f"{provenance(records)}, {made_by(records)}"
         _save(Path(new) / "summary.md", page.markdown(sections, origin))
         _save(Path(new) / "report.html", page.page(sections, figures, origin))
@@ -154,6 +155,15 @@ def unfinished(source: Source, *, of_several: bool) -> list[str]:
             of = f" of {source.folder}" * of_several
             return [f"Not finished: {missing} of the {plan.cells} planned cells{of} are not recorded."]
     return []
+
+
+def remarks(folder: Path) -> list[str]:
+    """Return what whoever made a run has to say of it, the paragraphs of its ``remarks.md``; they become findings."""
+    path = folder / store.REMARKS
+    if not path.is_file():
+        return []
+    paragraphs = path.read_text(encoding="utf-8", errors="replace").split("\n\n")
+    return [line for paragraph in paragraphs if (line := " ".join(map(clean, paragraph.split())))]
 
 
 def provenance(records: Collection[Record]) -> str:

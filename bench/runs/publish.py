@@ -35,8 +35,8 @@ AS_JSON = [
 def publish(run: Path, name: str, *, partial: bool = False, licence: str = LICENCE) -> Path:
     """Write a run's records, pictures, plan and report to ``results/NAME``; of an unfinished one if ``partial``.
 
-    What else lies in its folder, as launchers' logs and a user's own notes, is not copied. Where pyarrow is there, its
-    records lie in one Parquet file too. A manifest names every file of what was measured.
+    Its remarks go with it. What else lies in its folder, as launchers' logs and a user's own notes, is not copied.
+    Where pyarrow is there, its records lie in one Parquet file too. A manifest names every file of what was measured.
 
     Raises:
         UsageError: no usable name, the run is unfinished or empty, a record is damaged, or the name is taken.
@@ -52,7 +52,10 @@ def publish(run: Path, name: str, *, partial: bool = False, licence: str = LICEN
     with tempfile.TemporaryDirectory(dir=RESULTS, suffix=".partial", ignore_cleanup_errors=True) as beside:
         new = Path(beside) / name
         merging.write(merging.names(_anonymous(one, run) for one in found), new)
-        (new / store.PLAN).write_text(_without_here((run / store.PLAN).read_text(encoding="utf-8"), run), "utf-8")
+        for kept in (store.PLAN, store.REMARKS):
+            if (run / kept).is_file():  # only a plan must be there, and is
+                said = (run / kept).read_text(encoding="utf-8", errors="replace")
+                (new / kept).write_text(_without_here(said, run), "utf-8")
         write.write(new)
         records = store.read_all(new)[0]
         if find_spec("pyarrow") is not None:

@@ -2,13 +2,15 @@
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from msgspec.structs import asdict, replace
 
-from stepscale.bench.analysis.training import batch_rates, learning_curves
+from stepscale.bench.analysis.training import batch_rates, dampings, learning_curves
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Curve, Number, Record, Status
 from stepscale.bench.report import write
@@ -187,6 +189,55 @@ def test_the_report_draws_rates_against_the_batch_and_says_what_shows(batches: P
     assert "the grid's spacing blurs either by 0.25" in said
     assert "Tuned alike: 8 trials of 100 steps to 1600 steps for each optimizer and workload," in said
     assert (batches / "rates.png").stat().st_size > 0 and (batches / "rates.svg").stat().st_size > 0
+
+
+RATES, TRIED = (1e-3, 1e-2), [10.0**k for k in range(-5, 3)]
+
+
+def damping_trial(batch: int, rate: float, damping: float, best: float) -> Record:
+    """A trial whose end falls with the distance from the best damping; the largest of all diverges."""
+    made = batch_trial(batch, 1.0, math.exp(abs(math.log(damping / best))), 10.0)
+    made.identity = f"{batch}-{rate:g}-{damping:g}"
+    made.config["optimizer"] = {"update": {"lr": rate}, "direction": {"damping": damping}}
+    if damping == TRIED[-1]:
+        made.status, made.training.final = Status.DIVERGED, None  # type: ignore[union-attr]
+    return made
+
+
+def damped(folder: Path, best: Callable[[float, int], float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    for batch in (50, 500, 5000):
+        for rate in RATES:
+            for damping in TRIED:
+                store.save(damping_trial(batch, rate, damping, best(rate, batch)), folder)
+        made = train_record("layerwise", 1)
+        made.cell, made.identity = replace(made.cell, batch=batch), f"{batch}-final"
+        store.save(made, folder)
+    return tables.load(folder, "train"), tables.curves(folder)
+
+
+def test_dampings_grow_with_rate_and_batch_as_they_were_made_to(tmp_path: Path) -> None:
+    found = dampings.dampings(*damped(tmp_path, lambda rate, batch: 50 * 10 * rate / batch))
+    assert found.set_index(["batch", "rate"])["damping"].to_dict() == pytest.approx(
+        {(batch, rate): 500 * rate / batch for batch in (50, 500, 5000) for rate in RATES}
+    )
+    assert not found["open"].any() and found["spacing"].tolist() == pytest.approx([10] * 6)
+    grown = dampings.growth(found)
+    assert grown == pytest.approx(dampings.Growth(rate=1, batch=-1, rate_blur=1, batch_blur=1 / 2, pairs=6))
+    assert "`layerwise`: from batch 50 to 5000 the best damping grows as lr^1.00 B^-1.00;" in write.write(tmp_path)
+    assert (tmp_path / "dampings.png").stat().st_size > 0 and (tmp_path / "dampings.csv").stat().st_size > 0
+
+
+def test_a_best_damping_at_an_end_of_what_was_tried_tells_no_growth(tmp_path: Path) -> None:
+    runs, points = damped(tmp_path, lambda rate, batch: TRIED[0] if batch < 5000 else 1.0)
+    found = dampings.dampings(runs, points)
+    assert found.set_index(["batch", "rate"])["open"].groupby("batch").all().to_dict() == {
+        50: True, 500: True, 5000: False,
+    }  # fmt: skip
+    assert dampings.growth(found).pairs == 2 and math.isnan(dampings.growth(found).batch)
+    said = write.write(tmp_path)
+    assert "it is not told how the best damping grows: at 2 of 6 pairs of rate and batch the best lies within" in said
+    assert not len(dampings.dampings(runs[runs["batch"] == 50], points)), "of one batch"
+    assert not len(batch_rates.rates(runs, points)), "of two settings no one rate is the best"
 
 
 def test_posteriors_are_drawn_as_contours_over_their_draws(run: Path) -> None:

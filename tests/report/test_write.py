@@ -387,3 +387,15 @@ def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path, content: bytes)
     said = write.write(tmp_path)
     assert f"{path.stem}.npz cannot be shown" in said and write.FAILED not in said
     assert "Best at the end" in said
+
+
+def test_what_its_maker_says_of_a_run_is_a_finding_and_no_markup(tmp_path: Path) -> None:
+    run_of(tmp_path, {"mine": lambda d: 1e-3}, [64])
+    (tmp_path / "remarks.md").write_bytes(
+        "The claim of `mine`\ndoes **not** show.\n\n\n<b>Nor</b> \xff this.\n".encode("latin-1")
+    )
+    said = write.write(tmp_path)
+    assert "- The claim of `mine` does **not** show.\n" in said
+    page, summary = (tmp_path / "report.html").read_text(), (tmp_path / "summary.md").read_text()
+    assert "<code>mine</code> does <strong>not</strong> show." in page and "&lt;b&gt;Nor&lt;/b&gt; \ufffd this." in page
+    assert "- The claim of" in summary and "<b>" not in summary

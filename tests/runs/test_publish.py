@@ -77,6 +77,15 @@ def test_a_part_of_a_run_is_published_where_that_is_asked(tmp_path: Path, monkey
     assert "Not finished: 1 of the 2 planned cells are not recorded." in (target / "summary.md").read_text()
 
 
+def test_remarks_are_published_without_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64], seeds=1))
+    (folder / "remarks.md").write_text(f"Made by hand from {tmp_path}/mine.\n")
+    target = publish.publish(folder, "first")
+    assert (target / "remarks.md").read_text() == "Made by hand from mine.\n"
+    assert "- Made by hand from mine.\n" in (target / "summary.md").read_text()
+
+
 def test_what_a_launcher_and_a_run_that_goes_on_leave_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,13 +21,9 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     tried, so that a better one may lie beyond; ``stable_open`` that no larger one was tried. ``spacing`` is the largest
     factor between neighbours. Without a stable rate there is no row.
     """
-    trials = runs[runs["trial"] & (runs["tuned"].map(len) == 1)]
-    if not len(trials) or not len(points):
-        return pd.DataFrame(columns=RATES)
-    began = points[points["step"] == 0].groupby("identity")["validation_nats"].first()
+    trials = judged(runs, points)
+    trials = trials[trials["tuned"].map(len) == 1]
     trials = trials.assign(rate=[next(iter(tuned.values())) for tuned in trials["tuned"]])
-    started = trials["identity"].map(began).fillna(-math.inf)
-    trials = trials.assign(stable=(trials["status"] == "ok") & (trials["validation_nats"] > started))
     rows = []
     for key, part in trials.groupby([*WORKLOAD, "optimizer"], sort=False):
         tried, held = np.unique(part["rate"]), part[part["stable"]]
@@ -44,6 +40,14 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     found_rates = pd.DataFrame(rows, columns=RATES)
     same = [axis for axis in [*WORKLOAD, "optimizer"] if axis != "batch"]
     return found_rates[found_rates.groupby(same)["batch"].transform("nunique") > 1].reset_index(drop=True)
+
+
+def judged(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """The trials, and whether each was ``stable``: it came to its end, and ended better than it began."""
+    trials, began = runs[runs["trial"]], points[points["step"] == 0] if len(points) else points
+    first = began.groupby("identity")["validation_nats"].first() if len(began) else pd.Series(dtype=float)
+    started = trials["identity"].map(first).astype(float).fillna(-math.inf)
+    return trials.assign(stable=(trials["status"] == "ok") & (trials["validation_nats"] > started))
 
 
 def growth(found: pd.DataFrame, what: str) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from stepscale.bench.records.schema import NO_BOUND, Curvature, Number
 from stepscale.bench.report import style
 from stepscale.bench.report.page import Section, Shown, TableRow, machine_column, measured, varying
 from stepscale.bench.report.style import Drawn, Where
-from stepscale.bench.report.training import batch_rates, curvature, quadratic_rates
+from stepscale.bench.report.training import batch_rates, curvature, dampings, quadratic_rates
 from stepscale.bench.report.training import figures as drawing
 from stepscale.bench.report.training.figures import Arrays
 from stepscale.bench.report.training.study import Study
@@ -80,6 +80,7 @@ def studies_of(
     """Return what runs tell that were made to tell it."""
     return [
         batch_rates.study(runs, points, where),
+        dampings.study(runs, points, where),
         quadratic_rates.study(runs, points),
         curvature.study(runs, curvatures, where),
     ]
