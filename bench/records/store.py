@@ -262,9 +262,10 @@ def check_pictures(arrays: dict[str, np.ndarray]) -> None:
             or not (empty or (np.isfinite(values).all() and values.size))
         ):
             raise ValueError(f"its {name} are not as its data are, or not finite")
-    contour = arrays.get("contour", np.zeros((3, 2)))
-    if contour.shape != (3, 2) or contour.dtype.kind != "f" or not np.isfinite(contour).all() or len(shape) > 1:
-        raise ValueError("its contour is no mean and covariance in the plane")
+    if "contour" in arrays:
+        contour = arrays["contour"]
+        if len(shape) > 1 or contour.shape != (3, 2) or contour.dtype.kind != "f" or not np.isfinite(contour).all():
+            raise ValueError("its contour is no mean and covariance in the plane")
     if "log_density" in arrays:
         density, extent = arrays["log_density"], arrays.get("extent", np.empty(0))
         if density.ndim != 2 or density.dtype.kind != "f" or extent.shape != (4,) or not np.isfinite(extent).all():

@@ -379,6 +379,30 @@ def test_pictures_are_those_beside_the_record_that_counts(tmp_path: Path, later:
     assert [name for name in ("a", "b") if str(tmp_path / name / "pictures") in said] == [later]
 
 
+IMAGES, POINTS = np.full((4, 3, 3), 0.5), np.full((4, 2), 0.5)
+WHOLE: dict[str, dict[str, np.ndarray]] = {
+    "images": {"data": IMAGES, "samples": IMAGES, "filters": IMAGES},
+    "images alone": {"data": IMAGES},
+    "points": {"data": POINTS, "samples": POINTS, "log_density": np.zeros((5, 5)), "extent": np.array([0.0, 1, 0, 1])},
+    "a posterior": {"data": np.eye(2), "contour": np.array([[0.0, 0], [1, 0], [0, 1]])},
+}
+
+
+@pytest.mark.parametrize("arrays", WHOLE.values(), ids=WHOLE)
+def test_pictures_of_every_kind_are_drawn(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path = store.save(train_record("relative", 1), tmp_path)
+    (tmp_path / "pictures").mkdir()
+    np.savez_compressed(tmp_path / "pictures" / f"{path.stem}.npz", **arrays)
+    said = write.write(tmp_path)
+    assert "cannot be shown" not in said and write.FAILED not in said
+    assert (tmp_path / "pictures.png").stat().st_size > 0
+
+
+def test_a_contour_over_images_cannot_be_shown() -> None:
+    with pytest.raises(ValueError, match="no mean and covariance in the plane"):
+        store.check_pictures({"data": IMAGES, "contour": WHOLE["a posterior"]["contour"]})
+
+
 @pytest.mark.parametrize("content", damaged_pictures().values(), ids=damaged_pictures())
 def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path, content: bytes) -> None:
     path = store.save(train_record("relative", 1), tmp_path)

@@ -70,19 +70,19 @@ def dampings_figure(found: pd.DataFrame, title: str) -> Figure:
         ax = figure.subplots()
         for rank, (rate, part) in enumerate(found.sort_values("batch").groupby("rate")):
             look: Style = {"color": COLOURS[rank % len(COLOURS)], "marker": MARKERS[rank % len(MARKERS)]}
-            ax.plot(part["batch"], part["damping"], label=f"learning rate {rate:.3g}", linewidth=1.3, **look)
+            ax.plot(part["batch"], part["damping"], label=f"{rate:.3g}", linewidth=1.3, **look)
             still = part[part["open"].astype(bool)]
             ax.plot(still["batch"], still["damping"], linestyle="", markerfacecolor="white", **look)
         ends = np.array([found["batch"].min(), found["batch"].max()], dtype=float)
         middle = float(np.exp(np.log(found["damping"].astype(float)).mean()))
         line = middle * math.sqrt(ends[0] * ends[1]) / ends
         ax.plot(ends, line, linestyle="--", **GUIDE)
-        ax.annotate("∝ 1 / B", (ends[0], line[0]), color="0.4", fontsize=7, va="bottom")
+        ax.annotate("∝ 1 / B", (ends[1], line[1]), color="0.4", fontsize=7, ha="right", va="top")
         ax.set(xscale="log", yscale="log", xlabel="batch", ylabel="best damping")
         ax.set_xticks(sorted(found["batch"].unique()))
         ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         plain_numbers(ax.yaxis)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(loc="outside lower center", ncols=6, frameon=False, title="learning rate")
         figure.suptitle(title, fontsize=9, wrap=True)
     return figure
