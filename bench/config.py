@@ -6,7 +6,7 @@ import difflib
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
@@ -306,7 +306,7 @@ def _composed(words: tuple[str, ...]) -> _Composed:
     if wrong := [word for word in words if NO_CHOICE.fullmatch(word)]:
         files = sorted(path.stem for path in (CONF / wrong[0].split("=")[0]).glob("*.yaml"))
         raise UsageError(f"{wrong[0]} names no file; there are {', '.join(files)}")
-    with _sentences(), _hydra():
+    with _sentences(words), _hydra():
         config = compose("config", list(words), return_hydra_config=True)
     choices, variables = dict(config.hydra.runtime.choices), dict(config.hydra.job.env_set)
     with open_dict(config):
@@ -322,12 +322,12 @@ def _hydra() -> Iterator[GlobalHydra]:
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _sentences(words: Collection[str] = ()) -> Iterator[None]:
     """Turn what Hydra cannot do with a user's words into a sentence."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UsageError(_sentence(error)) from error
+        raise UsageError(_sentence(error, words)) from error
 
 
 @contextmanager
@@ -373,9 +373,10 @@ def _meant(key: str, known: Words) -> str:
     return "stepscale --cfg job shows the keys there are"
 
 
-def _dotted_keys() -> Words:
-    """Return every key of the default configuration."""
-    found, waiting = list[str](), [("", OmegaConf.to_container(_composed(()).config))]
+def _dotted_keys(words: Collection[str]) -> Words:
+    """Return every key that there is with the groups' files that words choose."""
+    chosen = tuple(word for word in words if word.split("=")[0] in (*GROUPS, "hydra.searchpath"))
+    found, waiting = list[str](), [("", OmegaConf.to_container(_composed(chosen).config))]
     while waiting:
         place, part = waiting.pop()
         for key, value in part.items() if isinstance(part, dict) else ():
@@ -384,15 +385,17 @@ def _dotted_keys() -> Words:
     return found
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, words: Collection[str]) -> str:
     """Say in a sentence what Hydra could not do with a user's words, and what may have been meant."""
     first = " ".join(str(error).split("\n\n")[0].split("\nSee https")[0].split())
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: {first}"
     if several := re.match(r"Ambiguous value for argument '([^']*)'", first):
         return f"{several[1]} has several values, and this is one cell: `stepscale -m {several[1]}` measures a grid"
+    if there := re.match(r"Could not append to config. An item is already at '([^']+)'", first):
+        return f"there is a key {there[1]!r} already; leave out the + before it"
     if unknown := re.match(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", first):
-        return f"there is no key {unknown[1]!r} to change; {_meant(unknown[1], _dotted_keys())}"
+        return f"there is no key {unknown[1]!r} to change; {_meant(unknown[1], _dotted_keys(words))}"
     if isinstance(error, MissingConfigException) and error.options:
         wanted = str(error.missing_cfg_file).split("/")[-1]
         deeper = [

@@ -85,6 +85,8 @@ def test_a_thousand_cells_are_composed_once_for_each_choice_of_groups(monkeypatc
         (["optimizer=soap"], "Could not find 'optimizer/soap'; did you mean library/soap?"),
         (["optimizer=zzz"], "there are adam, ekfac"),
         (["optimizer.update.rate=1"], "no key 'optimizer.update.rate' to change; did you mean optimizer.update.lr?"),
+        (["optimizer=kfac", "optimizer.direction.dampng=1"], "did you mean optimizer.direction.damping?"),
+        (["+optimizer.update.lr=1"], "there is a key 'optimizer.update.lr' already; leave out the + before it"),
         (["colour=3"], "no key 'colour' to change; stepscale --cfg job shows the keys there are"),
         (["optimiser=adam"], "no key 'optimiser' to change; did you mean optimizer?"),
         (["+optimiser=adam"], "no key 'optimiser'; did you mean optimizer?"),
