@@ -62,6 +62,17 @@ class DrawsTargets(Protocol):
         ...
 
 
+class ExpectsTargets(Protocol):
+    """A model whose loss is linear in its targets, up to what no parameter changes; for divergences between models.
+
+    KL(p ‖ q) of two of them, given a batch's inputs, then has the gradient of q's loss at the targets that p expects.
+    """
+
+    def with_expected_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The batch's inputs, with the expectation of their targets, ``[batch, outputs]``: a batch to train on."""
+        ...
+
+
 class CountsTerms(Protocol):
     """A model whose loss is a mean of other terms than a batch's rows, as of tokens."""
 

@@ -38,6 +38,7 @@ from stepscale.optimizers.kronecker.shampoo import Shampoo
 from stepscale.optimizers.kronecker.tnt import TNT
 from stepscale.optimizers.quadratic_model.kfac_step import QuadraticStep
 from stepscale.optimizers.quadratic_model.kl_clipped import KLClipped
+from stepscale.optimizers.quadratic_model.near_all import NearAll
 from stepscale.optimizers.quadratic_model.trust_region import TrustRegion
 from stepscale.optimizers.quadratic_model.wake import KLDWRM
 from stepscale.optimizers.quasi_newton.kbfgs import KBFGS
@@ -82,6 +83,7 @@ __all__ = [
     "MirrorDescent",
     "MomentumSchedule",
     "NaturalGradient",
+    "NearAll",
     "Paced",
     "Paired",
     "QuadraticStep",

@@ -259,6 +259,10 @@ TRAINING = {
         "", "of plain SGD on a quadratic without noise: its condition number, lr, momentum, and 1 if that is Nesterov's"
     ),
     "condition": Column("", "condition number κ of the quadratic"),
+    "dampings.rate": Column("", "learning rate of the trials"),
+    "damping": Column("", "the best of those tried at that rate and batch, by the validation split"),
+    "open": Column("", "whether it is the smallest or the largest tried: a better one may lie beyond"),
+    "spacing": Column("", "largest factor between neighbouring dampings that were tried"),
     "lr": Column("", "learning rate"),
     "momentum": Column("", "μ, 0 without"),
     "nesterov": Column("", "1 where the gradient is taken ahead, as by Nesterov, else 0"),

@@ -150,6 +150,12 @@ class MLP(nn.Module):
         return self._captured([(io.a, io.u, io.y) for io in ios], delta)
 
     @torch.no_grad()
+    def with_expected_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """O(B P): the batch's inputs, with the expectation of their targets, ``[batch, outputs]``."""
+        x, _ = self._split(batch)
+        return x, self._mean(self(x))
+
+    @torch.no_grad()
     def fisher_roots(self, ios: list[LayerIO], directions: Sequence[Tangents]) -> list[Tensor]:
         """O(B P) each: R J v of each row, ``[batch, outputs]``, RᵀR the outputs' Fisher matrix; nothing is drawn."""
         return [self._output_root(ios[-1].y, self._output_rates(ios, tangents)) for tangents in directions]
@@ -179,8 +185,9 @@ class MLP(nn.Module):
         """
         x, targets = (batch, batch) if isinstance(batch, Tensor) else batch
         if not self.checked:
-            if self.output is Output.CATEGORICAL:
-                check_labels(targets, self.layers[-1].out_features)
+            classes = self.layers[-1].out_features
+            if self.output is Output.CATEGORICAL and not are_chances(targets, classes):
+                check_labels(targets, classes)
             if self.output is Output.BERNOULLI and not bool(((targets >= 0) & (targets <= 1)).all()):
                 raise ValueError("Bernoulli outputs need targets in 0 … 1: use data=digits, curves, or output=gaussian")
             self.checked = True
@@ -240,8 +247,9 @@ class MLP(nn.Module):
         return torch.sigmoid(y) if self.output is Output.BERNOULLI else torch.softmax(y, dim=1)
 
     def _expanded(self, targets: Tensor, y: Tensor) -> Tensor:
-        """Turn labels ``[batch]`` into indicators ``[batch, outputs]``."""
-        return functional.one_hot(targets, y.shape[1]).to(y.dtype) if self.output is Output.CATEGORICAL else targets
+        """Turn labels ``[batch]`` into indicators ``[batch, outputs]``; chances of each class are that already."""
+        labels = self.output is Output.CATEGORICAL and not targets.is_floating_point()
+        return functional.one_hot(targets, y.shape[1]).to(y.dtype) if labels else targets
 
     def _target_log_prob(self, y: Tensor, targets: Tensor) -> Tensor:
         if self.output is Output.BERNOULLI:
@@ -258,6 +266,14 @@ def drawn(logits: Tensor) -> Tensor:
     The largest of logits and Gumbel noise is categorical; ``torch.multinomial`` stops at NaN, and the device.
     """
     return (logits - torch.empty_like(logits).exponential_().log()).argmax(1)
+
+
+def are_chances(targets: Tensor, classes: int) -> bool:
+    """Whether targets are the chances of so many classes, ``[batch, classes]``."""
+    if not targets.is_floating_point() or targets.shape[1:] != (classes,):
+        return False
+    sums = targets.sum(1)
+    return bool((targets >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
 
 
 def check_labels(targets: Tensor, classes: int) -> None:

@@ -19,6 +19,7 @@ FILES = {
     "targets",
     "quadratic",
     "curvature",
+    "dampings",
     "versions",
 }
 

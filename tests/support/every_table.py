@@ -1,6 +1,7 @@
 """The columns of every table there is, drawn from synthetic runs of both tasks."""
 
 import functools
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def columns_of_every_table() -> dict[str, list[str]]:
         for optimizer in ("layerwise", "relative"):
             for seed in (1, 2):
                 store.save(training(optimizer, seed), trained)
+        for batch, lr, damping in itertools.product((10, 20), (0.1, 0.2), (0.1, 0.2, 0.4)):
+            store.save(trial(batch, lr, damping), trained)
         cells, runs = tables.load(timed), tables.load(trained, "train")
         sections = [
             scaling_section.section(scaling_tables.judge(cells), str),
@@ -57,6 +60,15 @@ def profiled() -> Record:
     made = record("profiled", 64, 0, 1e-3)
     assert made.timing
     made.timing.profile = [Operation("mm", 2.0, 0.5, 0.4)]
+    return made
+
+
+def trial(batch: int, lr: float, damping: float) -> Record:
+    """Of an optimizer whose rate and damping are tuned together."""
+    made = training("damped", 0)
+    made.cell, made.identity = replace(made.cell, batch=batch), f"{batch}-{lr}-{damping}"
+    made.config["training"] = {"trial": True}
+    made.config["optimizer"] = {"update": {"lr": lr}, "direction": {"damping": damping}}
     return made
 
 
