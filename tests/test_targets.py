@@ -11,13 +11,6 @@ import torch
 import yaml
 
 ROOT = Path(__file__).parent.parent
-OLD = [  # that configurations and the README of earlier versions named, and no published record does
-    *(f"stepscale.bench.arrays.{name}" for name in ("power", "gas", "hepmass", "miniboone", "bsds300", "mnist")),
-    "stepscale.bench.files.load",
-    "stepscale.bench.tables.load",
-    "stepscale.bench.tables.curves",
-    "stepscale.bench.data.toy",
-]
 
 
 def targets(config: object) -> Iterator[str]:
@@ -39,7 +32,7 @@ def of_files() -> list[str]:
     return sorted({target for path in paths for target in targets(yaml.safe_load(path.read_text()))})
 
 
-@pytest.mark.parametrize("target", [*of_files(), *OLD])
+@pytest.mark.parametrize("target", of_files())
 def test_a_target_of_a_file_is_there(target: str) -> None:
     if target == "torch.optim.Muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip(f"torch {torch.__version__} is older than its Muon")
