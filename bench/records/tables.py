@@ -21,6 +21,7 @@ from stepscale.bench.records.schema import (
     LAUNCH_BOUND,
     UNMARKED,
     Config,
+    Curve,
     Machine,
     Record,
     Status,
@@ -32,7 +33,7 @@ from stepscale.bench.records.schema import (
 from stepscale.bench.records.store import read_all
 
 TUNED = ("lr", "damping")  # what an optimizer is tuned by, wherever its configuration has it
-SGD, EXACT = "torch.optim.SGD", "stepscale.optimizers.Layerwise"
+SGD, EXACT, QUADRATIC = "torch.optim.SGD", "stepscale.optimizers.Layerwise", "stepscale.models.Quadratic"
 UNNAMED = Machine(cpu="", cores=0).name
 Row = dict[str, object]
 
@@ -100,7 +101,10 @@ def points_of(records: Collection[Record]) -> pd.DataFrame:
             points = pd.DataFrame(msgspec.to_builtins(record.training.curve)).astype(float)
             facts = pd.DataFrame([axes_of(record) | {"identity": record.identity}])
             tables.append(points.merge(facts, how="cross"))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if tables:
+        return pd.concat(tables, ignore_index=True)
+    numbers = dict.fromkeys((field.name for field in msgspec.structs.fields(Curve)), "float")
+    return pd.DataFrame(columns=[*numbers, *AXES, "identity"]).astype(numbers)
 
 
 def axes_of(record: Record) -> Row:
@@ -223,8 +227,9 @@ def quadratic(config: Config) -> dict[str, float] | None:
     model, optimizer = config.get("model", {}), config["optimizer"]
     update, direction = (optimizer.get(part) or {} for part in ("update", "direction"))
     plain = not any(update.get(name) for name in ("weight_decay", "dampening", "maximize"))
-    known = str(model.get("_target_")).endswith(".Quadratic") and not model.get("noise")
-    if not (known and plain and update.get("_target_") == SGD and direction.get("_target_") == EXACT):
+    known = model.get("_target_") == QUADRATIC and {"condition", "dim"} <= model.keys() and not model.get("noise")
+    steady = update.get("_target_") == SGD and "lr" in update and not optimizer.get("scheduler")
+    if not (known and plain and steady and direction.get("_target_") == EXACT) or model["dim"] == 1:
         return None
     rule = {"condition": model["condition"], "lr": update["lr"], "momentum": update.get("momentum", 0)}
     return {**rule, "nesterov": float(update.get("nesterov", False))}

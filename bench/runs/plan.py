@@ -195,7 +195,7 @@ def _training_plan(name: str, grids: list[Words], config: Config) -> Plan:
     for point in points:
         try:
             trials = tuning.trials(merged(point, settings), config["tuning"]["factors"])
-            cells = expand(trials) if trials else None
+            cells = None if trials is None else [cell for trial in trials for cell in expand(trial)]
         except UsageError as error:  # of a pair that does not go together; the others do
             faults.append(f"{' '.join(point)}: {error}")
             continue

@@ -51,7 +51,7 @@ class Recorded:
         self._found: dict[str, Record] = {}
         self._names: dict[tuple[str, ...], str | None] = {}
         self.seen: set[str] = set()  # identities of those that were looked for and found
-        self.faults: list[str] = []  # of cells that nobody could compose
+        self.faults: list[str] = []  # of cells that nobody could compose, and of points that no trial chose for
         self._own = [one for one in records if [one.environment.code, one.environment.torch] == self._here]
         for record in sorted(self._own, key=lambda one: (one.machine.name == machine, one.standing)):
             self._found[self._name(record.cell, record.config, record.sources)] = record
@@ -123,6 +123,8 @@ def _left_of_point(plan: Plan, point: Point, recorded: Recorded) -> Left:
     found = {one: _left_by_one(plan, point, one) for one in recorded.of_machines}
     least = min(found, key=found.__getitem__)
     recorded.seen |= least.seen
+    if least is not recorded:
+        recorded.faults += least.faults
     return found[least]
 
 
@@ -139,7 +141,9 @@ def _left_by_one(plan: Plan, point: Point, recorded: Recorded) -> Left:
         return look.found, []
 
     untold = tuning.try_and_train(point.words, short, plan.seeds, measure)
-    missing, again = (sum(counts) for counts in zip(*seen, strict=True))
+    missing, again = sum(one.missing for one in seen), sum(one.again for one in seen)
+    if untold and not missing:  # all trials are there, and none chose anything
+        recorded.faults += untold
     return Left(missing + plan.seeds * bool(untold and missing), again)
 
 

@@ -12,6 +12,7 @@ chooses nothing: should one diverge, it counts as that.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -26,8 +27,10 @@ TRIAL = ("training.trial=true", "training.pictures=0", "training.curvature=0")
 Measure = Callable[[list[Words], bool, Tuning | None], tuple[list[Record], list[str]]]
 
 
-def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
-    """Return the words of the trials that tune one optimizer on one workload; None where it has nothing to tune.
+def trials(point: Words, factors: list[dict[str, list[float]]]) -> list[Words] | None:
+    """Return the words of each trial that tunes one optimizer on one workload; None where it has nothing to tune.
+
+    What has one name shares a factor, as the rates of an optimizer for matrices and of that for the rest.
 
     Raises:
         UsageError: the grids differ in size, so that the budget would not be the same.
@@ -43,11 +46,13 @@ def trials(point: Words, factors: list[dict[str, list[float]]]) -> Words | None:
     grid = next((grid for grid in factors if set(grid) == names), None)
     if grid is None:
         return None
-    swept = [
-        f"optimizer.{key}=" + ",".join(f"{factor * value:.6g}" for factor in grid[key.split(".")[-1]])
-        for key, value in defaults.items()
-    ]
-    return [*point, *swept, _label(cell.names["optimizer"]), *TRIAL]
+    order = dict.fromkeys(key.split(".")[-1] for key in defaults)
+    found = list[Words]()
+    for chosen in itertools.product(*(grid[name] for name in order)):
+        factor = dict(zip(order, chosen, strict=True))
+        own = [f"optimizer.{key}={factor[key.split('.')[-1]] * value:.6g}" for key, value in defaults.items()]
+        found.append([*point, *own, _label(cell.names["optimizer"]), *TRIAL])
+    return found
 
 
 def try_and_train(point: Words, short: list[Record], seeds: int, measure: Measure) -> list[str]:

@@ -81,6 +81,7 @@ def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: 
         limit = lambda: limit_of(model, rows_of(batches[0]), recorded(), log, notes)  # noqa: E731
         return _figures(measure(workload, limit, clock, settings, peak_memory, notes, log))
     finally:
+        workload.compiled = None  # whose state is never put back, as it is compiled for its own tensors
         workload.restore(before)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from stepscale.bench.data.dataset import Dataset
 
+LINEAR = 0.02  # how far from it rounding may be, of bfloat16 too
+
 
 def amari_distance(P: np.ndarray) -> float:
     """O(d²): 0 where P = (unmixing)(mixing), ``[dim, dim]``, is a permutation with scales, 1 where it is constant.
@@ -34,10 +36,17 @@ def _rows(data: Dataset) -> Tensor:
 
 @torch.no_grad()
 def unmixing(model: nn.Module) -> np.ndarray:
-    """Return W of a model that maps x to x Wᵀ + b, a flow of depth 1; ``[dim, dim]``."""
+    """Return W of a model that maps x to x Wᵀ + b, a flow of depth 1; ``[dim, dim]``.
+
+    Raises:
+        ValueError: it maps twice x to something else than twice as far.
+    """
     parameter = next(model.parameters())
     eye = torch.eye(parameter.shape[1], device=parameter.device, dtype=parameter.dtype)
-    found: Tensor = model(eye) - model(torch.zeros_like(eye))
+    start: Tensor = model(torch.zeros_like(eye))
+    found, twice = model(eye) - start, model(2 * eye) - start
+    if not torch.allclose(twice, 2 * found, rtol=LINEAR, atol=LINEAR * float(found.abs().max())):
+        raise ValueError(f"{type(model).__name__} is no linear map, so that it has no unmixing")
     return found.T.double().cpu().numpy()
 
 

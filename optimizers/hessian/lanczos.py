@@ -69,8 +69,11 @@ def lanczos(times: Times, start: Tensor, steps: int) -> Ritz:
 
     Raises:
         ValueError: ``steps`` is below 1, or the start is 0.
+        FloatingPointError: the start, or a product, is not finite.
     """
     size = start.norm()
+    if not bool(size.isfinite()):
+        raise FloatingPointError("Lanczos met a gradient that is not finite: lower the learning rate")
     if steps < 1 or not size > 0:
         raise ValueError(f"Lanczos needs at least 1 step and a start that is not 0, got steps={steps} and ‖v‖={size:g}")
     Q, alphas, betas = [start / size], [], []
@@ -92,6 +95,8 @@ def lanczos(times: Times, start: Tensor, steps: int) -> Ritz:
     if k > 1:
         off = torch.stack(betas[: k - 1]).double()
         T = T + torch.diag(off, 1) + torch.diag(off, -1)
+    if not bool(T.isfinite().all()):
+        raise FloatingPointError("Lanczos met a Hessian that is not finite: lower the learning rate")
     values, vectors = torch.linalg.eigh(T)
     basis = torch.stack(Q[:k], dim=1)
     return Ritz(values, vectors[0].square(), basis @ vectors.to(basis.dtype))

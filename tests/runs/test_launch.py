@@ -1,5 +1,6 @@
 """Parts as jobs of a launcher: rounds, what is missing after each, and the folder as all the state there is."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -183,6 +184,32 @@ def test_finals_are_a_second_round_and_train_what_the_trials_chose(
     assert nodes == [[0, 1], [2, 3]]
     assert chosen(measured) == local and len(local) == 2
     assert all(rates == {max(rates)} for rates in local.values())
+
+
+def test_a_point_that_no_trial_chose_for_is_told_and_the_run_is_not_whole(
+    tmp_path: Path, measured: list[Job], nodes: list[list[int]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """By a launcher as without one: of Adam's trials none comes to its end, at first or at full length."""
+    (tmp_path / "tuned.yaml").write_text(TUNED)
+    usual = recorded
+    for place, last in (("short", 2), ("long", 4)):
+
+        def failing(job: Job, last: int = last) -> Record:
+            found = usual(job)
+            if job.cell.optimizer == "adam" and job.config["training"]["max_steps"] == last:
+                found.status, found.reason = Status.DIVERGED, "of a test"
+            return found
+
+        monkeypatch.setattr(sys.modules[__name__], "recorded", failing)
+        for words, into in (((), f"{place}-here"), (SLURM, f"{place}-there")):
+            for _ in range(2):  # nothing that was measured is lost, and the same command says the same
+                assert run("sweep", "tuned.yaml", *words, f"into={into}") == 1
+                said = capsys.readouterr().err
+                assert "no trial of" in said and "optimizer=adam" in said and "nothing chose its settings" in said
+            assert "identities" not in json.loads((tmp_path / into / "run.json").read_text())
+            finals = [one for one in store.read_all(tmp_path / into)[0] if not one.config["training"]["trial"]]
+            assert {one.cell.optimizer for one in finals} == {"layerwise"} and len(finals) == 2
 
 
 def chosen(jobs: list[Job]) -> dict[str, set[float]]:

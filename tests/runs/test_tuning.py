@@ -36,14 +36,28 @@ def trial(lr: float, nats: float, trial: bool = True, **changes: Any) -> Record:
 
 
 def test_trials_span_the_grid_of_what_an_optimizer_has() -> None:
-    words = tuning.trials(["dim=64", "optimizer=relative"], FACTORS)
-    assert words is not None
-    assert "optimizer.update.lr=0.00046875,0.0046875,0.046875,0.46875" in words  # 0.3 / dim, times each factor
-    assert "training.trial=true" in words
-    words = tuning.trials(["dim=64", "optimizer=kfac"], FACTORS)
-    assert words is not None
-    assert {"optimizer.direction.damping=0.1,10", "optimizer.update.lr=0.0078125,0.03125"} <= set(words)
+    found = tuning.trials(["dim=64", "optimizer=relative"], FACTORS)
+    assert found is not None
+    rates = ("0.00046875", "0.0046875", "0.046875", "0.46875")  # 0.3 / dim, times each factor
+    assert [rate in words for words, rate in zip(found, (f"optimizer.update.lr={rate}" for rate in rates), strict=True)]
+    assert all("training.trial=true" in words for words in found)
+    found = tuning.trials(["dim=64", "optimizer=kfac"], FACTORS)
+    assert found is not None
+    tried = {tuple(sorted(word for word in words if word.startswith("optimizer."))) for words in found}
+    assert tried == {
+        ("optimizer.direction.damping=" + damping, "optimizer.update.lr=" + rate)
+        for damping in ("0.1", "10") for rate in ("0.0078125", "0.03125")
+    }  # fmt: skip
     assert tuning.trials(["dim=64", "optimizer=kfac_whole"], FACTORS) is None, "it has no learning rate"
+
+
+def test_rates_of_one_optimizer_share_a_factor_so_that_its_budget_is_the_others() -> None:
+    found = tuning.trials(["dim=64", "optimizer=library/muon"], FACTORS)
+    assert found is not None and len(found) == len(FACTORS[0]["lr"])
+    tried = [compose_cell(words).config["optimizer"]["update"] for words in found]
+    ratios = [update["matrices"]["lr"] / update["rest"]["lr"] for update in tried]
+    assert ratios == pytest.approx([ratios[0]] * len(found), rel=1e-5)
+    assert len({update["rest"]["lr"] for update in tried}) == len(found)
 
 
 def test_unequal_budgets_are_refused() -> None:

@@ -22,7 +22,8 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     factor between neighbours. Without a stable rate there is no row.
     """
     trials = judged(runs, points)
-    trials = trials[trials["tuned"].map(len) == 1]
+    named = [{key.rsplit(".", 1)[-1] for key in tuned} for tuned in trials["tuned"]]
+    trials = trials[np.array([names == {"lr"} for names in named], dtype=bool)]
     trials = trials.assign(rate=[next(iter(tuned.values())) for tuned in trials["tuned"]])
     rows = []
     for key, part in trials.groupby([*WORKLOAD, "optimizer"], sort=False):

@@ -21,7 +21,7 @@ SHARED = [axis for axis in WORKLOAD if axis != "batch"]
 def study(runs: pd.DataFrame, points: pd.DataFrame, where: Where) -> Study:
     """Of workloads that were tuned at several batches."""
     rates = batch_rates.rates(runs, points)
-    return Study(figures(rates, styles(runs.loc[~runs["trial"], "optimizer"]), where), findings(rates), {}, {})
+    return Study(figures(rates, styles(runs["optimizer"]), where), findings(rates), {}, {})
 
 
 def figures(rates: pd.DataFrame, look: dict[str, Style], where: Where) -> list[Drawn]:
