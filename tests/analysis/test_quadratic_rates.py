@@ -40,6 +40,11 @@ def test_the_best_rates_are_the_textbooks() -> None:
     assert quadratic_rates.theory(plain | {"lr": 2.5}) < 0
 
 
+PLAIN = {
+    "update": {"_target_": "torch.optim.SGD", "lr": 0.3}, "direction": {"_target_": "stepscale.optimizers.Layerwise"}
+}  # fmt: skip
+
+
 def quadratic_record(seed: int, factor: float, lr: float) -> Record:
     """Of a run whose distance shrinks by a factor a step, after a hundred steps of something else."""
     made = train_record("layerwise", seed)
@@ -50,9 +55,8 @@ def quadratic_record(seed: int, factor: float, lr: float) -> Record:
         step=steps, seconds=[t / 100 for t in steps], validation_nats=nats, held_out_nats=list(nats),
         drift_nats=list(none), halved=list(none),
     )  # fmt: skip
-    made.config["model"] = {"_target_": "stepscale.models.Quadratic", "condition": 100.0, "noise": 0}
-    sgd = {"_target_": "torch.optim.SGD", "lr": lr}
-    made.config["optimizer"] = {"update": sgd, "direction": {"_target_": "stepscale.optimizers.Layerwise"}}
+    made.config["model"] = {"_target_": "stepscale.models.Quadratic", "dim": 64, "condition": 100.0, "noise": 0}
+    made.config["optimizer"] = {**PLAIN, "update": {**PLAIN["update"], "lr": lr}}
     made.identity = f"{seed}-{lr:g}"
     return made
 
@@ -74,7 +78,11 @@ def test_a_rate_is_read_off_the_second_half_of_a_curve(run: Path) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"model": {"_target_": "stepscale.models.Quadratic", "condition": 9.0, "noise": 0.1}},
+        {"model": {"_target_": "stepscale.models.Quadratic", "dim": 64, "condition": 9.0, "noise": 0.1}},
+        {"model": {"_target_": "stepscale.models.Quadratic", "dim": 1, "condition": 9.0, "noise": 0}},
+        {"model": {"_target_": "own.Quadratic", "size": 64}},
+        {"optimizer": {**PLAIN, "scheduler": {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR"}}},
+        {"optimizer": {**PLAIN, "update": {"_target_": "torch.optim.SGD"}}},
         {"model": {"_target_": "stepscale.models.Flow"}},
         {"optimizer": {"update": {"_target_": "torch.optim.Adam", "lr": 0.1}, "direction": {"_target_": "x"}}},
     ],

@@ -108,6 +108,19 @@ def test_newtons_direction_on_few_vectors_is_that_of_the_projected_hessian() -> 
     torch.testing.assert_close(model.theta.grad, Q @ dense_direction(Q.T @ H @ Q, Q.T @ g, 0.1), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("make", [LanczosNewton, lambda model: LearnedRates(model, SGD, rule="cauchy")])
+def test_where_the_parameters_have_diverged_so_has_the_run(make: Any) -> None:
+    """``classify`` takes a ``FloatingPointError`` for diverged, and a ``ValueError`` for a fault."""
+    model = quadratic()
+    step = make(model)
+    step(ROWS)
+    with torch.no_grad():
+        model.theta[0] = math.nan
+    with pytest.raises(FloatingPointError, match="not finite: lower the learning rate"):
+        for _ in range(100):
+            step(ROWS)
+
+
 def test_a_flow_has_them_too() -> None:
     torch.manual_seed(0)
     model, x = Flow(5).double(), batch_of(50, 5)

@@ -182,6 +182,23 @@ def test_rates_of_one_batch_or_of_trials_of_two_lengths_are_not_compared(run: Pa
     assert not len(batch_rates.rates(halved, points))
 
 
+def test_rates_are_drawn_before_every_optimizer_has_a_final_run(batches: Path) -> None:
+    """As of a sweep that was interrupted: trials of all come first."""
+    for batch in BATCHES:
+        for rate in GRID:
+            made = batch_trial(batch, rate, 4e-3, 32e-3)
+            made.cell, made.identity = replace(made.cell, optimizer="waiting"), f"waiting-{made.identity}"
+            store.save(made, batches)
+    assert "`waiting`: from batch 50 to 800 the best learning rate grows as B^0.00" in write.write(batches)
+
+
+def test_a_damping_that_is_tuned_alone_is_no_rate(batches: Path) -> None:
+    runs, points = tables.load(batches, "train"), tables.curves(batches)
+    assert len(batch_rates.rates(runs, points))
+    damped = runs.assign(tuned=[{"damping": value} for tuned in runs["tuned"] for value in tuned.values()])
+    assert not len(batch_rates.rates(damped, points))
+
+
 def test_the_report_draws_rates_against_the_batch_and_says_what_shows(batches: Path) -> None:
     said = write.write(batches)
     assert "`layerwise`: from batch 50 to 800 the best learning rate grows as B^1.00" in said
@@ -237,6 +254,8 @@ def test_a_best_damping_at_an_end_of_what_was_tried_tells_no_growth(tmp_path: Pa
     said = write.write(tmp_path)
     assert "it is not told how the best damping grows: at 2 of 6 pairs of rate and batch the best lies within" in said
     assert not len(dampings.dampings(runs[runs["batch"] == 50], points)), "of one batch"
+    halved = runs.assign(budget=[f"{k % 2} steps" for k in range(len(runs))])
+    assert not len(dampings.dampings(halved, points)), "of trials of two lengths"
     assert not len(batch_rates.rates(runs, points)), "of two settings no one rate is the best"
 
 
@@ -258,6 +277,18 @@ def test_bits_per_dim(run: Path) -> None:
     results = learning_curves.results(tables.load(run, "train")).set_index("optimizer")
     nats = results.loc["relative", "held_out_nats"]
     assert results.loc["relative", "held_out_bits"] == pytest.approx(6 - nats / 64 / math.log(2))
+
+
+def test_runs_none_of_which_began_are_told(tmp_path: Path) -> None:
+    """As where building fails, or a run is killed: there is no curve."""
+    for seed in (1, 2):
+        made = train_record("relative", seed)
+        made.status, made.reason, made.training = Status.OUT_OF_MEMORY, "there is too little", None
+        store.save(made, tmp_path)
+    said = write.write(tmp_path)
+    assert "2 of 2 final runs: out_of_memory." in said and write.FAILED not in said
+    assert "there is too little" in (tmp_path / "report.html").read_text()
+    assert not len(tables.curves(tmp_path)) and "held_out_nats" in tables.curves(tmp_path)
 
 
 def test_the_report_says_it_and_shows_no_nan(run: Path) -> None:

@@ -80,7 +80,8 @@ def training(optimizer: str, seed: int) -> Record:
     )  # fmt: skip
     sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}
     config = {
-        "training": {"trial": False}, "data": {"centre": True}, "model": {"_target_": "a.Quadratic", "condition": 9.0},
+        "training": {"trial": False}, "data": {"centre": True},
+        "model": {"_target_": "stepscale.models.Quadratic", "dim": 64, "condition": 9.0},
         "optimizer": {"update": sgd, "direction": {"_target_": "stepscale.optimizers.Layerwise"}},
     }  # fmt: skip
     made = bare(cell(optimizer, 64, seed), {"task": "train", **config})

@@ -4,13 +4,15 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import stepscale.bench
 from stepscale.bench import StepTime, TimingSettings, time_step
@@ -63,6 +65,19 @@ def test_model_and_step_are_left_as_they_were(kind: str) -> None:
         ends.append([parameter.clone() for parameter in flow.parameters()])
     for plain, interrupted in zip(*ends, strict=True):
         torch.testing.assert_close(interrupted, plain, rtol=0, atol=0)
+
+
+def test_a_compiled_step_is_left_as_it_was_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam's moments with it, though a compiled step's state is not put back between blocks."""
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    flow = Flow(8)
+    step = STEPS["adam"](flow)
+    step(batches()[0])
+    before = deepcopy(step.state_dict())
+    time_step(flow, step, batches(), replace(BRIEF, compile="default"))
+    after, there = (tree_leaves(state) for state in (step.state_dict(), before))
+    assert len(after) == len(there)
+    assert all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(after, there, strict=True))
 
 
 def test_a_batch_may_have_targets() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from msgspec.structs import replace
 
 from stepscale.bench.analysis.training import curvature as analysis
 from stepscale.bench.cells.measure import measure_cell
@@ -67,5 +68,17 @@ def test_a_run_leaves_it_in_its_record_and_the_page_draws_it(tmp_path: Path) -> 
     store.save(record, tmp_path)
     said = write.write(tmp_path)
     # the cell is called a flow, whatever it is made of
-    assert re.search(r"flow, dim 64, `adam`, seed 0: R² \S+ over batches of 10 to 640 rows", said)
+    assert re.search(r"flow, photos, dim 64, `adam`, batch \d+, seed 0: R² \S+ over batches of 10 to 640 rows", said)
     assert "lambda_1" in (tmp_path / "curvature.csv").read_text() and list(tmp_path.glob("curvature*.png"))
+
+
+def test_runs_that_differ_in_any_axis_are_told_apart(tmp_path: Path) -> None:
+    """In the names of their figures, and in what is said of them."""
+    record = measure_cell(job(tmp_path, "model=classifier", "training.curvature=2", optimizer="adam", dim=64))
+    for depth, batch in ((2, 5), (3, 5), (2, 9)):
+        made = replace(record, cell=replace(record.cell, depth=depth, batch=batch), identity=f"{depth}-{batch}")
+        store.save(made, tmp_path)
+    said = write.write(tmp_path)
+    for place in ("batch 5, seed 0, depth 2:", "batch 5, seed 0, depth 3:", "batch 9, seed 0, depth 2:"):
+        assert f"`adam`, {place}" in said
+    assert len(list(tmp_path.glob("curvature-*.png"))) == 3

@@ -17,10 +17,12 @@ from stepscale.bench.machine.clock import WallClock
 from stepscale.bench.notes import Notes
 from stepscale.bench.timing.gradient_cosine import agreement
 from stepscale.bench.timing.workload import Workload
-from stepscale.bench.training import loop
+from stepscale.bench.training import evaluation, loop
 from stepscale.bench.training.evaluation import mean_log_likelihood
 from stepscale.bench.training.loop import Training
+from stepscale.models import GaussianPosterior
 from stepscale.optimizers import Layerwise, pair
+from tests.support.compose import composed
 from tests.support.training import ADAM, job, training_of
 
 pytestmark = pytest.mark.numerical
@@ -207,3 +209,15 @@ def test_a_run_whose_last_likelihood_is_none_has_diverged_in_every_figure(tmp_pa
     assert found.status == "diverged" and "the log-likelihood is nan after step 40" in (found.reason or "")
     assert found.training.stopped_by == "divergence" and found.training.final is None
     assert found.training.steps == 40 and np.isfinite(found.training.curve.held_out_nats).all()
+
+
+def test_a_posteriors_bound_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss is of all its rows, whichever it is given: ``rows`` is the batch in its file."""
+    assert composed("model=posterior", "batch=50")["model"]["rows"] == 50
+    model = GaussianPosterior(3, rows=20).double()
+    torch.nn.init.normal_(model.mean)
+    batch = torch.randn(20, 3), torch.randint(0, 2, (20,)).double()
+    whole = evaluation.mean_log_likelihood(model, batch)
+    assert whole == pytest.approx(-model.loss((batch[0].double(), batch[1])).item(), rel=1e-9)
+    monkeypatch.setattr(evaluation, "ROWS", 7)
+    assert evaluation.mean_log_likelihood(model, batch) == pytest.approx(whole, rel=1e-9)

@@ -12,7 +12,7 @@ from picard.densities import Tanh
 
 from stepscale.bench.data import synthetic
 from stepscale.bench.training import source_separation
-from stepscale.models import Flow
+from stepscale.models import MAF, Flow
 from stepscale.optimizers import RelativeSGD
 from tests.conftest import well_conditioned
 from tests.support.training import ADAM
@@ -33,6 +33,14 @@ def test_unmixing_is_the_weight() -> None:
     model = Flow(4, depth=1)
     torch.nn.init.normal_(model.layers[0].bias)
     np.testing.assert_allclose(source_separation.unmixing(model), model.layers[0].weight.detach().numpy(), atol=1e-6)
+
+
+def test_what_is_no_linear_map_has_no_unmixing() -> None:
+    model = MAF(4, 1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)  # at its start it maps x to itself
+    with pytest.raises(ValueError, match="MAF is no linear map"):
+        source_separation.unmixing(model)
 
 
 @pytest.mark.parametrize("mixings", [3, pytest.param(10, marks=pytest.mark.slow)])

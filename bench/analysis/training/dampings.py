@@ -27,9 +27,9 @@ class Growth(NamedTuple):
 def dampings(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """One row a workload, optimizer and learning rate: the damping of its best stable trial by the validation split.
 
-    Of optimizers that are tuned by a rate and a damping, several of each, at several batches in trials of one length. ``open`` says that it is
-    the smallest or the largest of those that were tried, so that a better one may lie beyond. ``spacing`` is the
-    largest factor between neighbours.
+    Of optimizers that are tuned by a rate and a damping, several of each, at several batches, in trials of one length.
+    ``open`` says that it is the smallest or the largest of those that were tried, so that a better one may lie beyond.
+    ``spacing`` is the largest factor between neighbours.
     """
     trials, rows = _paired(judged(runs, points)), list[dict[str, object]]()
     for key, part in trials.groupby([*WORKLOAD, "optimizer", "rate"], sort=False):

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stepscale.bench.analysis.training.curvature import Fit, batch_law, eigenvalues
-from stepscale.bench.records.schema import Curvature, Spectrum
+from stepscale.bench.records.schema import AXES, Curvature, Spectrum
 from stepscale.bench.report.style import COLOURS, GUIDE, RC, Drawn, Where, plain_numbers, suffix
 from stepscale.bench.report.training.study import Study
 
@@ -31,7 +31,7 @@ def figures(found: pd.DataFrame, curvatures: Mapping[str, Curvature], where: Whe
     drawn = []
     for identity, own in found.groupby("identity", sort=False):
         facts = own.iloc[0]
-        what = "{model}, {data}, dim {dim}, {optimizer}, batch {batch}, seed {seed}".format(**facts)
+        what = _place(facts, found, "{optimizer}")
         with mpl.rc_context(RC):
             figure = Figure(figsize=(10.5, 4.2), layout="constrained")
             left, right = figure.subplots(1, 2)
@@ -41,6 +41,13 @@ def figures(found: pd.DataFrame, curvatures: Mapping[str, Curvature], where: Whe
         alt = f"The largest eigenvalue of the Hessian against the batch that it is of, and the spectrum ({what})."
         drawn.append(Drawn(figure, alt, "curvature" + suffix("", what)))
     return drawn
+
+
+def _place(facts: pd.Series, found: pd.DataFrame, optimizer: str) -> str:
+    """Name a run among those that were looked at."""
+    usual = "{model}, {data}, dim {dim}, " + optimizer + ", batch {batch}, seed {seed}"
+    others = [axis for axis in AXES if f"{{{axis}}}" not in usual and found[axis].nunique() > 1]
+    return ", ".join([usual.format(**facts), *(f"{axis} {facts[axis]}" for axis in others)])
 
 
 def _eigenvalues(ax: Axes, own: pd.DataFrame, fit: Fit) -> None:
@@ -71,7 +78,7 @@ def findings(found: pd.DataFrame) -> list[str]:
     said = []
     for _, own in found.groupby("identity", sort=False):
         fit, first = batch_law(own), own.iloc[0]
-        place = f"{first['model']}, dim {first['dim']}, `{first['optimizer']}`, seed {first['seed']}"
+        place = _place(first, found, "`{optimizer}`")
         tried = f"R² {fit.r_squared:.3f} over batches of {own['rows'].min()} to {own['rows'].max()} rows"
         if fit.r_squared < SHOWS or fit.noise < 0:
             said.append(f"That the Hessian's largest eigenvalue is λ₁ + c / B does not show, {place}: {tried}.")
