@@ -136,7 +136,7 @@ def cell_of(config: DictConfig, choices: dict[str, str], words: Words, variables
     """
     check_keys(config, choices)
     resolved = _resolved(config)
-    return CellConfig(resolved, _names(resolved, choices, words), variables, config)
+    return CellConfig(resolved, _names(resolved, choices, _at_work(words, config)), variables, config)
 
 
 def _resolved(config: DictConfig) -> Config:
@@ -351,6 +351,14 @@ def _names(config: Config, choices: dict[str, str], words: Words) -> dict[str, s
     if config["task"] == Task.TIME and (mode := config["timing"].get("compile")):
         names["optimizer"] += f"[compile={mode}]"
     return names
+
+
+def _at_work(words: Words, config: DictConfig) -> Words:
+    """Leave out words that change nothing of a cell, as ``natural_lr`` where no direction takes it."""
+    keys = {word: word.lstrip("+~").split("=")[0] for word in words}
+    shared = {word for word, key in keys.items() if key.isidentifier() and not re.match(NOT_THE_OPTIMIZERS, f"{key}=")}
+    said = OmegaConf.to_yaml(config) if shared else ""
+    return [word for word in words if word not in shared or f"${{{keys[word]}}}" in said]
 
 
 def _value(word: str) -> object:

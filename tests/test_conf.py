@@ -9,7 +9,7 @@ from types import FrameType
 import pytest
 import torch
 
-from stepscale.bench.config import CONF, label_of
+from stepscale.bench.config import CONF, compose_cell, label_of
 from stepscale.bench.data.photographs import photos
 from stepscale.bench.records import tables
 from stepscale.bench.timing.time_step import Settings
@@ -149,6 +149,8 @@ def test_other_cells_are_no_other_seeds() -> None:
     assert label_of("optimizer", "kfac", words) == "kfac[alpha=3,direction.rank=4,frame=euclidean]"
     assert label_of("optimizer", "kfac", ["dim=8", "seed=1", "training=quick", "model=flow"]) == "kfac"
     assert label_of("model", "flow", ["frame=euclidean", "model.depth=3"]) == "flow[depth=3]"
+    for name, label in (("adam", "adam"), ("kfac", "kfac[natural_lr=0.1]")):
+        assert compose_cell([f"optimizer={name}", "natural_lr=0.1"]).names["optimizer"] == label, "where it is taken"
 
 
 def test_what_is_built_in_a_files_place_has_its_own_name() -> None:
