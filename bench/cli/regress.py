@@ -44,7 +44,7 @@ def parse(words: list[str]) -> Options:
     what = "a git ref, by default where the checkout left main; and Hydra's words for every benchmark, as batch=16"
     parser.add_argument("words", nargs="*", metavar="BASE or key=value", help=what)
     parser.add_argument("--config-dir", type=Path, help="in a repository of yours: the folder with your YAML")
-    parser.add_argument("--optimizers", default="", help="only these, separated by commas")
+    parser.add_argument("--optimizers", default="", help="only these, separated by commas; all for every one")
     parser.add_argument("--dims", default="", help="these dims instead of each optimizer's two, separated by commas")
     parser.add_argument("--threads", type=int, default=1, help="of each session (default 1: the least disturbed)")
     parser.add_argument("--out", type=Path, default=usual.out, help=f"folder for the results (default {usual.out})")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,14 @@ from stepscale.bench.regression.summary import Facts
 ERROR = 2
 
 
+# compared where nobody says which: the default sweep's, and the fused step; all there are take more than ten minutes
+USUAL = (
+    "layerwise", "inverse", "relative", "relative_momentum", "relative_adam", "relative_fused", "kfac", "sgd_momentum",
+    "adam", "naive",
+)  # fmt: skip
+EVERY = "all"
+
+
 @dataclass(frozen=True)
 class Options:
     """What to compare, and where to say it."""
@@ -37,7 +45,7 @@ class Options:
     base: str | None = None  # a git ref; None for where the checkout left main
     conf: Path | None = None  # a user's own YAML, in their repository; None in this package's
     words: tuple[str, ...] = ()  # of Hydra, for every benchmark, as model=classifier
-    optimizers: tuple[str, ...] = ()  # only these
+    optimizers: tuple[str, ...] = ()  # only these; none for ``USUAL``, or all of a user's own; ``all`` for all
     dims: tuple[str, ...] = ()  # instead of each optimizer's two
     threads: int = 1  # of each session
     out: Path = store.LOCAL / "regress"
@@ -69,6 +77,7 @@ def run(options: Options, say: Callable[[str], None]) -> tuple[str, int]:
         base = builds.build(options.base or builds.merge_base(), folder / "base", conf)
         head = builds.build(None, folder / "head", conf)
         known = base.optimizers() | head.optimizers()
+        options = replace(options, optimizers=chosen(options, known))
         unknown = sorted({*options.optimizers} - known)
         if unknown and {*options.optimizers} & known:
             raise ValueError(f"no optimizer {', '.join(unknown)}; there are {', '.join(sorted(known))}")
@@ -86,6 +95,15 @@ def run(options: Options, say: Callable[[str], None]) -> tuple[str, int]:
     text = summary.report(table, facts)
     summary.save(options.out, table, facts, text, measured.rounds)
     return text, facts.status
+
+
+def chosen(options: Options, known: set[str]) -> tuple[str, ...]:
+    """Return the optimizers that are to be compared of those there are; none for all."""
+    if options.optimizers == (EVERY,):
+        return ()
+    if options.optimizers or options.conf is not None:
+        return options.optimizers
+    return tuple(name for name in USUAL if name in known)
 
 
 def require_pytest() -> None:

@@ -115,7 +115,7 @@ def read(path: Path) -> pd.DataFrame:
 def compare(base: Arm, head: Arm, case: Case) -> pd.DataFrame:
     """Compare once, beside a neighbour where the case has one."""
     with neighbour() if case.neighbour else nullcontext():
-        measured = gate.measure(base, head, gate.Options(), lambda done, of: None)
+        measured = gate.measure(base, head, gate.Options(optimizers=gate.USUAL), lambda done, of: None)
     if measured.interrupted:
         raise KeyboardInterrupt
     return verdicts.compare(measured.rounds).assign(waited_s=measured.waited_s)

@@ -13,6 +13,7 @@ import pytest
 
 from stepscale.bench.cli import gate_check
 from stepscale.bench.cli.regress import main
+from stepscale.bench.config import CONF
 from stepscale.bench.errors import UsageError
 from stepscale.bench.regression import builds, gate, self_check, sessions, verdicts
 from stepscale.bench.regression.benchmarks.messages import Timings
@@ -146,6 +147,16 @@ def test_an_empty_selection_measures_nothing_and_a_misspelt_name_is_an_error(
     assert regress("HEAD", "--optimizers=relative, unheard_of") == 2
     assert "no optimizer unheard_of; there are adam, ekfac" in capsys.readouterr().err
     assert "unheard_of" in json.loads((checkout / gate.Options.out / "regress.json").read_text())["reason"]
+
+
+def test_what_is_compared_where_nobody_says() -> None:
+    """The default sweep's optimizers, which are few; of a user's own repository all of theirs."""
+    known = {"relative", "kfac", "mine"}
+    assert gate.chosen(gate.Options(), known) == ("relative", "kfac")
+    assert gate.chosen(gate.Options(optimizers=("all",)), known) == ()
+    assert gate.chosen(gate.Options(optimizers=("mine",)), known) == ("mine",)
+    assert gate.chosen(gate.Options(conf=Path("conf")), known) == ()
+    assert set(gate.USUAL) <= {path.stem for path in (CONF / "optimizer").glob("*.yaml")}
 
 
 def test_a_head_that_cannot_be_imported_is_an_error(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
