@@ -357,7 +357,7 @@ def _at_work(words: Words, config: DictConfig) -> Words:
     """Leave out words that change nothing of a cell, as ``natural_lr`` where no direction takes it."""
     keys = {word: word.lstrip("+~").split("=")[0] for word in words}
     shared = {word for word, key in keys.items() if key.isidentifier() and not re.match(NOT_THE_OPTIMIZERS, f"{key}=")}
-    said = OmegaConf.to_yaml(config) if shared else ""
+    said = OmegaConf.to_yaml(config) if shared else ""  # which `check_keys` asks, too
     return [word for word in words if word not in shared or f"${{{keys[word]}}}" in said]
 
 

@@ -166,6 +166,7 @@ class Model(
     CapturesSamples,
     BernoulliUnits,
     DrawsTargets,
+    ExpectsTargets,
     CountsTerms,
     FisherRoots,
     FisherTimes,
@@ -174,6 +175,7 @@ class Model(
     HasJacobians,
     HasLogProb,
     Samples,
+    InThePlane,
     HasProducts,
     Protocol,
 ):

@@ -64,6 +64,8 @@ def headline(table: pd.DataFrame, facts: Facts) -> str:
     said = [] if table["ratio"].notna().any() else ["Nothing could be compared."]
     said += [f"{len(names[v])} {v}: {', '.join(names[v])}." for v in NAMED if v in names]
     said += [f"{len(names['unchanged'])} unchanged."] if "unchanged" in names else []
+    if left := len({*facts.optimizers} - {*table["optimizer"]}):
+        said.append(f"{left} other optimizers were not compared: `--optimizers=all` compares every one.")
     if len(set(facts.code.values())) == 1:
         said.append("Both versions hold the same code.")
     set_aside = int(table["contended"].sum())

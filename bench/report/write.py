@@ -63,7 +63,7 @@ def write_of(records: Collection[Record], complaints: list[str], folder: Path, s
         left_out = [f"Left out: {complaint}." for complaint in complaints]
         lacking = [line for source in sources for line in unfinished(source, of_several=len(sources) > 1)]
         sections[0].findings[:0] = left_out + tables.left_out(records) + lacking
-        sections[0].findings.extend(line for source in sources for line in remarks(source.folder))
+        sections[-1].findings.extend(remarks(sources))
         origin = f"{provenance(records)}, {made_by(records)}"
         _save(Path(new) / "summary.md", page.markdown(sections, origin))
         _save(Path(new) / "report.html", page.page(sections, figures, origin))
@@ -157,13 +157,15 @@ def unfinished(source: Source, *, of_several: bool) -> list[str]:
     return []
 
 
-def remarks(folder: Path) -> list[str]:
-    """Return what whoever made a run has to say of it, the paragraphs of its ``remarks.md``; they become findings."""
-    path = folder / store.REMARKS
-    if not path.is_file():
-        return []
-    paragraphs = path.read_text(encoding="utf-8", errors="replace").split("\n\n")
-    return [line for paragraph in paragraphs if (line := " ".join(map(clean, paragraph.split())))]
+def remarks(sources: Sequence[Source]) -> list[str]:
+    """Return what whoever made the runs has to say of them, the paragraphs of their ``remarks.md``, as findings."""
+    found = list[str]()
+    for source in sources:
+        path, of = source.folder / store.REMARKS, f"{source.folder}: " * (len(sources) > 1)
+        if path.is_file():
+            paragraphs = path.read_text(encoding="utf-8", errors="replace").split("\n\n")
+            found += [of + line for paragraph in paragraphs if (line := " ".join(map(clean, paragraph.split())))]
+    return found
 
 
 def provenance(records: Collection[Record]) -> str:

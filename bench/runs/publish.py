@@ -91,10 +91,10 @@ def whole(run: Path, *, partial: bool) -> list[Found]:
 
 
 def _without_here(text: str, run: Path) -> str:
-    """Leave out of JSON the folder that publishing is run in, and the one that the run lies in: nobody's business."""
+    """Leave out of a text, or of JSON, the folder that publishing is run in, and the one that the run lies in."""
     for folder in (Path.cwd(), run.absolute().parent):
         if folder != folder.parent:  # below the root lies every path
-            text = text.replace(json.dumps(f"{folder}/")[1:-1], "")
+            text = text.replace(json.dumps(f"{folder}/")[1:-1], "").replace(f"{folder}/", "")
     return text
 
 

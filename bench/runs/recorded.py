@@ -121,18 +121,19 @@ def left(plan: Plan, number: int, recorded: Recorded) -> Left:
 def _left_of_point(plan: Plan, point: Point, recorded: Recorded) -> Left:
     """Say what a point lacks, as the machine sees it that lacks least: each has chosen by its own trials."""
     found = {one: _left_by_one(plan, point, one) for one in recorded.of_machines}
-    least = min(found, key=found.__getitem__)
+    least = min(found, key=lambda one: found[one][0])
     recorded.seen |= least.seen
-    if least is not recorded:
-        recorded.faults += least.faults
-    return found[least]
+    lacking, untold = found[least]
+    recorded.faults += untold
+    return lacking
 
 
-def _left_by_one(plan: Plan, point: Point, recorded: Recorded) -> Left:
+def _left_by_one(plan: Plan, point: Point, recorded: Recorded) -> tuple[Left, list[str]]:
+    """Say what one machine lacks of a point, and why all its trials, which are there, chose nothing."""
     trials = [] if point.trials is None else plan.parts[point.trials]
     short, lacking = recorded.look(trials)
     if lacking.missing:
-        return Left(missing=plan.seeds + plan.finalists(point))
+        return Left(missing=plan.seeds + plan.finalists(point)), []
     seen = list[Left]()
 
     def measure(cells: list[Words], *_: object) -> tuple[list[Record], list[str]]:
@@ -142,9 +143,7 @@ def _left_by_one(plan: Plan, point: Point, recorded: Recorded) -> Left:
 
     untold = tuning.try_and_train(point.words, short, plan.seeds, measure)
     missing, again = sum(one.missing for one in seen), sum(one.again for one in seen)
-    if untold and not missing:  # all trials are there, and none chose anything
-        recorded.faults += untold
-    return Left(missing + plan.seeds * bool(untold and missing), again)
+    return Left(missing + plan.seeds * bool(untold and missing), again), [] if missing else untold
 
 
 def wanted(cells: list[Words], records: Collection[Record], machine: str | None = None) -> list[Words]:

@@ -279,6 +279,9 @@ def are_chances(targets: Tensor, classes: int) -> bool:
 def check_labels(targets: Tensor, classes: int) -> None:
     """Raise a ``ValueError`` where they are none of so many classes'."""
     if targets.ndim != 1 or targets.dtype != torch.int64:
-        raise ValueError(f"a classifier needs int64 labels, got {targets.dtype} of shape {tuple(targets.shape)}")
+        raise ValueError(
+            f"a classifier needs int64 labels, got {targets.dtype} of shape {tuple(targets.shape)}; or "
+            "chances of each class, of a Classifier, that sum to 1"
+        )
     if targets.min() < 0 or targets.max() >= classes:
         raise ValueError(f"labels must lie in 0 … {classes - 1}, got {int(targets.min())} … {int(targets.max())}")

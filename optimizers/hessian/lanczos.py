@@ -6,6 +6,7 @@ for Lanczos quadrature. Reorthogonalised against all that came before: without i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -71,8 +72,8 @@ def lanczos(times: Times, start: Tensor, steps: int) -> Ritz:
         ValueError: ``steps`` is below 1, or the start is 0.
         FloatingPointError: the start, or a product, is not finite.
     """
-    size = start.norm()
-    if not bool(size.isfinite()):
+    size = start.norm().item()
+    if not math.isfinite(size):
         raise FloatingPointError("Lanczos met a gradient that is not finite: lower the learning rate")
     if steps < 1 or not size > 0:
         raise ValueError(f"Lanczos needs at least 1 step and a start that is not 0, got steps={steps} and ‖v‖={size:g}")

@@ -7,6 +7,7 @@ forms that need no iterations.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -74,6 +75,7 @@ class NearAll(Paired):
         super().__init__(natural, optimizer_of(model, update))
         self.natural, self.stored = natural, stored
         self.iterations, self.rate, self.momentum = iterations, rate, momentum
+        self.facts = replace(self.facts, settled=max(self.facts.settled, stored - 1))  # until so many are there
         self.weights: list[float] = []  # of the iterates, the oldest first
         self.iterates: list[Tensor] = []  # [P] each, what is trained
 

@@ -79,8 +79,8 @@ def test_a_part_of_a_run_is_published_where_that_is_asked(tmp_path: Path, monkey
 
 def test_remarks_are_published_without_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
-    folder = planned(run_of(tmp_path / "run", {"mine": COSTS["quadratic"]}, [64], seeds=1))
-    (folder / "remarks.md").write_text(f"Made by hand from {tmp_path}/mine.\n")
+    folder = planned(run_of(tmp_path / "José" / "run", {"mine": COSTS["quadratic"]}, [64], seeds=1))
+    (folder / "remarks.md").write_text(f"Made by hand from {folder.parent}/mine.\n", encoding="utf-8")
     target = publish.publish(folder, "first")
     assert (target / "remarks.md").read_text() == "Made by hand from mine.\n"
     assert "- Made by hand from mine.\n" in (target / "summary.md").read_text()

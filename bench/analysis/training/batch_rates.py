@@ -23,7 +23,8 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """
     trials = judged(runs, points)
     named = [{key.rsplit(".", 1)[-1] for key in tuned} for tuned in trials["tuned"]]
-    trials = trials[np.array([names == {"lr"} for names in named], dtype=bool)]
+    alone = [names == {"lr"} and len(tuned) == 1 for names, tuned in zip(named, trials["tuned"], strict=True)]
+    trials = trials[np.array(alone, dtype=bool)]
     trials = trials.assign(rate=[next(iter(tuned.values())) for tuned in trials["tuned"]])
     rows = []
     for key, part in trials.groupby([*WORKLOAD, "optimizer"], sort=False):
