@@ -20,6 +20,7 @@ from stepscale.bench.errors import UsageError
 from stepscale.bench.records import store, tables
 from stepscale.bench.records.schema import Machine, OnGpu
 from stepscale.bench.report import scaling_figures, scaling_section, scaling_tables, style, write
+from stepscale.bench.report.training import figures
 from tests.support.synthetic import DIMS, failed, polynomial, record, run_of
 from tests.support.training import train_record
 
@@ -390,9 +391,16 @@ WHOLE: dict[str, dict[str, np.ndarray]] = {
 
 @pytest.mark.parametrize("arrays", WHOLE.values(), ids=WHOLE)
 def test_pictures_of_every_kind_are_drawn(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path = tmp_path / "0.npz"
+    np.savez_compressed(path, **arrays)
+    figure = figures.pictures_figure({"relative": store.read_pictures(path)}, "made")
+    assert figure is not None and sum(len(ax.images) + len(ax.lines) + len(ax.collections) for ax in figure.axes)
+
+
+def test_images_stand_in_the_report(tmp_path: Path) -> None:
     path = store.save(train_record("relative", 1), tmp_path)
     (tmp_path / "pictures").mkdir()
-    np.savez_compressed(tmp_path / "pictures" / f"{path.stem}.npz", **arrays)
+    np.savez_compressed(tmp_path / "pictures" / f"{path.stem}.npz", **WHOLE["images"])
     said = write.write(tmp_path)
     assert "cannot be shown" not in said and write.FAILED not in said
     assert (tmp_path / "pictures.png").stat().st_size > 0
