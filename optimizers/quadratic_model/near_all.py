@@ -61,7 +61,7 @@ class NearAll(Paired):
         momentum: float = 0.5,
         stored: int = 3,
     ) -> None:
-        self.near = require(model, Divergent, "KLD-WRM's divergences")
+        self.near = require(model, Divergent, "KLD-WRM")
         if iterations < 1 or stored < 1 or not rate > 0 or not 0 <= momentum < 1:
             raise ValueError(
                 "iterations and stored must be at least 1, rate positive and momentum in [0, 1), got "
