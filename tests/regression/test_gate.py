@@ -301,6 +301,7 @@ def test_a_commit_that_reads_as_a_number_is_found_again(commit: str, tmp_path: P
     assert set(self_check.read(path)["commit"]) == {commit}
 
 
+@pytest.mark.slow
 def test_a_slow_down_that_the_check_asks_for_is_found(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
