@@ -1,7 +1,7 @@
 """KLD-WRM in its form QE: near all earlier iterates by their divergences themselves, and not by a second order of them.
 
-Puiu 2022, "Rethinking exponential averaging of the Fisher", ECML PKDD, arXiv 2204.04718, section 4; ``KLDWRM`` has the
-forms that need no iterations.
+Puiu 2022, "Rethinking exponential averaging of the Fisher", ECML PKDD, arXiv 2204.04718; ``KLDWRM`` has the forms that
+need no iterations.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pandas as pd
 
 from stepscale.bench.analysis.training.learning_curves import WORKLOAD
 
+SHARED = [axis for axis in WORKLOAD if axis != "batch"]
 RATES = [*WORKLOAD, "optimizer", "best", "stable", "best_open", "stable_open", "validation_nats", "spacing"]
 
 
@@ -22,8 +23,7 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     factor between neighbours. Without a stable rate there is no row.
     """
     trials = judged(runs, points)
-    named = [{key.rsplit(".", 1)[-1] for key in tuned} for tuned in trials["tuned"]]
-    alone = [names == {"lr"} and len(tuned) == 1 for names, tuned in zip(named, trials["tuned"], strict=True)]
+    alone = [[key.rsplit(".", 1)[-1] for key in tuned] == ["lr"] for tuned in trials["tuned"]]
     trials = trials[np.array(alone, dtype=bool)]
     trials = trials.assign(rate=[next(iter(tuned.values())) for tuned in trials["tuned"]])
     rows = []
@@ -40,8 +40,9 @@ def rates(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame(columns=RATES)
     found_rates = pd.DataFrame(rows, columns=RATES)
-    same = [axis for axis in [*WORKLOAD, "optimizer"] if axis != "batch"]
-    return found_rates[found_rates.groupby(same)["batch"].transform("nunique") > 1].reset_index(drop=True)
+    return found_rates[found_rates.groupby([*SHARED, "optimizer"])["batch"].transform("nunique") > 1].reset_index(
+        drop=True
+    )
 
 
 def judged(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:

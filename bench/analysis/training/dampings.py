@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stepscale.bench.analysis.training.batch_rates import judged
+from stepscale.bench.analysis.training.batch_rates import SHARED, judged
 from stepscale.bench.analysis.training.learning_curves import WORKLOAD
 
-SHARED = [axis for axis in WORKLOAD if axis != "batch"]
 DAMPINGS = [*WORKLOAD, "optimizer", "rate", "damping", "open", "validation_nats", "spacing"]
 
 

@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stepscale.bench.analysis.training import batch_rates
-from stepscale.bench.analysis.training.learning_curves import WORKLOAD
+from stepscale.bench.analysis.training.batch_rates import SHARED
 from stepscale.bench.report.style import GUIDE, RC, Drawn, Style, Where, plain_numbers, styles, suffix
 from stepscale.bench.report.training.study import Study
-
-SHARED = [axis for axis in WORKLOAD if axis != "batch"]
 
 
 def study(runs: pd.DataFrame, points: pd.DataFrame, where: Where) -> Study:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stepscale.bench.analysis.training import dampings
-from stepscale.bench.analysis.training.dampings import SHARED
+from stepscale.bench.analysis.training.batch_rates import SHARED
 from stepscale.bench.report.style import COLOURS, GUIDE, MARKERS, RC, Drawn, Style, Where, plain_numbers, suffix
 from stepscale.bench.report.training.study import Study
 
