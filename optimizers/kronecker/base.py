@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from typing import Generic, Protocol, TypedDict, TypeVar
 
 import torch
@@ -160,8 +161,8 @@ class Kronecker(ABC, Generic[Kind]):
 
     def load_state_dict(self, state: StateDict) -> None:
         own = {id(leaf) for leaf in tree_leaves(self.state_dict())}
-        # averages are taken in place, and would be in the caller's tensors
-        kept = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and id(leaf) not in own else leaf, state)
+        # averages are taken in place, and would be in the caller's tensors; a deep copy keeps rows aligned
+        kept = tree_map(lambda leaf: leaf if id(leaf) in own else deepcopy(leaf), state)
         self.steps, self.updates = kept["steps"], kept["updates"]
         self.moments = [Moments(**saved) for saved in kept["moments"]]
         self.applied = [self.restored(saved) for saved in kept["applied"]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stepscale.models import LayerIO, one_of
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
-from stepscale.optimizers.kronecker.moments import Moments, mean_gradient, of_rows, of_squares, squares
+from stepscale.optimizers.kronecker.moments import Moments, mean_gradient, of_rows, of_squares
 from stepscale.optimizers.kronecker.momentum import Form, MeanGradientOptions, WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
 
@@ -72,8 +72,8 @@ class MiniBlock(WithMomentum):
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         if not self.rows:
-            found = squares(io, self.relative, both=False, dense=self.dense)
-            return of_squares(there, found, keep, (1 - keep) / io.delta.shape[1])
+            weight = (1 - keep) / io.delta.shape[1]
+            return of_squares(there, io, self.relative, keep, weight, both=False, dense=self.dense)
         S = mean_gradient(io, self.relative)
         if there is None:
             refuse_large(S, self.limit_gb)

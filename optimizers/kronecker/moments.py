@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stepscale.models import LayerIO
-from stepscale.optimizers.core.frames import inputs, log_det_gradient
+from stepscale.optimizers.core.frames import aligned, inputs, log_det_gradient
 
 
 @dataclass
@@ -36,49 +36,55 @@ class Moments:
 
 def of_samples(there: Moments | None, io: LayerIO, relative: bool, keep: float) -> Moments:
     """O(B d²): take E[x̄ x̄ᵀ] and E[g gᵀ], K-FAC's factors, into moments that keep that share of what they were."""
-    found = of_inputs(there, io, relative, keep)
-    return Moments(found.A, averaged(None if there is None else there.G, io.delta, io.samples, keep))
+    inputs_side = of_inputs(there, io, relative, keep).A
+    G = None if there is None else there.G
+    return Moments(inputs_side, averaged(G, io.delta, io.delta, keep, (1 - keep) / io.samples))
 
 
 def of_inputs(there: Moments | None, io: LayerIO, relative: bool, keep: float) -> Moments:
     """O(B d²): take E[x̄ x̄ᵀ] alone."""
     x = inputs(io, relative)
-    return Moments(averaged(None if there is None else there.A, x, len(x), keep))
+    return Moments(averaged(None if there is None else there.A, x, x, keep, (1 - keep) / len(x)))
 
 
-def averaged(moments: Tensor | None, x: Tensor, count: int, keep: float) -> Tensor:
-    """O(B d²): keep · moments + (1 − keep) · Σ x xᵀ / count over rows ``[batch, dim]``, in place but for the first."""
+def averaged(moments: Tensor | None, left: Tensor, right: Tensor, keep: float, weight: float) -> Tensor:
+    """O(B d²): keep · moments + weight · leftᵀ right of rows ``[batch, dim]``, in one pass over the moments, in place.
+
+    Without any a new matrix.
+    """
     if moments is None:
-        return x.T @ x / count
-    return moments.addmm_(x.T, x, beta=keep, alpha=(1 - keep) / count)
+        return aligned(left.T @ right).mul_(weight)
+    return moments.addmm_(left.T, right, beta=keep, alpha=weight)
 
 
-def of_squares(there: Moments | None, found: Moments, keep: float, weight: float) -> Moments:
-    """O(d²): take squares, times ``weight``, into moments that keep that share of what they were; in place."""
-    if there is None:
-        return Moments(found.A.mul_(weight), None if found.G is None else found.G.mul_(weight))
-    G = None if found.G is None else there.both[1].mul_(keep).add_(found.G, alpha=weight)
-    return Moments(there.A.mul_(keep).add_(found.A, alpha=weight), G)
-
-
-def squares(io: LayerIO, relative: bool, *, both: bool = True, dense: bool = False) -> Moments:
-    """SᵀS and S Sᵀ of the mean gradient S = gᵀx̄/B − [N, 0]; or SᵀS alone.
+def of_squares(
+    there: Moments | None,
+    io: LayerIO,
+    relative: bool,
+    keep: float,
+    weight: float,
+    *,
+    both: bool = True,
+    dense: bool = False,
+) -> Moments:
+    """Take SᵀS and S Sᵀ of the mean gradient S = gᵀx̄/B − [N, 0], or SᵀS alone, times ``weight``; else as ``averaged``.
 
     Of n rows fewer than about 0.6 d it is O(n² d + n d²), by Gram matrices of rows; else, or where it is to be
     ``dense``, S is formed, O(d³). The Euclidean frame's N is O(d³) in either case.
     """
+    A, G = (None, None) if there is None else (there.A, there.G)
     x, g, B, d = inputs(io, relative), io.delta, io.samples, io.layer.in_features
     if dense or not rows_are_cheaper(len(x), g.shape[1], x.shape[1]):
         S = mean_gradient(io, relative)
-        return Moments(S.T @ S, S @ S.T if both else None)
-    A = (x.T @ ((g @ g.T) @ x)).div_(B**2)
-    G = (g.T @ ((x @ x.T) @ g)).div_(B**2) if both else None
+        return Moments(averaged(A, S, S, keep, weight), averaged(G, S.T, S.T, keep, weight) if both else None)
+    A = averaged(A, x, (g @ g.T) @ x, keep, weight / B**2)
+    G = averaged(G, g, (x @ x.T) @ g, keep, weight / B**2) if both else None
     if io.log_det:
         N = None if relative else log_det_gradient(io.layer)  # else it is I
-        _take_away(A, x.T @ (g if N is None else g @ N) / B, None if N is None else N.T)
+        _take_away(A, x.T @ (g if N is None else g @ N) / B, None if N is None else N.T, weight)
         if G is not None:
             a = x[:, :d]
-            _take_away(G, g.T @ (a if N is None else a @ N.T) / B, N)
+            _take_away(G, g.T @ (a if N is None else a @ N.T) / B, N, weight)
     return Moments(A, G)
 
 
@@ -88,15 +94,15 @@ def of_rows(there: Moments | None, S: Tensor, keep: float) -> Moments:
     return Moments(A.baddbmm_(S.unsqueeze(2), S.unsqueeze(1), beta=keep, alpha=1 - keep))
 
 
-def _take_away(square: Tensor, cross: Tensor, N: Tensor | None) -> None:
+def _take_away(square: Tensor, cross: Tensor, N: Tensor | None, weight: float) -> None:
     """Make a square of gᵀx̄/B that of gᵀx̄/B − [N, 0], by their product; N is I where there is none. In place."""
     columns = cross.shape[1]
-    square[:, :columns].sub_(cross)
-    square[:columns].sub_(cross.T)
+    square[:, :columns].sub_(cross, alpha=weight)
+    square[:columns].sub_(cross.T, alpha=weight)
     if N is None:
-        square.diagonal()[:columns].add_(1)
+        square.diagonal()[:columns].add_(weight)
     else:
-        square[:columns, :columns].addmm_(N, N.T)
+        square[:columns, :columns].addmm_(N, N.T, alpha=weight)
 
 
 def mean_gradient(io: LayerIO, relative: bool) -> Tensor:

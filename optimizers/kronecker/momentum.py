@@ -14,6 +14,7 @@ The dense form is what released code computes: squares of S by whole products, a
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Unpack
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscale.models import LayerIO, LogDet, one_of
-from stepscale.optimizers.core.frames import inputs, log_det_gradient, map_back, write_whole
+from stepscale.optimizers.core.frames import aligned, inputs, log_det_gradient, map_back, write_whole
 from stepscale.optimizers.core.low_rank import after, columns
 from stepscale.optimizers.core.step import StateDict
 from stepscale.optimizers.kronecker.base import Kronecker, Options
@@ -53,8 +54,8 @@ class Velocity:
     @classmethod
     def at_rest(cls, io: LayerIO, relative: bool) -> Velocity:
         """O(d²)."""
-        shape = io.delta.shape[1], inputs(io, relative).shape[1]
-        return cls(io.delta.new_zeros(shape), io.delta.new_zeros(shape))
+        zeros = io.delta.new_zeros(io.delta.shape[1], inputs(io, relative).shape[1])
+        return cls(aligned(zeros), aligned(zeros))
 
     def move(self, io: LayerIO, applied: TwoSided, relative: bool, momentum: float, anew: bool) -> None:
         """O(B d²), O(d³) to make v ``anew``, as after an inversion: take in a captured layer's gradient, in place.
@@ -142,7 +143,7 @@ class WithMomentum(Kronecker[TwoSided]):
         super().load_state_dict({name: part for name, part in state.items() if name != "velocities"})
         own = {id(tensor) for velocity in self.velocities for tensor in vars(velocity).values()}
         self.velocities = [
-            Velocity(**{name: part if id(part) in own else part.clone() for name, part in saved.items()})
+            Velocity(**{name: part if id(part) in own else deepcopy(part) for name, part in saved.items()})
             for saved in state["velocities"]
         ]
 

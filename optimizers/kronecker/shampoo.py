@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stepscale.models import LayerIO, one_of
 from stepscale.optimizers.core.schedule import Schedule
-from stepscale.optimizers.kronecker.moments import Moments, of_squares, squares
+from stepscale.optimizers.kronecker.moments import Moments, of_squares
 from stepscale.optimizers.kronecker.momentum import MeanGradientOptions, WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
 
@@ -66,7 +66,7 @@ class Shampoo(WithMomentum):
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         keep, weight = (1.0, 1.0) if self.sums else (keep, 1 - keep)
-        return of_squares(there, squares(io, self.relative, dense=self.dense), keep, weight)
+        return of_squares(there, io, self.relative, keep, weight, dense=self.dense)
 
     def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
         A, G = moments.both

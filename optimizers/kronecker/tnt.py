@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stepscale.models import LayerIO
 from stepscale.optimizers.core.schedule import Schedule
 from stepscale.optimizers.core.solve import cholesky_inverse
-from stepscale.optimizers.kronecker.moments import Moments, of_squares, squares
+from stepscale.optimizers.kronecker.moments import Moments, of_squares
 from stepscale.optimizers.kronecker.momentum import MeanGradientOptions, WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
 
@@ -61,7 +61,7 @@ class TNT(WithMomentum):
 
     def average(self, there: Moments | None, io: LayerIO, keep: float) -> Moments:
         scale = 1 if self.sampler is None else io.samples  # data's mean gradient is not zero in expectation
-        return of_squares(there, squares(io, self.relative, dense=self.dense), keep, (1 - keep) * scale)
+        return of_squares(there, io, self.relative, keep, (1 - keep) * scale, dense=self.dense)
 
     def applied_to(self, io: LayerIO, moments: Moments, fresh: LayerIO | None) -> TwoSided:
         U, V = normalised(*moments.both)

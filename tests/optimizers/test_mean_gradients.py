@@ -394,6 +394,18 @@ def test_state_goes_on_where_it_was() -> None:
         assert torch.equal(one, same)
 
 
+def test_rows_that_products_are_added_to_begin_every_64_bytes_and_do_when_restored(tmp_path: Path) -> None:
+    model, batch = network("tanh")
+    tnt, again = (TNT(model, frame="euclidean", statistics="data", schedule=SCHEDULE) for _ in range(2))
+    tnt(batch)
+    torch.save(tnt.state_dict(), tmp_path / "state.pt")
+    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    kept = [*again.moments, *again.velocities]
+    assert kept and all(
+        M.stride(0) * M.element_size() % 64 == 0 and M.stride(1) == 1 for part in kept for M in vars(part).values()
+    )
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     model = generic_flow()
     with pytest.raises(ValueError, match="momentum must lie in"):
