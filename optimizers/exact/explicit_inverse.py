@@ -31,30 +31,38 @@ class ExplicitInverse:
         self.facts = Facts(period=interval, log_det=log_det, writes_in_place=True, exact=exact)
         self.interval = interval
         self.steps = 0
-        self.inverses: list[Tensor | None] = []  # None of a layer whose weight is frozen
+        self.inverses: dict[int, Tensor] = {}  # of weights that have been trained, by their place in what is captured
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = captured(self.model, batch, "explicit inverse")
         mark("gradient")
-        if self.steps % self.interval == 0:
-            self.inverses = [inverse_transpose(io.layer.weight) if io.log_det else None for io in ios]
+        renewed = self.steps % self.interval == 0
+        for place, io in ios:
+            if io.log_det and (renewed or place not in self.inverses):  # as of a weight that has been freed since
+                self.inverses[place] = inverse_transpose(io.layer.weight)
+        if renewed:
             mark("inverse")
-        for io, inverse in zip(ios, self.inverses, strict=True):
-            write_gradient(io, inverse)
+        for place, io in ios:
+            write_gradient(io, self.inverses[place] if io.log_det else None)
         mark("gradient")
         self.steps += 1
 
     def state_dict(self) -> StateDict:
-        return {"steps": self.steps, "inverses": list(self.inverses)}
+        return {"steps": self.steps, "inverses": dict(self.inverses)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        self.steps, self.inverses = state["steps"], list(state["inverses"])
+        self.steps, self.inverses = state["steps"], dict(state["inverses"])
 
 
-def captured(model: Captures, batch: Batch, what: str) -> list[LayerIO]:
-    """Capture what is trained, and see that every weight has the log-determinant that is to be got around."""
-    return trained(model.capture(batch), what)
+def captured(model: Captures, batch: Batch, what: str) -> list[tuple[int, LayerIO]]:
+    """Capture what is trained, and see that every weight has the log-determinant that is to be got around.
+
+    With each layer goes the place of its weight among all that is captured, whether trained or not; −1 of a bias alone.
+    """
+    ios = model.capture(batch)
+    places = {id(io.layer.weight): place for place, io in enumerate(ios)}
+    return [(places.get(id(io.layer.weight), -1), io) for io in trained(ios, what)]
 
 
 def write_gradient(io: LayerIO, inverse: Tensor | None) -> None:

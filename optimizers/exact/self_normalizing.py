@@ -24,7 +24,7 @@ class SelfNormalizing:
     Raises:
         ValueError: ``rate`` is out of its range.
         TypeError: the model has no ``capture``, or a layer no log-determinant.
-        FloatingPointError: at the first step, and a weight is singular.
+        FloatingPointError: at the first step of a weight, and it is singular.
     """
 
     facts = Facts(log_det=LogDet.BIASED, writes_in_place=True)
@@ -34,27 +34,27 @@ class SelfNormalizing:
         if not 0 < rate < 2:
             raise ValueError(f"rate must lie in (0, 2), got {rate}")
         self.rate = rate
-        self.inverses: list[Tensor | None] = []  # None of a layer whose weight is frozen
+        self.inverses: dict[int, Tensor] = {}  # of weights that have been trained, by their place in what is captured
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         ios = captured(self.model, batch, "self-normalizing")
-        self.inverses = self.inverses or [
-            inverse_transpose(io.layer.weight).T.contiguous() if io.log_det else None for io in ios
-        ]
-        for io, R in zip(ios, self.inverses, strict=True):
-            if R is None:
+        for place, io in ios:
+            if not io.log_det:
                 continue
+            if place not in self.inverses:
+                self.inverses[place] = inverse_transpose(io.layer.weight).T.contiguous()
+            R = self.inverses[place]
             missed = torch.addmm(io.a, io.u, R.T, beta=-1)
             R.addmm_(missed.T, io.u.div(io.u.square().sum().clamp_min(1e-30)), alpha=-self.rate)
         mark("inverse")
-        for io, R in zip(ios, self.inverses, strict=True):
-            write_gradient(io, None if R is None else R.T)
+        for place, io in ios:
+            write_gradient(io, self.inverses[place].T if io.log_det else None)
         mark("gradient")
 
     def state_dict(self) -> StateDict:
-        return {"inverses": list(self.inverses)}
+        return {"inverses": dict(self.inverses)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        own = set(map(id, self.inverses))  # they are changed in place, and would be in the caller's tensors
-        self.inverses = [R if R is None or id(R) in own else R.clone() for R in state["inverses"]]
+        own = set(map(id, self.inverses.values()))  # they are changed in place, and would be in the caller's tensors
+        self.inverses = {place: R if id(R) in own else R.clone() for place, R in state["inverses"].items()}

@@ -32,7 +32,7 @@ class StochasticTrace(Stateless):
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        for io in captured(self.model, batch, "stochastic trace"):
+        for _, io in captured(self.model, batch, "stochastic trace"):
             if not io.log_det:
                 write_gradient(io, None)
                 continue

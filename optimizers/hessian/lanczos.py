@@ -48,7 +48,7 @@ def hessian_products(model: nn.Module, batch: Batch) -> tuple[Tensor, Times]:
     parameters = trainable(model)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         loss = require(model, HasLoss, "Hessian").loss(batch)
-        gradient = joined(torch.autograd.grad(loss, parameters, create_graph=True))
+        gradient = joined(torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True))
 
     def times(v: Tensor) -> Tensor:
         found = torch.autograd.grad(gradient, parameters, v, retain_graph=True, materialize_grads=True)
@@ -78,7 +78,7 @@ def lanczos(times: Times, start: Tensor, steps: int) -> Ritz:
     if steps < 1 or not size > 0:
         raise ValueError(f"Lanczos needs at least 1 step and a start that is not 0, got steps={steps} and ‖v‖={size:g}")
     Q, alphas, betas = [start / size], [], []
-    largest = start.new_zeros(())
+    largest, rounding = start.new_zeros(()), math.sqrt(len(start)) * torch.finfo(start.dtype).eps  # of a product
     for _ in range(min(steps, len(start))):
         w = times(Q[-1])
         largest = torch.maximum(largest, w.norm())
@@ -87,7 +87,7 @@ def lanczos(times: Times, start: Tensor, steps: int) -> Ritz:
         for _ in range(2):  # twice is enough (Kahan, Parlett)
             w = w - known.T @ (known @ w)
         beta = w.norm()
-        if not beta > len(start) * torch.finfo(w.dtype).eps * largest:
+        if not beta > rounding * largest:
             break
         betas.append(beta)
         Q.append(w / beta)

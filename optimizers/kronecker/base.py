@@ -82,6 +82,7 @@ class Kronecker(ABC, Generic[Kind]):
     """A direction with second moments of each captured layer that is trained, and what it makes of them.
 
     Attributes:
+        widths: of each captured layer, how many of its inputs, and the one of its bias, were trained in the last step.
         moments: of each layer that is trained.
         applied: what has been made of them, for each layer.
         work: who averages and makes them: this process alone, or ranks (``stepscale.optimizers.distributed``).
@@ -116,6 +117,7 @@ class Kronecker(ABC, Generic[Kind]):
         self.facts = Facts(period=period, settled=schedule.eager, log_det=kept, writes_in_place=True)
         self.damping, self.schedule, self.stale = damping, schedule, kept is LogDet.STALE
         self.steps, self.updates = 0, 0
+        self.widths: list[int] = []
         self.moments: list[Moments] = []
         self.applied: list[Kind] = []
         self.work = Alone()
@@ -128,7 +130,7 @@ class Kronecker(ABC, Generic[Kind]):
         """Write the direction of a captured batch into ``.grad``; what is frozen has no part in it."""
         relative = f"{type(self).__name__} with frame=relative, unlike euclidean,"
         free = trained(ios, relative if self.relative else None, shared=True)
-        self._require_as_before(free)
+        self._require_as_before(ios)
         mark("gradient")
         source: list[LayerIO] | None = None
         if self.steps % self.schedule.statistics == 0:
@@ -155,6 +157,7 @@ class Kronecker(ABC, Generic[Kind]):
         return {
             "steps": self.steps,
             "updates": self.updates,
+            "widths": self.widths,
             "moments": [dict(vars(moments)) for moments in self.moments],
             "applied": [applied.state_dict() for applied in self.applied],
         }
@@ -163,7 +166,7 @@ class Kronecker(ABC, Generic[Kind]):
         own = {id(leaf) for leaf in tree_leaves(self.state_dict())}
         # averages are taken in place, and would be in the caller's tensors; a deep copy keeps rows aligned
         kept = tree_map(lambda leaf: leaf if id(leaf) in own else deepcopy(leaf), state)
-        self.steps, self.updates = kept["steps"], kept["updates"]
+        self.steps, self.updates, self.widths = kept["steps"], kept["updates"], kept["widths"]
         self.moments = [Moments(**saved) for saved in kept["moments"]]
         self.applied = [self.restored(saved) for saved in kept["applied"]]
 
@@ -189,19 +192,19 @@ class Kronecker(ABC, Generic[Kind]):
     def restored(self, saved: StateDict) -> Kind:
         """Make what is applied of its ``state_dict``."""
 
-    def _require_as_before(self, free: list[LayerIO]) -> None:
+    def _require_as_before(self, ios: list[LayerIO]) -> None:
         """See that what is trained is what there are moments of.
 
         Raises:
             ValueError: parameters have been frozen or freed since.
         """
-        there = [moments.A.shape[-1] for moments in self.moments]
-        found = [io.a.shape[1] + (io.layer.bias is not None) for io in free]
-        if there and there != found:
+        found = [trained_inputs(io) for io in ios]
+        if self.widths and self.widths != found:
             raise ValueError(
-                f"{type(self).__name__} has moments of layers that see {there} inputs and ones, and those trained now "
-                f"see {found}: build the step anew after freezing or freeing parameters"
+                f"{type(self).__name__} has moments of {self.widths} trained inputs and ones of each layer, and now "
+                f"{found} are trained: build the step anew after freezing or freeing parameters"
             )
+        self.widths = found
 
     def _source(self, ios: list[LayerIO], free: list[LayerIO]) -> list[LayerIO]:
         """What this step's statistics are of: of the captured layers, and of those that are trained."""
@@ -212,6 +215,12 @@ class Kronecker(ABC, Generic[Kind]):
 
     def _invert(self, free: list[LayerIO], source: list[LayerIO] | None) -> None:
         self.applied = self.work.made(self, free, source)
+
+
+def trained_inputs(io: LayerIO) -> int:
+    """How many of a captured layer's inputs, and the one of its bias, have weights that are trained."""
+    W, b = io.layer.weight, io.layer.bias
+    return W.requires_grad * W.shape[1] + (b is not None and b.requires_grad)
 
 
 def share_of(option: str, value: float) -> float:

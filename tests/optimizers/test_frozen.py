@@ -19,12 +19,14 @@ from stepscale.optimizers import (
     KFAC,
     KLDWRM,
     TNT,
+    ExplicitInverse,
     Kronecker,
     LanczosNewton,
     MiniBlock,
     NaturalGradient,
     Relative,
     RelativeSGD,
+    SelfNormalizing,
     Shampoo,
     StochasticTrace,
     pair,
@@ -289,8 +291,40 @@ def test_moments_of_what_has_been_frozen_since_are_refused(frozen: list[str]) ->
     direction(x)
     for parameter in frozen:
         model.get_parameter(parameter).requires_grad_(False)
-    with pytest.raises(ValueError, match=r"KFAC has moments of layers that see \[6, 6, 6\] .* build the step anew"):
+    with pytest.raises(ValueError, match=r"KFAC has moments of \[6, 6, 6\] trained inputs .* build the step anew"):
         direction(x)
+
+
+def test_moments_of_another_layer_of_the_same_shape_are_refused() -> None:
+    model, x = generic_flow(), batch_of()
+    model.layers[0].requires_grad_(False)
+    direction, again = KFAC(model), KFAC(model)
+    direction(x)
+    again.load_state_dict(direction.state_dict())
+    model.layers[0].requires_grad_(True)
+    model.layers[1].requires_grad_(False)
+    for one in (direction, again):
+        with pytest.raises(ValueError, match=r"moments of \[0, 6, 6\] .* and now \[6, 0, 6\] are trained"):
+            one(x)
+
+
+@pytest.mark.parametrize("direction", [partial(ExplicitInverse, interval=10), SelfNormalizing])
+@pytest.mark.parametrize(("frozen", "then"), [([0], []), ([0], [1]), ([], [2])], ids=["freed", "another", "frozen"])
+def test_an_inverse_stays_its_own_layer_s_whatever_is_frozen(
+    direction: Any, frozen: list[int], then: list[int]
+) -> None:
+    """The weights do not move, so that an inverse of any age is that of today."""
+    model, x = generic_flow(), batch_of()
+    step = direction(model)
+    for held in (frozen, then):
+        for place, layer in enumerate(model.layers):
+            layer.weight.requires_grad_(place not in held)
+        step(x)
+        found = [layer.weight.grad for layer in model.layers]
+        trained = [layer.weight for layer in model.layers if layer.weight.requires_grad]
+        exact = iter(torch.autograd.grad(model.loss(x), trained))
+        for place, gradient in enumerate(found):
+            assert gradient is None if place in held else torch.allclose(gradient, next(exact), atol=1e-10)
 
 
 @pytest.mark.parametrize("frozen", [LAYER, BIAS, WEIGHT, EACH], ids=["layer", "bias", "weight", "of each"])
