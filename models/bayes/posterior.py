@@ -182,6 +182,12 @@ class GaussianPosterior(nn.Module):
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if isinstance(batch, Tensor):
             raise TypeError("a posterior needs rows and targets: use data=regression, or data=file with data.label")
+        x, y = batch
+        if y.shape != x.shape[:1]:
+            raise ValueError(
+                f"a posterior of {len(x)} rows needs targets of shape ({len(x)},), got {tuple(y.shape)}: "
+                "make a column targets.squeeze(1)"
+            )
         return batch
 
 

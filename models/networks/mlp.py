@@ -178,14 +178,19 @@ class MLP(nn.Module):
         return forward + backward + [(m, batch, n) for (n, m), moves in zip(shapes, moving, strict=True) if moves]
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Inputs and targets; a batch without targets is its own. The first is looked at.
+        """Inputs and targets; a batch without targets is its own. The numbers of the first are looked at.
 
         Raises:
             ValueError: the targets are none of this output's.
         """
         x, targets = (batch, batch) if isinstance(batch, Tensor) else batch
+        classes = self.layers[-1].out_features
+        if self.output is not Output.CATEGORICAL and targets.shape != (len(x), classes):
+            raise ValueError(
+                f"{self.output} outputs of {len(x)} rows need targets of shape {(len(x), classes)}, got "
+                f"{tuple(targets.shape)}; make numbers [batch] a column by targets.unsqueeze(1)"
+            )
         if not self.checked:
-            classes = self.layers[-1].out_features
             if self.output is Output.CATEGORICAL and not are_chances(targets, classes):
                 check_labels(targets, classes)
             if self.output is Output.BERNOULLI and not bool(((targets >= 0) & (targets <= 1)).all()):

@@ -184,18 +184,23 @@ class Paired:
         return loss
 
     def tell_rate(self) -> None:
-        """Tell the direction the learning rate of this step, where it asks for it.
+        """Tell the direction the learning rate of this step, where it asks for it."""
+        if self.paced is not None:
+            self.paced.set_learning_rate(self.one_rate(type(self.direction).__name__))
+
+    def one_rate(self, asked_by: str) -> float:
+        """Return the update's learning rate.
 
         Raises:
             ValueError: groups of parameters have rates of their own.
         """
-        if self.paced is None:
-            return
-        rates = [group["lr"] for group in self.update.param_groups]
+        rates: list[float] = [group["lr"] for group in self.update.param_groups]
         if any(rate != rates[0] for rate in rates[1:]):
-            name, said = type(self.direction).__name__, ", ".join(f"{rate:g}" for rate in rates)
-            raise ValueError(f"{name} goes by one learning rate, and groups of parameters have {said}: give them one")
-        self.paced.set_learning_rate(rates[0])
+            said = ", ".join(f"{rate:g}" for rate in rates)
+            raise ValueError(
+                f"{asked_by} goes by one learning rate, and groups of parameters have {said}: give them one"
+            )
+        return rates[0]
 
     def move(self, batch: Batch, mark: Mark) -> None:
         """Have the update step; each evaluation that it asks for meanwhile costs what it costs."""

@@ -92,6 +92,8 @@ class EKFAC(Kronecker[Rotated]):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, damping=damping, statistics=statistics, **options)
+        if self.stale:
+            raise ValueError("EKFAC takes the log-determinant's part anew in every step: set log_det=exact")
         self.measured = one_of("scales", Scales, scales) is Scales.MEASURED
         if damping == 0:
             raise ValueError("damping must be positive: S has entries of zero, got damping=0")

@@ -20,7 +20,7 @@ class Shortened(Paired, ABC, Generic[Natural]):
     """A direction shortened so that η² times its ``change`` is at most κ, and an update of learning rate η.
 
     Raises:
-        ValueError: ``kappa`` is not positive.
+        ValueError: ``kappa`` is not positive; or, when called, groups of parameters have learning rates of their own.
         TypeError: the update's ``step`` needs a closure, or the direction goes by the last step.
     """
 
@@ -42,7 +42,7 @@ class Shortened(Paired, ABC, Generic[Natural]):
         ios = self.natural.model.capture(batch)
         self.natural.apply(ios, mark)
         self.check_once()
-        eta = self.update.param_groups[0]["lr"]
+        eta = self.one_rate(type(self).__name__)
         self.shorten((self.kappa / (eta**2 * self.change(ios))).sqrt().clamp_max(1))
         self.update.step()
         self.conclude(batch, mark)

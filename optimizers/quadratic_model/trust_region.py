@@ -25,7 +25,7 @@ class TrustRegion(Shortened[WithMomentum]):
     Args:
         model: what both are built with; offers ``fisher_roots``.
         direction: builds a direction of the ``kronecker`` family with ``momentum``.
-        update: builds a torch optimizer without a momentum of its own; η is its learning rate.
+        update: builds a torch optimizer that goes by η times ``.grad``, and has no momentum; η is its learning rate.
         kappa: κ.
 
     Raises:
@@ -44,10 +44,10 @@ class TrustRegion(Shortened[WithMomentum]):
                 "or FOOF with momentum above 0"
             )
         super().__init__(model, moving, update, kappa)
-        if any(group.get("momentum") for group in self.update.param_groups):
+        if any(group.get("momentum") or "betas" in group for group in self.update.param_groups):
             raise ValueError(
                 f"{type(self.update).__name__} has a momentum of its own, which is not shortened: "
-                "set optimizer.update.momentum=0"
+                "take torch.optim.SGD with momentum=0"
             )
 
     def change(self, ios: list[LayerIO]) -> Tensor:

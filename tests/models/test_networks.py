@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepscale.models import Autoencoder, Batch, Classifier, Flow, PLUFlow, slopes
+from stepscale.models import MLP, Autoencoder, Batch, Classifier, Flow, PLUFlow, slopes
 from tests.conftest import batch_of, generic_flow
 from tests.support.dense import NETWORKS, dense_fisher, network
 
@@ -106,6 +106,11 @@ def test_flow_samples_have_scores_of_mean_zero() -> None:
         (lambda: Classifier(5, 2, classes=1), "classes=1"),
         (lambda: Classifier(5, 2, activation="gelu"), "tanh, relu, got 'gelu'"),
         (lambda: Autoencoder(5, 2, output="bernoulli").loss(torch.tensor([[2.0] * 5])), r"targets in 0 … 1"),
+        (
+            lambda: MLP([5, 1], activation="tanh", output="gaussian").loss((torch.randn(3, 5), torch.randn(3))),
+            r"gaussian outputs of 3 rows need targets of shape \(3, 1\), got \(3,\).*unsqueeze",
+        ),
+        (lambda: Autoencoder(5, 2).loss((torch.randn(5, 5), torch.arange(5))), r"of shape \(5, 5\), got \(5,\)"),
         (lambda: Classifier(5, 2).loss(torch.randn(3, 5)), "a classifier needs int64 labels, got torch.float32"),
     ],
 )

@@ -243,6 +243,8 @@ def test_tables_and_what_does_not_fit() -> None:
         GaussianPosterior(3, prior_variance=0)
     with pytest.raises(TypeError, match="needs rows and targets"):
         GaussianPosterior(3).loss(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"of 2 rows needs targets of shape \(2,\), got \(2, 1\).*squeeze"):
+        GaussianPosterior(3).loss((torch.zeros(2, 3), torch.zeros(2, 1)))
     with pytest.raises(TypeError, match="QBVI is for GaussianPosterior"):
         QBVI(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="covariance=diagonal"):

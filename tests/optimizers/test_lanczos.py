@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call
 
@@ -49,6 +49,25 @@ def test_it_ends_with_the_krylov_space() -> None:
     found = lanczos(lambda x: A @ x, torch.ones(5, dtype=torch.float64), 5)
     torch.testing.assert_close(found.values, torch.tensor([1.0, 5], dtype=torch.float64))
     torch.testing.assert_close(found.weights, torch.tensor([0.6, 0.4], dtype=torch.float64))
+
+
+def test_of_many_numbers_in_float32_it_takes_all_its_steps() -> None:
+    """Float64, whose rounding is far off, is the oracle."""
+    diagonal = torch.linspace(0, 1, 1_000_000)
+    diagonal[7] = 5
+    wide = diagonal.double()
+    v = torch.ones(len(diagonal))
+    found, exact = lanczos(lambda x: diagonal * x, v, 10), lanczos(lambda x: wide * x, v.double(), 10)
+    assert len(found.values) == 10
+    assert found.values[-1].item() == pytest.approx(exact.values[-1].item(), rel=1e-3)
+
+
+def test_a_parameter_that_the_loss_does_not_use_has_no_curvature() -> None:
+    model, batch = network("no bias")
+    model.unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    gradient, times = hessian_products(model, batch)
+    unused = [p is model.unused for p in model.parameters() for _ in range(p.numel())]
+    assert sum(unused) == 2 and not gradient[unused].any() and not times(torch.ones_like(gradient))[unused].any()
 
 
 def test_products_are_those_of_the_dense_hessian() -> None:

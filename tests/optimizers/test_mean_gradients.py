@@ -14,7 +14,7 @@ from stepscale.bench.cells.measure import measure_cell
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.records import tables
 from stepscale.models import Batch, Flow, LogDet
-from stepscale.optimizers import FOOF, KFAC, TNT, MiniBlock, Schedule, Shampoo, TrustRegion, pair
+from stepscale.optimizers import EKFAC, FOOF, KFAC, TNT, MiniBlock, Schedule, Shampoo, TrustRegion, pair
 from stepscale.optimizers.kronecker.mini_block import refuse_large
 from stepscale.optimizers.kronecker.moments import rows_are_cheaper
 from stepscale.optimizers.kronecker.momentum import WithMomentum
@@ -420,7 +420,14 @@ def test_what_makes_no_sense_is_refused() -> None:
         Shampoo(model, damping=0.0)
     with pytest.raises(TypeError, match="KFAC owns no momentum"):
         TrustRegion(model, KFAC, partial(torch.optim.SGD, lr=LR))
-    with pytest.raises(ValueError, match=r"SGD has a momentum of its own.*optimizer\.update\.momentum=0"):
+    with pytest.raises(ValueError, match=r"SGD has a momentum of its own.*take torch\.optim\.SGD"):
         TrustRegion(model, TNT, partial(torch.optim.SGD, lr=LR, momentum=0.9))
+    with pytest.raises(ValueError, match="Adam has a momentum of its own"):
+        TrustRegion(model, TNT, partial(torch.optim.Adam, lr=LR))
+    groups = [{"params": [layer.weight, layer.bias], "lr": LR * (k + 1)} for k, layer in enumerate(model.layers)]
+    with pytest.raises(ValueError, match=r"TrustRegion goes by one learning rate, .* have 0\.003, 0\.006, 0\.009"):
+        TrustRegion(model, TNT, lambda _: torch.optim.SGD(groups))(batch_of())
+    with pytest.raises(ValueError, match=r"EKFAC takes .* log_det=exact"):
+        EKFAC(model, log_det="stale")
     with pytest.raises(ValueError, match="kappa must be positive"):
         TrustRegion(model, TNT, partial(torch.optim.SGD, lr=LR), kappa=0)
