@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from stepscale.bench.analysis.process_variance import CONFIDENCE, Spreads
 from stepscale.bench.analysis.step_times import geometric_mean
@@ -100,10 +100,10 @@ def _fit(weighted: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
 
 def _allowance(misfit: float, residual_dof: int, dof: int) -> float:
     """How much worse than the best fit, with a sum of squares of ``misfit``, a fit within the interval may be."""
-    lacking = not dof or misfit / residual_dof > stats.f.ppf(CONFIDENCE, residual_dof, dof)
+    lacking = not dof or misfit / residual_dof > special.fdtri(residual_dof, dof, CONFIDENCE)
     both = residual_dof if lacking else residual_dof + dof
     inflation = misfit / residual_dof if lacking else max(1.0, (misfit + dof) / both)
-    return float(inflation * stats.t.ppf(0.5 + CONFIDENCE / 2, both) ** 2)
+    return float(inflation * special.stdtrit(both, 0.5 + CONFIDENCE / 2) ** 2)
 
 
 def _misfit(weighted: np.ndarray, target: np.ndarray, share: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from stepscale.bench.records.schema import GROUP
 
@@ -100,4 +100,4 @@ def half_width(means: Iterable[tuple[Spread, float]], comparisons: float = 1, co
     if not error > 0:
         return 0.0 if error == 0 else math.inf
     dof = error**2 / sum(own**2 / spread.dof for own, (spread, _) in zip(variances, parts, strict=True))
-    return float(stats.t.ppf(1 - (1 - confidence) / 2 / comparisons, dof) * math.sqrt(error))
+    return float(special.stdtrit(dof, 1 - (1 - confidence) / 2 / comparisons) * math.sqrt(error))

@@ -170,7 +170,7 @@ def _part(plan: Plan, number: int) -> str:
 
 def finish(run: Run, faults: list[str]) -> int:
     """Write a run's report, say what could not be measured, and return the exit status."""
-    from stepscale.bench.cli.report import show  # matplotlib and scipy.stats: not before the first cell
+    from stepscale.bench.cli.report import show  # matplotlib and scipy: not before the first cell
 
     run.refresh()
     told(faults)

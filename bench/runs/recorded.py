@@ -148,7 +148,7 @@ def _left_by_one(plan: Plan, point: Point, recorded: Recorded) -> tuple[Left, li
 
 def wanted(cells: list[Words], records: Collection[Record], machine: str | None = None) -> list[Words]:
     """Return the cells of a further seed that may decide what is undecided; on one ``machine``, or on any."""
-    from stepscale.bench.analysis.factors import undecided  # scipy.stats: not before the first cell
+    from stepscale.bench.analysis.factors import undecided  # scipy: not before the first cell
 
     axes = (*GROUP, "dim", "optimizer")
     told = [axis for axis in axes if axis not in UNTOLD]
