@@ -17,7 +17,7 @@ from stepscale.optimizers.kronecker.moments import Moments, mean_gradient, of_ro
 from stepscale.optimizers.kronecker.momentum import Form, MeanGradientOptions, WithMomentum
 from stepscale.optimizers.kronecker.two_sided import TwoSided
 
-SCHEDULE = Schedule(statistics=1, inverse=20, decay=0.9)  # as in TNT's comparison
+SCHEDULE = Schedule(statistics=1, inverse=20, decay=0.9, eager=20)  # as TNT's
 
 
 class Blocks(StrEnum):
