@@ -100,6 +100,9 @@ class MomentumSchedule(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self.ahead = []  # the model is brought to what was saved of it
 
+    def __getstate__(self) -> StateDict:
+        return super().__getstate__() | {"ahead": self.ahead}
+
     def _require_ahead(self) -> None:
         if self.ahead:
             raise RuntimeError("the model holds θ, from which no training goes on: call train() before")
