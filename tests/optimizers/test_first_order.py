@@ -45,20 +45,22 @@ def test_shifted_iterates_are_the_definitions(nesterov: bool) -> None:
 
 
 def test_momentum_that_is_changed_goes_on_from_the_same_iterate() -> None:
-    """By the definition, with gradients where μ was known to lead; one parameter is frozen for some steps."""
+    """By the definition, with gradients where the μ foretold leads; one parameter is frozen for some steps."""
     moving, pausing = (nn.Parameter(torch.linspace(1, 2, 3, dtype=torch.float64)) for _ in range(2))
     update = MomentumSchedule([moving, pausing], lr=0.02, momentum=0.97, interval=4)
-    places = {p: (p.detach().clone(), torch.zeros(3, dtype=torch.float64)) for p in (moving, pausing)}
+    places = {p: (p.detach().clone(), torch.zeros(3, dtype=torch.float64), 0.0) for p in (moving, pausing)}
     for t, most in enumerate([0.97] * 6 + [0.3] * 6 + [0.9] * 6):
         update.param_groups[0]["momentum"], μ = most, momenta(t + 1, 4, most)[-1]
-        for p, (θ, v) in places.items():
+        for p, (θ, v, _) in places.items():
             p.grad = None if p is pausing and 4 <= t < 10 else p.detach() ** 3
             if p.grad is not None:
                 v = μ * v - 0.02 * p.grad
-                places[p] = θ + v, v
+                places[p] = θ + v, v, momenta(t + 2, 4, most)[-1]
         update.step()
+        for p, (θ, v, foretold) in places.items():
+            torch.testing.assert_close(p.detach(), θ + foretold * v, rtol=1e-12, atol=1e-12)
         update.eval()
-        for p, (θ, _) in places.items():
+        for p, (θ, _, _) in places.items():
             torch.testing.assert_close(p.detach(), θ, rtol=1e-12, atol=1e-12)
         update.train()
 
