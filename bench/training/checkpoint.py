@@ -19,8 +19,9 @@ import torch
 from stepscale.bench.atomic import atomic_write
 from stepscale.bench.errors import StoppedError
 from stepscale.bench.notes import Notes, one_line
+from stepscale.bench.training.evaluation import update_of
 from stepscale.bench.training.loop import Training
-from stepscale.optimizers import Paired, StateDict, Step, parts_of
+from stepscale.optimizers import StateDict, Step, parts_of
 
 DAMAGED = ".damaged"  # is added to the name of one that is set aside
 
@@ -99,8 +100,7 @@ def write(state: StateDict, path: Path) -> None:
 
 def packages_of(step: Step) -> set[str]:
     """Name the packages of a step's update, whose state may be of classes of their own."""
-    update = step.update if isinstance(step, Paired) else step
-    return {type(part).__module__.partition(".")[0] for part in parts_of(update)} - {"torch"}
+    return {type(part).__module__.partition(".")[0] for part in parts_of(update_of(step))} - {"torch"}
 
 
 def read(path: Path, packages: Set[str] = frozenset()) -> StateDict:

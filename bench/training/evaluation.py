@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stepscale.bench.machine import generators
 from stepscale.models import Batch, HasLoss, each, rows_of, tokens_of_row
-from stepscale.optimizers import LearnedRates, Paired, Step, averaged
+from stepscale.optimizers import LearnedRates, Paired, Step, TemperatureSequence, averaged
 
 ROWS = 8_192  # evaluated at once, or as many tokens
 SEED = 0  # of what a loss draws: every evaluation draws the same
@@ -23,8 +23,9 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
 
     The model itself is left as it was, bit for bit; an update's own way back may round.
     """
-    update = step.update if isinstance(step, Paired | LearnedRates) else step
-    moving = [part for part in averaged(update) if _has_stepped(part)]  # before, the average is where it begins
+    moving = [
+        part for part in averaged(update_of(step)) if _has_stepped(part)
+    ]  # before, the average is where it begins
     if not moving:
         return copied(model).eval()
     trained = [parameter.detach().clone() for parameter in model.parameters()]
@@ -38,6 +39,13 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
         with torch.no_grad():
             for parameter, value in zip(model.parameters(), trained, strict=True):
                 parameter.copy_(value)
+
+
+def update_of(step: Step) -> object:
+    """Return what moves the parameters: a step's update, through the steps that are around it, or the step itself."""
+    while isinstance(step, LearnedRates | TemperatureSequence):
+        step = step.step
+    return step.update if isinstance(step, Paired) else step
 
 
 def _has_stepped(update: object) -> bool:

@@ -34,6 +34,19 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
+def require_all_trained(model: nn.Module, what: str) -> None:
+    """See that nothing of a model is frozen, for what moves all of it or nothing.
+
+    Raises:
+        TypeError: something is; the message names it.
+    """
+    if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:
+        raise TypeError(
+            f"{what} moves all of {type(model).__name__} or nothing, and {' and '.join(frozen)} cannot move: "
+            "set requires_grad_(True), or use the layerwise direction"
+        )
+
+
 def trained(ios: list[LayerIO], needs_log_det: str | None = None, *, shared: bool = False) -> list[LayerIO]:
     """Return the captured layers as far as they are trained; what is frozen loses its ``.grad``, and is left out.
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from copy import deepcopy
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from stepscale.optimizers.core.trained import trainable
 
@@ -79,6 +81,9 @@ class Split(torch.optim.Optimizer):
         for part, saved in zip(self.parts, state_dict["parts"], strict=True):
             load_update(part, saved)
         self.param_groups = self._groups()  # they have new ones
+
+    def __getstate__(self) -> StateDict:  # torch's leaves out what is no optimizer's, of copies too
+        return super().__getstate__() | {"parts": self.parts}
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for part in self.parts for group in part.param_groups]
@@ -220,22 +225,24 @@ def load_update(update: torch.optim.Optimizer, state: StateDict) -> None:
     """Take up an update's state, each tensor in the type it was saved in.
 
     ``torch.optim.Optimizer.load_state_dict`` casts it to the parameter's: float32 masters and momenta of bfloat16
-    weights would be rounded, and counters made fractions. A wrapper's state of another form is its own affair.
+    weights would be rounded, and counters made fractions. What is not the update's own already is copied: steps would
+    write into the caller's. A wrapper's state of another form is its own affair.
     """
+    own = {id(leaf) for leaf in tree_leaves(list(update.state.values()))}
     update.load_state_dict(dict(state))  # of which some take out their own
     saved = state.get("state", {})
     for group, named in zip(update.param_groups, state.get("param_groups", []), strict=False):
         for parameter, key in zip(group["params"], named["params"], strict=True):
             if key in saved and parameter in update.state:
-                update.state[parameter] = _as_saved(update.state[parameter], saved[key])
+                update.state[parameter] = _as_saved(update.state[parameter], saved[key], own)
 
 
-def _as_saved(loaded: Any, saved: Any) -> Any:
-    """Return what was loaded, but tensors of another type than the saved ones' as they were saved."""
-    if isinstance(saved, Tensor):
-        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+def _as_saved(loaded: Any, saved: Any, own: Set[int]) -> Any:
+    """Return what was loaded, tensors in the type they were saved in, and nothing that is the caller's alone."""
     if isinstance(saved, dict):
-        return {name: _as_saved(part, saved[name]) if name in saved else part for name, part in loaded.items()}
+        return {name: _as_saved(part, saved[name], own) if name in saved else part for name, part in loaded.items()}
     if isinstance(saved, list | tuple):
-        return type(saved)(_as_saved(*parts) for parts in zip(loaded, saved, strict=True))
-    return loaded
+        return type(saved)(_as_saved(*parts, own) for parts in zip(loaded, saved, strict=True))
+    if isinstance(saved, Tensor) and loaded.dtype != saved.dtype:
+        loaded = saved.to(loaded.device)
+    return deepcopy(loaded) if loaded is saved and id(saved) not in own else loaded

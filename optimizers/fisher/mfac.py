@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stepscale.optimizers.core.update import StateDict
+
 WHOLE = 2**16  # numbers of a gradient up to which it is looked at in one piece
 
 
@@ -84,6 +86,16 @@ class MFAC(torch.optim.Optimizer):
                 kept = self.state[parameter]["gradients"]
                 self._move(group, parameter, combined(weights, kept).view_as(parameter))
         return loss
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Take up a state; torch would cast G Gᵀ to the parameters' type."""
+        super().load_state_dict(state_dict)
+        first, saved = self.param_groups[0]["params"][0], state_dict["state"].get(0, {})
+        if "gram" in saved:
+            self.state[first]["gram"] = saved["gram"].to(first.device)
+
+    def __getstate__(self) -> StateDict:
+        return super().__getstate__() | {"window": self.window, "damping": self.damping}
 
     def _weights(self, gram: Tensor, place: int) -> Tensor:
         """O(m³): m c, by which the kept gradients add up to the direction."""

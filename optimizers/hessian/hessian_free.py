@@ -55,7 +55,7 @@ class HessianFree:
     Raises:
         ValueError: a number is out of its range.
         TypeError: the model lacks a method.
-        FloatingPointError: when called, and the parameters have diverged.
+        FloatingPointError: when called, and the loss is not finite before the step.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class HessianFree:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
         if tolerance < 0 or not 0 <= warm <= 1:
             raise ValueError(f"tolerance must be at least 0 and warm in 0 … 1, got {tolerance} and {warm}")
-        self.parameters = trainable(model)
+        self.module, self.parameters = model, trainable(model)
         self.gradient = Layerwise(model)
         self.facts = replace(self.gradient.facts, exact=False)
         self.damping, self.floor = damping, floor
@@ -84,8 +84,9 @@ class HessianFree:
         self.inner_iterations, self.rate = 0, 1.0
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        for parameter in self.parameters:
+        for parameter in self.module.parameters():
             parameter.grad = None
+        self.parameters = trainable(self.module)
         self.gradient(batch, mark)
         with torch.no_grad():
             ios = self.model.capture(batch)
@@ -106,6 +107,8 @@ class HessianFree:
             rows = self.model.fisher_times(drawn, unflat(v, layers))
             return flat(mean_gradients(rows)) + self.damping * v
 
+        if self.last is not None and len(self.last) != len(b):  # parameters have been frozen or freed since
+            self.last = None
         kept, done = conjugate_gradients(
             times,
             b,
@@ -129,7 +132,9 @@ class HessianFree:
         """A loss an iterate looked at, and one a length: move the parameters, and adapt λ."""
         before = self._loss(batch)
         if before == math.inf:
-            raise FloatingPointError(f"the loss is not finite at damping={self.damping:g}: raise damping")
+            raise FloatingPointError(
+                "the loss is not finite before a step: its batch is not, or the model has diverged"
+            )
         start = [parameter.clone() for parameter in self.parameters]
 
         def place(x: Tensor, rate: float) -> None:

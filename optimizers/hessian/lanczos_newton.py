@@ -37,8 +37,7 @@ class LanczosNewton(Stateless):
         if not damping > 0 or iterations < 1:
             raise ValueError(f"damping must be positive and iterations at least 1, got {damping} and {iterations}")
         require(model, HasLoss, type(self).__name__)
-        self.model, self.parameters = model, trainable(model)
-        self.damping, self.iterations = damping, iterations
+        self.model, self.damping, self.iterations = model, damping, iterations
         self.facts = replace(Layerwise.facts, exact=False)
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
@@ -49,7 +48,8 @@ class LanczosNewton(Stateless):
             found = lanczos(times, gradient, self.iterations)
             shift = 1 / (found.values.abs() + self.damping) - 1 / self.damping
             direction += found.vectors @ (shift.to(gradient.dtype) * (found.vectors.T @ gradient))
-        parts = direction.split([parameter.numel() for parameter in self.parameters])
-        for parameter, part in zip(self.parameters, parts, strict=True):
+        parameters = trainable(self.model)
+        parts = direction.split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter).clone()
         mark("precondition")

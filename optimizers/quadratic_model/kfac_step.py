@@ -63,6 +63,7 @@ class QuadraticStep:
         TypeError: the model lacks a method, or the direction is no ``Kronecker`` one, or is to be told of steps; or it
             is another than K-FAC's, which searches of γ and a penalty need.
         FloatingPointError: when called, and the parameters have diverged.
+        RuntimeError: when called, or asked for its state, and the model holds the average.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class QuadraticStep:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
+        if self.average is not None:
+            self.average.require_hidden()
         ios = self.model.capture(batch)
         trained(ios)  # refuses tied layers, over which the sums below would go twice
         self.direction.apply(ios, mark)

@@ -49,14 +49,18 @@ class IterateAverage:
             _copy(self.parameters, self.aside)
             self.aside = []
 
-    def state_dict(self) -> StateDict:
-        """Return the average; what is trained is the model's own.
+    def require_hidden(self) -> None:
+        """See that the model holds the parameters that are trained.
 
         Raises:
-            RuntimeError: the model holds the average.
+            RuntimeError: it holds the average.
         """
         if self.aside:
             raise RuntimeError("the model holds its average, from which no training goes on: call train() before")
+
+    def state_dict(self) -> StateDict:
+        """Return the average; what is trained is the model's own, which it has to hold."""
+        self.require_hidden()
         return {"count": self.count, "mean": list(self.mean)}
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ Sutskever, Martens, Dahl & Hinton 2013, "On the importance of initialization and
 
 of which the classical form takes ∇f(θ). Nesterov's asks for the gradient where θ is not. In Θ_t = θ_t + μ_t v_t it is
 v ← μ_t v − ε ∇f(Θ), Θ ← Θ + μ_{t+1} v − ε ∇f(Θ), so that the model holds Θ and no closure is needed. It is judged at θ.
+Where μ_t has become another since Θ was made, as by a new ``momentum``, a step begins at θ + μ_t v.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from stepscale.optimizers.core.update import StateDict
 
 
 class MomentumSchedule(torch.optim.Optimizer):
@@ -29,6 +32,7 @@ class MomentumSchedule(torch.optim.Optimizer):
 
     Raises:
         ValueError: a number is out of its range.
+        RuntimeError: at a step, or asked for its state, and the model is at θ.
     """
 
     def __init__(
@@ -42,13 +46,14 @@ class MomentumSchedule(torch.optim.Optimizer):
         if not lr > 0 or not 0 <= momentum < 1 or interval < 1:
             given = f"lr={lr}, momentum={momentum}, interval={interval}"
             raise ValueError(f"a momentum schedule needs lr > 0, 0 ≤ momentum < 1 and interval ≥ 1, got {given}")
-        self.ahead: list[tuple[Tensor, Tensor]] | None = None  # while it is judged: parameters, and where they train
+        self.ahead: list[tuple[Tensor, Tensor]] = []  # while it is judged: parameters, and where they train
         super().__init__(
             params, {"lr": lr, "momentum": momentum, "interval": interval, "nesterov": nesterov, "taken": 0}
         )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self._require_ahead()
         for group in self.param_groups:
             now, then = momentum_at(group["taken"], group), momentum_at(group["taken"] + 1, group)
             group["taken"] += 1
@@ -57,32 +62,50 @@ class MomentumSchedule(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 if "velocity" not in state:
-                    state["velocity"] = torch.zeros_like(parameter)
+                    state["velocity"], state["used"] = torch.zeros_like(parameter), now
                 v = state["velocity"]
+                if group["nesterov"] and state["used"] != now:
+                    parameter.add_(v, alpha=now - state["used"])
                 v.mul_(now).sub_(parameter.grad, alpha=group["lr"])
                 if group["nesterov"]:
                     parameter.add_(v, alpha=then).sub_(parameter.grad, alpha=group["lr"])
                 else:
                     parameter.add_(v)
+                state["used"] = then
 
     @torch.no_grad()
     def eval(self) -> None:
         """Bring the parameters to θ."""
-        if self.ahead is not None:
+        if self.ahead:
             return
-        self.ahead = []
         for group in self.param_groups:
             for parameter in group["params"]:
-                if group["nesterov"] and "velocity" in self.state[parameter]:
+                state = self.state[parameter]
+                if group["nesterov"] and "velocity" in state:
                     self.ahead.append((parameter, parameter.clone()))  # so that they come back to the bit
-                    parameter.sub_(self.state[parameter]["velocity"], alpha=momentum_at(group["taken"], group))
+                    parameter.sub_(state["velocity"], alpha=state["used"])
 
     @torch.no_grad()
     def train(self) -> None:
         """Bring the parameters back to Θ."""
-        for parameter, there in self.ahead or []:
+        for parameter, there in self.ahead:
             parameter.copy_(there)
-        self.ahead = None
+        self.ahead = []
+
+    def state_dict(self) -> StateDict:
+        self._require_ahead()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        super().load_state_dict(state_dict)
+        self.ahead = []  # the model is brought to what was saved of it
+
+    def __getstate__(self) -> StateDict:
+        return super().__getstate__() | {"ahead": self.ahead}
+
+    def _require_ahead(self) -> None:
+        if self.ahead:
+            raise RuntimeError("the model holds θ, from which no training goes on: call train() before")
 
 
 def momentum_at(taken: int, group: dict[str, Any]) -> float:

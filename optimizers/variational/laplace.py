@@ -8,6 +8,7 @@ from torch import nn
 from stepscale.models import Batch, GaussianPosterior
 from stepscale.models.bayes.posterior import curvature, newton
 from stepscale.optimizers.core.step import Mark, Stateless, no_mark
+from stepscale.optimizers.core.trained import require_all_trained
 
 
 class Laplace(Stateless):
@@ -16,17 +17,19 @@ class Laplace(Stateless):
     After as many steps as Newton's method takes it is Laplace's approximation, which looks at the mode alone.
 
     Raises:
-        TypeError: the model is no ``GaussianPosterior``.
+        TypeError: the model is no ``GaussianPosterior``, or a parameter is frozen.
         FloatingPointError: when called, and the Hessian matrix is not positive definite.
     """
 
     def __init__(self, model: nn.Module) -> None:
         if not isinstance(model, GaussianPosterior):
             raise TypeError(f"Laplace is for GaussianPosterior (model=posterior), got {type(model).__name__}")
+        require_all_trained(model, "Laplace")
         self.model = model
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         model = self.model
+        require_all_trained(model, "Laplace")
         with torch.enable_grad():
             at = newton(model, batch, model.mean.detach())
             mark("precondition")

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from stepscale.models import Batch, ThermalState
 from stepscale.optimizers.core.facts import Facts
 from stepscale.optimizers.core.step import Mark, StateDict, Stateless, no_mark
+from stepscale.optimizers.core.trained import require_all_trained
+from stepscale.optimizers.core.update import load_update
 
 
 class QuantumNatural(Stateless):
@@ -27,7 +29,7 @@ class QuantumNatural(Stateless):
 
     Raises:
         ValueError: ``damping`` is not above 0.
-        TypeError: the model is no ``ThermalState``.
+        TypeError: the model is no ``ThermalState``, or a parameter is frozen.
     """
 
     facts = Facts()
@@ -36,9 +38,11 @@ class QuantumNatural(Stateless):
         if not damping > 0:
             raise ValueError(f"damping must be positive, got damping={damping}")
         self.model, self.damping = thermal(model, "the mixed-state natural gradient"), damping
+        require_all_trained(model, "QuantumNatural")
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> Tensor:
         model = self.model
+        require_all_trained(model, "QuantumNatural")
         loss = model.loss(batch)
         slopes = torch.autograd.grad(loss, [model.energy, model.circuit])
         mark("gradient")
@@ -68,7 +72,7 @@ class MirrorDescent:
 
     Raises:
         ValueError: a number is out of its range.
-        TypeError: the model is no ``ThermalState``.
+        TypeError: the model is no ``ThermalState``, or a parameter is frozen.
     """
 
     facts = Facts()
@@ -80,11 +84,13 @@ class MirrorDescent:
             given = f"lr={lr}, euclidean={euclidean}, inner={inner}, inner_lr={inner_lr}"
             raise ValueError(f"mirror descent needs lr > 0, 0 ≤ euclidean ≤ 1, inner ≥ 1, inner_lr > 0, got {given}")
         self.model, self.lr, self.euclidean, self.inner = thermal(model, "mirror descent"), lr, euclidean, inner
+        require_all_trained(model, "MirrorDescent")
         self.parameters = [self.model.energy, self.model.circuit]
         self.update = torch.optim.Adam(self.parameters, inner_lr)
 
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         model, c = self.model, self.euclidean
+        require_all_trained(model, "MirrorDescent")
         slopes = torch.autograd.grad(model.loss(batch), self.parameters)
         start = [parameter.detach().clone() for parameter in self.parameters]
         with torch.no_grad():
@@ -103,7 +109,7 @@ class MirrorDescent:
         return {"update": self.update.state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
-        self.update.load_state_dict(state["update"])
+        load_update(self.update, state["update"])
 
 
 def thermal(model: nn.Module, what: str) -> ThermalState:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stepscale.models import Batch, GaussianPosterior
 from stepscale.optimizers.core.facts import Facts
 from stepscale.optimizers.core.step import Mark, StateDict, Stateless, no_mark
+from stepscale.optimizers.core.trained import require_all_trained
 
 
 class Natural(NamedTuple):
@@ -55,7 +56,7 @@ class QBVI:
 
     Raises:
         ValueError: a number is out of its range.
-        TypeError: the model is no ``GaussianPosterior``.
+        TypeError: the model is no ``GaussianPosterior``, or a parameter is frozen.
         FloatingPointError: when called, and S is no longer positive definite.
     """
 
@@ -81,6 +82,7 @@ class QBVI:
             raise ValueError(
                 f"QBVI needs samples ≥ 2, lr > 0, steady ≥ 1, retraction ≥ 0, 0 ≤ momentum < 1, got {given}"
             )
+        require_all_trained(model, "QBVI")
         self.model, self.samples, self.lr, self.steady, self.retraction = model, samples, lr, steady, retraction
         self.momentum, self.control, self.first_clip, self.clip = momentum, control, first_clip, tuple(clip)
         self.taken = 0
@@ -90,6 +92,7 @@ class QBVI:
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
         model = self.model
+        require_all_trained(model, "QBVI")
         S, mean = model.precision(), model.mean
         e = torch.randn(self.samples, len(mean), dtype=mean.dtype, device=mean.device) @ model.factor().T
         f = model.log_likelihood(mean + e, batch)
@@ -149,7 +152,8 @@ class ScoreGradient(Stateless):
         centred = (f - f.mean()) * (self.samples / (self.samples - 1))
         expected, _ = estimates(e, centred, S, None, model.inside)
         slope = with_prior(expected, model.mean, S, model.prior_mean, model.prior_variance)
-        model.mean.grad, model.log_scale.grad = -slope.mean, slope.precision / S
+        for parameter, gradient in ((model.mean, -slope.mean), (model.log_scale, slope.precision / S)):
+            parameter.grad = gradient if parameter.requires_grad else None
         mark("gradient")
 
 

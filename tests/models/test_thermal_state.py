@@ -1,6 +1,7 @@
 """Thermal states against matrix logarithms and automatic differentiation, in float64."""
 
 import math
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -129,6 +130,20 @@ def test_small_mirror_steps_are_natural_ones() -> None:
         wanted = -η * torch.linalg.solve(F, slope)
         gaps.append(((moved - wanted).norm() / wanted.norm()).item())
     assert gaps[0] < 0.05 and gaps[1] < 0.3 * gaps[0]
+
+
+def test_a_mirror_step_s_state_can_be_taken_up_again_after_training_from_it() -> None:
+    model, ends = state(layers=1, qubits=2), []
+    step = MirrorDescent(model, inner=3)
+    step(NOTHING)
+    saved = deepcopy((model.state_dict(), step.state_dict()))
+    for _ in range(2):
+        model.load_state_dict(saved[0])
+        step.load_state_dict(saved[1])
+        for _ in range(2):
+            step(NOTHING)
+        ends.append(deepcopy(model))
+    assert all(map(torch.equal, *(end.parameters() for end in ends)))
 
 
 def test_what_does_not_fit_is_said() -> None:

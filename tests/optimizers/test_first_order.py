@@ -1,6 +1,7 @@
 """Momentum schedules against their definition, and the rates of first-order methods on a quadratic against theory."""
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -41,6 +42,44 @@ def test_shifted_iterates_are_the_definitions(nesterov: bool) -> None:
         torch.testing.assert_close(parameter.detach(), θ, rtol=1e-12, atol=1e-12)
         update.train()
         assert torch.equal(parameter.detach(), ahead)
+
+
+def test_momentum_that_is_changed_goes_on_from_the_same_iterate() -> None:
+    """By the definition, with gradients where the μ foretold leads; one parameter is frozen for some steps."""
+    moving, pausing = (nn.Parameter(torch.linspace(1, 2, 3, dtype=torch.float64)) for _ in range(2))
+    update = MomentumSchedule([moving, pausing], lr=0.02, momentum=0.97, interval=4)
+    places = {p: (p.detach().clone(), torch.zeros(3, dtype=torch.float64), 0.0) for p in (moving, pausing)}
+    for t, most in enumerate([0.97] * 6 + [0.3] * 6 + [0.9] * 6):
+        update.param_groups[0]["momentum"], μ = most, momenta(t + 1, 4, most)[-1]
+        for p, (θ, v, _) in places.items():
+            p.grad = None if p is pausing and 4 <= t < 10 else p.detach() ** 3
+            if p.grad is not None:
+                v = μ * v - 0.02 * p.grad
+                places[p] = θ + v, v, momenta(t + 2, 4, most)[-1]
+        update.step()
+        for p, (θ, v, foretold) in places.items():
+            torch.testing.assert_close(p.detach(), θ + foretold * v, rtol=1e-12, atol=1e-12)
+        update.eval()
+        for p, (θ, _, _) in places.items():
+            torch.testing.assert_close(p.detach(), θ, rtol=1e-12, atol=1e-12)
+        update.train()
+
+
+def test_no_training_goes_on_from_where_it_is_judged() -> None:
+    """Neither by a step nor by a saved state; a state that is loaded brings the parameters that it was saved with."""
+    model = Quadratic(4)
+    step = pair(model, Layerwise, lambda parameters: MomentumSchedule(parameters, lr=0.1))
+    step(ROWS)
+    there, saved = model.theta.detach().clone(), deepcopy(step.state_dict())
+    step(ROWS)
+    step.update.eval()  # type: ignore[attr-defined]
+    for deed in (lambda: step(ROWS), step.state_dict):
+        with pytest.raises(RuntimeError, match=r"holds θ, from which no training goes on: call train\(\) before"):
+            deed()
+    model.load_state_dict({**model.state_dict(), "theta": there})
+    step.load_state_dict(saved)
+    step.update.train()  # type: ignore[attr-defined]
+    assert torch.equal(model.theta, there)
 
 
 def test_the_schedule_is_the_papers() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache, partial
 from typing import Any
 
@@ -11,21 +12,27 @@ from torch import Tensor
 
 from stepscale.bench.counting.operation_counts import OperationLog
 from stepscale.bench.records.schema import Config
-from stepscale.models import Batch, LayerIO
+from stepscale.models import Batch, GaussianPosterior, LayerIO, ThermalState
 from stepscale.optimizers import (
     EKFAC,
     FOOF,
     KBFGS,
     KFAC,
     KLDWRM,
+    QBVI,
     TNT,
     ExplicitInverse,
+    HessianFree,
     Kronecker,
     LanczosNewton,
+    Laplace,
     MiniBlock,
+    MirrorDescent,
     NaturalGradient,
+    QuantumNatural,
     Relative,
     RelativeSGD,
+    ScoreGradient,
     SelfNormalizing,
     Shampoo,
     StochasticTrace,
@@ -41,6 +48,9 @@ pytestmark = pytest.mark.numerical
 
 LAYER, BIAS, WEIGHT = ["layers.1.weight", "layers.1.bias"], ["layers.0.bias"], ["layers.2.weight"]
 EACH = [*BIAS, *LAYER, *WEIGHT]
+POSTERIOR = partial(GaussianPosterior, 2), (torch.ones(4, 2), torch.ones(4))
+THERMAL = partial(ThermalState, 1, 2), torch.zeros(1, 1)
+SGD = partial(torch.optim.SGD, lr=0.01)
 MODELS: dict[str, Callable[[], tuple[Any, Batch]]] = {
     "flow": lambda: (generic_flow(), batch_of(9)),
     "autoencoder": lambda: network("tanh", 9),
@@ -306,6 +316,54 @@ def test_moments_of_another_layer_of_the_same_shape_are_refused() -> None:
     for one in (direction, again):
         with pytest.raises(ValueError, match=r"moments of \[0, 6, 6\] .* and now \[6, 0, 6\] are trained"):
             one(x)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [partial(HessianFree, floor=1.0), partial(pair, direction=LanczosNewton, update=SGD)],
+    ids=["hf", "lanczos"],
+)
+def test_a_step_after_freezing_is_that_of_one_built_anew(build: Any) -> None:
+    model, batch = network("tanh", 9)
+    step = build(model)
+    for frozen in ([], LAYER, BIAS):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        other = deepcopy(model)
+        for one in (step, build(other)):
+            torch.manual_seed(3)
+            one(batch)
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("build", "make", "batch", "frozen"),
+    [
+        (QBVI, *POSTERIOR, "log_scale"),
+        (Laplace, *POSTERIOR, "mean"),
+        (partial(pair, direction=QuantumNatural, update=SGD), *THERMAL, "energy"),
+        (MirrorDescent, *THERMAL, "circuit"),
+    ],
+    ids=["qbvi", "laplace", "quantum_natural", "mirror_descent"],
+)
+def test_what_moves_all_or_nothing_refuses_what_is_frozen(build: Any, make: Any, batch: Batch, frozen: str) -> None:
+    """When it is built, and when it is called."""
+    model = make()
+    step = build(model)
+    said = f"moves all of {type(model).__name__} or nothing, and {frozen} cannot move: set requires_grad"
+    model.get_parameter(frozen).requires_grad_(False)
+    for deed in (lambda: step(batch), lambda: build(model)):
+        with pytest.raises(TypeError, match=said):
+            deed()
+
+
+def test_the_score_gradient_leaves_out_what_has_been_frozen_since() -> None:
+    make, batch = POSTERIOR
+    model = make()
+    step = pair(model, ScoreGradient, SGD)
+    model.mean.requires_grad_(False)
+    step(batch)
+    assert not model.mean.any() and model.mean.grad is None and model.log_scale.grad is not None
 
 
 @pytest.mark.parametrize("direction", [partial(ExplicitInverse, interval=10), SelfNormalizing])

@@ -173,6 +173,20 @@ def test_no_step_raises_the_loss_of_its_batch() -> None:
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
 
 
+def test_a_batch_that_is_not_finite_moves_nothing_and_is_named() -> None:
+    model, batch = network("tanh")
+    step, broken = HessianFree(model), batch.clone()
+    broken[0, 0] = math.nan
+    before = parameters_of(model)
+    with pytest.raises(
+        FloatingPointError, match="not finite before a step: its batch is not, or the model has diverged"
+    ):
+        step(broken)
+    assert torch.equal(parameters_of(model), before)
+    step(batch)
+    assert torch.isfinite(parameters_of(model)).all()
+
+
 def test_a_flow_is_trained() -> None:
     model, x = generic_flow(), batch_of(200)
     before = model.loss(x).item()

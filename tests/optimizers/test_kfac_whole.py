@@ -211,8 +211,9 @@ def test_a_state_is_of_the_iterates_that_are_trained_wherever_it_is_loaded() -> 
     saved, there = deepcopy((model.state_dict(), step.state_dict())), parameters(model)
     step(batch)
     step.eval()
-    with pytest.raises(RuntimeError, match=r"holds its average, from which no training goes on: call train\(\) before"):
-        step.state_dict()
+    for deed in (step.state_dict, lambda: step(batch)):
+        with pytest.raises(RuntimeError, match=r"its average, from which no training goes on: call train\(\) before"):
+            deed()
     model.load_state_dict(saved[0])
     step.load_state_dict(saved[1])
     step.train()

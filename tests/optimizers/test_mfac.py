@@ -109,6 +109,22 @@ def test_its_state_goes_on_where_it_was() -> None:
         assert torch.equal(one, same)
 
 
+def test_torchs_own_loading_keeps_its_products() -> None:
+    """Into another optimizer of the same float32 parameters, whose step is then the same to the bit."""
+    rows, ends = gradients("twins", 12).float(), []
+    for loaded in (False, True):
+        parameters = [nn.Parameter(torch.zeros(10)), nn.Parameter(torch.zeros(20))]
+        optimizer = MFAC(parameters, window=WINDOW, damping=1e-8)
+        for g in rows:
+            if loaded:
+                state, optimizer = optimizer.state_dict(), MFAC(parameters, window=WINDOW, damping=1e-8)
+                optimizer.load_state_dict(state)
+            parameters[0].grad, parameters[1].grad = g[:10].clone(), g[10:].clone()
+            optimizer.step()
+        ends.append(torch.cat([p.detach() for p in parameters]))
+    assert torch.equal(*ends)
+
+
 def test_a_gradient_that_is_not_finite_is_named() -> None:
     p = nn.Parameter(torch.ones(3))
     optimizer = MFAC([p])

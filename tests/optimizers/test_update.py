@@ -2,6 +2,7 @@
 
 import gc
 import math
+import pickle
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
 
 from stepscale.bench.counting.operation_counts import Allocated
-from stepscale.optimizers import Closure, Layerwise, Relative, Split, pair, split
+from stepscale.optimizers import MFAC, Closure, Layerwise, MomentumSchedule, Relative, Split, pair, split
 from tests.conftest import batch_of, generic_flow
 
 pytestmark = pytest.mark.numerical
@@ -213,6 +214,43 @@ def test_a_schedule_goes_on_where_it_was(update: Any) -> None:
             cut.load_state_dict(state)
     assert_same(model, other)
     assert cut.update.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+UPDATES = [
+    partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+    partial(MomentumSchedule, lr=0.01, interval=1),
+    partial(MFAC, lr=0.01, window=3),
+    partial(split, matrices=ADAM, rest=partial(MFAC, lr=0.01, window=3)),
+]
+every_update = pytest.mark.parametrize("update", UPDATES, ids=["sgd", "schedule", "mfac", "split"])
+
+
+@every_update
+@pytest.mark.parametrize("copied", [deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copy", "pickle"])
+def test_a_copy_of_model_and_step_goes_on_as_they_do(update: Any, copied: Any) -> None:
+    model = generic_flow()
+    step = pair(model, Layerwise, update)
+    step(BATCHES[0])
+    other, again = copied((model, step))
+    for x in BATCHES[1:]:
+        step(x)
+        again(x)
+    assert_same(model, other)
+
+
+@every_update
+def test_a_state_can_be_taken_up_again_after_training_from_it(update: Any) -> None:
+    model = generic_flow()
+    step = pair(model, Layerwise, update)
+    step(BATCHES[0])
+    saved, ends = deepcopy((model.state_dict(), step.state_dict())), []
+    for _ in range(2):
+        model.load_state_dict(saved[0])
+        step.load_state_dict(saved[1])
+        for x in BATCHES[1:]:
+            step(x)
+        ends.append(deepcopy(model))
+    assert_same(*ends)
 
 
 def test_a_schedule_free_part_of_a_split_is_trained_and_judged() -> None:

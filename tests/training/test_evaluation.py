@@ -18,10 +18,11 @@ from stepscale.bench.notes import Notes
 from stepscale.bench.timing.gradient_cosine import agreement
 from stepscale.bench.timing.workload import Workload
 from stepscale.bench.training import evaluation, loop
+from stepscale.bench.training.checkpoint import packages_of
 from stepscale.bench.training.evaluation import mean_log_likelihood
 from stepscale.bench.training.loop import Training
-from stepscale.models import GaussianPosterior
-from stepscale.optimizers import Layerwise, pair
+from stepscale.models import GaussianPosterior, ThermalState
+from stepscale.optimizers import Layerwise, LearnedRates, MomentumSchedule, TemperatureSequence, pair
 from tests.support.compose import composed
 from tests.support.training import ADAM, job, training_of
 
@@ -209,6 +210,20 @@ def test_a_run_whose_last_likelihood_is_none_has_diverged_in_every_figure(tmp_pa
     assert found.status == "diverged" and "the log-likelihood is nan after step 40" in (found.reason or "")
     assert found.training.stopped_by == "divergence" and found.training.final is None
     assert found.training.steps == 40 and np.isfinite(found.training.curve.held_out_nats).all()
+
+
+def test_an_update_within_other_steps_is_judged_apart_and_its_package_known() -> None:
+    """After its first step Nesterov's momentum is judged at the start less lr times the gradient there."""
+    model = ThermalState(1, 2).double()
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    slopes = torch.autograd.grad(model.loss(torch.zeros(1, 1)), list(model.parameters()))
+    rates = partial(LearnedRates, step=partial(pair, direction=Layerwise, update=partial(MomentumSchedule, lr=0.1)))
+    step = TemperatureSequence(model, partial(rates, rule="cauchy"), betas=[1.0], interval=1)
+    step(torch.zeros(1, 1))
+    lr = step.step.update.param_groups[0]["lr"]  # type: ignore[attr-defined]
+    for found, θ, slope in zip(evaluation.judged(model, step).parameters(), start, slopes, strict=True):
+        torch.testing.assert_close(found.detach(), θ - lr * slope, rtol=1e-12, atol=1e-12)
+    assert packages_of(TemperatureSequence(model, FREE, betas=[1.0], interval=1)) == {__name__.partition(".")[0]}
 
 
 def test_a_posteriors_bound_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
