@@ -13,7 +13,7 @@ from copy import deepcopy
 from typing import Generic, Protocol, TypedDict, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stepscale.models import (
