@@ -50,10 +50,14 @@ def drawn_by(ios: list[LayerIO], model: Helmholtz, S: int) -> tuple[list[Tensor]
     return awake, [*asleep, child.view(-1, last.copies, child.shape[1])[:, S:].flatten(0, 1)]
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("estimator", ["ws", "rws", "bihm"])
-def test_what_is_written_is_the_estimators_gradient(estimator: str) -> None:
+def test_what_is_written_is_the_estimators_gradient(estimator: str, tied: bool) -> None:
     """Of the surrogate whose gradient it is by definition, for the states that were drawn, by autograd."""
-    model, S = machine(estimator, hidden=(3, 2), samples=4), 1 if estimator == "ws" else 4
+    model, S = machine(estimator, hidden=(3, 3 if tied else 2), samples=4), 1 if estimator == "ws" else 4
+    if tied:
+        model.generative[1] = model.generative[0]  # type: ignore[index]
+        model.recognition[1].weight = model.recognition[0].weight
     x = (torch.rand(5, 3, dtype=torch.float64) < 0.5).double()
     torch.manual_seed(7)
     awake, asleep = drawn_by(model.capture(x), model, S)
