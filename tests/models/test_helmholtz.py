@@ -99,6 +99,8 @@ def test_dreams_are_of_the_models_distribution() -> None:
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(ValueError, match=r"depth=2 needs that many hidden widths of at least 1, got \[6\]"):
         Helmholtz(9, 2, hidden=[6])
+    with pytest.raises(ValueError, match="depth must be at least 1, got depth=0"):
+        Helmholtz(4, 0)
     with pytest.raises(ValueError, match="samples=0"):
         Helmholtz(9, samples=0)
     with pytest.raises(ValueError, match="estimator must be one of ws, rws, bihm, got 'vae'"):
