@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
-from stepscale.models.batch import Batch, rows_of
+from stepscale.models.batch import Batch, require_rows, rows_of
 from stepscale.models.captured_layer import LayerIO, Part
 from stepscale.models.choices import one_of
 from stepscale.models.contract import CountsTerms, DrawsTargets, HasLoss, offers
@@ -58,7 +58,7 @@ class Hooked:
             ``"gradient"`` into ``.grad``.
 
     Raises:
-        ValueError: ``rest`` is out of its range.
+        ValueError: ``rest`` is out of its range; or, when called, a batch has no rows.
         TypeError: when called, and a module has no rule, or its rows are not those of the loss's terms, or a weight is
             used outside its module.
     """
@@ -134,6 +134,7 @@ class Hooked:
     def _layers(self, uses: list[Use], gradients: tuple[Tensor | None, ...]) -> list[LayerIO]:
         assert self.batch is not None
         B = self.model.loss_terms(self.batch) if offers(self.model, CountsTerms) else rows_of(self.batch)
+        require_rows(B)
         kernels: dict[int, Tensor] = {}  # one matrix a weight, by which its uses are known
         found = []
         for use, gradient in zip(uses, gradients, strict=True):
