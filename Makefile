@@ -30,7 +30,7 @@ bench-quick: $(READY)  ## The same in a minute, up to dim 256
 	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) quick $(OVERRIDES)
 
 train: SWEEP = train
-train: $(READY)  ## Tune and train each optimizer alike: likelihood by step and second; 11 minutes on 2 cores (SWEEP=paper)
+train: $(READY)  ## Tune and train each optimizer alike: likelihood by step and second; 9 minutes on 2 cores (SWEEP=paper)
 	$(PY) -m stepscale.bench sweep $(if $(ANEW),--anew) $(SWEEP) $(OVERRIDES)
 
 bench-speed: $(READY)  ## How far from the limit each step is that should come near it

@@ -1,6 +1,6 @@
 """What is trained: one file a model family."""
 
-from stepscale.models.batch import Batch, each, rows_of, tokens_of_row
+from stepscale.models.batch import Batch, each, require_rows, rows_of, tokens_of_row
 from stepscale.models.bayes.posterior import GaussianPosterior
 from stepscale.models.captured_layer import LayerIO, Part, Tangents, first, joined, reduced, slopes
 from stepscale.models.choices import one_of
@@ -90,6 +90,7 @@ __all__ = [
     "offers",
     "one_of",
     "reduced",
+    "require_rows",
     "rows_of",
     "slopes",
     "solved",

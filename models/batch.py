@@ -20,6 +20,12 @@ def rows_of(batch: Batch) -> int:
     return len(batch if isinstance(batch, Tensor) else batch[0])
 
 
+def require_rows(count: int) -> None:
+    """Raise a ``ValueError`` where a batch has none."""
+    if not count:
+        raise ValueError("the batch has no rows, and a mean over them is no number: leave it out")
+
+
 def tokens_of_row(batch: Batch) -> int:
     """How many of a batch's number a row is: as many as it has tokens with a target of their own; else one."""
     targets = batch if isinstance(batch, Tensor) else batch[1]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
-from stepscale.models.batch import Batch, rows_of
+from stepscale.models.batch import Batch, require_rows, rows_of
 from stepscale.models.captured_layer import LayerIO, Part
 from stepscale.models.choices import one_of
 from stepscale.models.contract import CountsTerms, DrawsTargets, HasLoss, offers
@@ -47,7 +47,8 @@ class Hooked:
     """A model with ``loss`` as one that captures: O(B P), one forward and one backward pass, no weight's gradient.
 
     There are hooks during the forward pass only. The first capture forms all gradients, to see that each captured
-    layer's is of its calls alone.
+    layer's is of its calls alone. Where the model opens ``torch.autocast``, what is captured has the weights' type, and
+    the digits that it was computed to.
 
     Args:
         model: offers ``loss``; ``sampled_loss`` for the model's own samples; and ``loss_terms`` where its loss is the
@@ -57,7 +58,7 @@ class Hooked:
             ``"gradient"`` into ``.grad``.
 
     Raises:
-        ValueError: ``rest`` is out of its range.
+        ValueError: ``rest`` is out of its range; or, when called, a batch has no rows.
         TypeError: when called, and a module has no rule, or its rows are not those of the loss's terms, or a weight is
             used outside its module.
     """
@@ -133,13 +134,15 @@ class Hooked:
     def _layers(self, uses: list[Use], gradients: tuple[Tensor | None, ...]) -> list[LayerIO]:
         assert self.batch is not None
         B = self.model.loss_terms(self.batch) if offers(self.model, CountsTerms) else rows_of(self.batch)
+        require_rows(B)
         kernels: dict[int, Tensor] = {}  # one matrix a weight, by which its uses are known
         found = []
         for use, gradient in zip(uses, gradients, strict=True):
-            layer, b = as_linear(use.module, kernels), use.module.bias
-            y = rows(use.module, use.y)
-            delta = torch.zeros_like(y) if gradient is None else rows(use.module, gradient) * B
-            a = rows(use.module, use.x) if isinstance(use.module, nn.Linear) else patches(use.module, use.x)
+            layer, b, dtype = as_linear(use.module, kernels), use.module.bias, use.module.weight.dtype
+            y = rows(use.module, use.y.to(dtype))  # autocast's are of fewer digits
+            delta = torch.zeros_like(y) if gradient is None else rows(use.module, gradient.to(dtype)) * B
+            x = use.x.to(dtype)
+            a = rows(use.module, x) if isinstance(use.module, nn.Linear) else patches(use.module, x)
             u = y if b is None else y - b.detach()
             found.append(LayerIO(layer, a, u, y, delta, log_det=False, copies=self._copies(use, B)))
         return found
@@ -166,12 +169,15 @@ class Hooked:
                     gradient = (io.delta.T @ a / io.samples).view_as(parameter)
                     found[id(parameter)] = found.get(id(parameter), 0) + gradient
                     bounds[id(parameter)] = bounds.get(id(parameter), 0) + io.delta.norm() * a.norm() / io.samples
+        tolerance = (
+            max((torch.finfo(use.y.dtype).eps for use in uses), default=0.0) ** 0.5
+        )  # 9 % of autocast's bfloat16
         for use in uses:
             for parameter in use.module.parameters():
                 if (true := exact.get(id(parameter))) is None:
                     continue
                 off = (found[id(parameter)] - true).norm()
-                if off > torch.finfo(off.dtype).eps ** 0.5 * bounds[id(parameter)]:
+                if off > tolerance * bounds[id(parameter)]:
                     raise TypeError(
                         f"the gradient of {name_of(self.model, use.module)} is not of its calls alone: a parameter of "
                         "it is used elsewhere, too; freeze it, or use the layerwise direction"

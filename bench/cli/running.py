@@ -23,6 +23,7 @@ AGAIN = "the same command measures them again"
 ON = "the same command goes on from there"
 ANEW = "--anew"  # the word that measures again what is there
 INTO, PART = "into=", "part="  # the words that name a run's folder, and parts of a plan
+LIST = "list"  # in place of parts: says which there are
 NO_SAY = ("hydra.sweep.dir=", "hydra.run.dir=", "hydra/sweeper", "hydra.sweeper")  # Hydra's, of what is done here
 UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
@@ -57,6 +58,8 @@ def read(words: Words) -> Asked:
 def run_plan(plan: Plan, asked: Asked, command: Words) -> int:
     """Measure what is left of a plan, or of some of its parts, and write its report; return the exit status.
 
+    Where the parts are asked for it prints them, and measures nothing.
+
     Args:
         plan: of the words that are asked for.
         asked: what else is: parts, a launcher, a folder.
@@ -69,6 +72,9 @@ def run_plan(plan: Plan, asked: Asked, command: Words) -> int:
         raise UsageError(f"{ANEW} makes a folder of its own: leave out {INTO}, or name another")
     if not plan.cells:
         raise UsageError("there is no cell to measure")
+    if asked.parts == LIST:
+        print(listed(plan))
+        return 0
     only = None if asked.parts is None else parts_of(plan, asked.parts)
     path = Path(asked.into or folder_of(plan.folder, anew=asked.anew))
     if asked.launcher:
@@ -146,9 +152,13 @@ def parts_of(plan: Plan, chosen: str) -> list[int]:
     """
     wanted = chosen.split(",")
     if not all(word.isdecimal() and int(word) in plan.numbers for word in wanted):
-        listed = "\n".join(f"  {number}: {_part(plan, number)}" for number in plan.numbers)
-        raise UsageError(f"{PART[:-1]} must be a number of these, or several as 0,1; got {chosen!r}\n{listed}")
+        raise UsageError(f"{PART[:-1]} must be a number of these, or several as 0,1; got {chosen!r}\n{listed(plan)}")
     return sorted(set(map(int, wanted)))
+
+
+def listed(plan: Plan) -> str:
+    """Return a line for each part of a plan: its number, and which cells it has."""
+    return "\n".join(f"  {number}: {_part(plan, number)}" for number in plan.numbers)
 
 
 def _part(plan: Plan, number: int) -> str:

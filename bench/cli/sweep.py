@@ -2,8 +2,8 @@
 
 ``NAME`` is a file of ``conf/sweep``, or one of the user's. Further words are Hydra's, for every cell; one that names
 what a grid names takes its place. ``into=FOLDER`` says where records go. ``part=3`` or ``part=0,3`` measures these
-parts alone: a grid with a seed each. ``hydra/launcher=…`` has a launcher of Hydra's start the parts, as jobs of a
-scheduler.
+parts alone: a grid with a seed each; ``part=list`` says which there are. ``hydra/launcher=…`` has a launcher of
+Hydra's start the parts, as jobs of a scheduler.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from stepscale.bench.cli.running import ANEW, INTO, PART, read, run_plan
+from stepscale.bench.cli.running import ANEW, INTO, LIST, PART, read, run_plan
 from stepscale.bench.runs.plan import names, plan_sweep
 
 
@@ -24,7 +24,7 @@ def main(words: list[str]) -> None:
     parser.add_argument(ANEW, action="store_true", help="measure again what is there, into a folder of its own")
     further.help = (
         f"further words for Hydra, for every cell; {INTO}FOLDER names the run's folder, {PART}0,3 chooses parts and "
-        f"{PART}list lists them, hydra/launcher=… has a launcher start them"
+        f"{PART}{LIST} lists them, hydra/launcher=… has a launcher start them"
     )
     arguments = parser.parse_args([word for word in words if word != ANEW])
     asked = read([*arguments.overrides, *(word for word in words if word == ANEW)])

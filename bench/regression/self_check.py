@@ -25,7 +25,7 @@ from stepscale.bench.regression.builds import Arm
 from stepscale.bench.regression.scratch import scratch
 
 OUT = Path("results/gate")
-RUNS = {0: 7, 5: 3, 10: 3, 20: 3}  # of 16 benchmarks each, by the size of the slow-down in per cent
+RUNS = {0: 7, 5: 3, 10: 3, 20: 3}  # of two dims of each of ``gate.USUAL``, by the slow-down's size in per cent
 REQUIRED = {5: 50, 10: 95, 20: 100}  # per cent found
 ALLOWED = {False: 1, True: 0}  # per cent of A/A regressed, on a quiet machine and with a neighbour
 PLACES = ("direction", "update")

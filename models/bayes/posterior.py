@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class GaussianPosterior(nn.Module):
         self.register_buffer("inside", inside)  # which entries of Σ⁻¹ may be other than 0
         points = torch.quasirandom.SobolEngine(P, scramble=True, seed=SEED).draw(looks, dtype=torch.float64)
         self.points: Tensor
-        self.register_buffer("points", torch.special.ndtri(points.clamp(OUTERMOST, 1 - OUTERMOST)).float())
+        self.register_buffer("points", torch.special.ndtri(points.clamp(OUTERMOST, 1 - OUTERMOST)).to(self.mean.dtype))
         self.objective = Objective(f"ELBO at {looks} points", exact=False, of_targets=True)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -134,25 +135,21 @@ class GaussianPosterior(nn.Module):
         return self.log_scale.sum() + 0.5 * len(self.mean) * math.log(2 * math.pi * math.e)
 
     @torch.no_grad()
-    def become(self, mean: Tensor, precision: Tensor) -> None:
+    def become(self, mean: Tensor, precision: Tensor, *, remedy: str = "give one that is") -> None:
         """O(P³), of a diagonal one O(P): take this mean and this Σ⁻¹, ``[P]`` and ``[P, P]``, a diagonal one ``[P]``.
 
         Raises:
-            FloatingPointError: Σ⁻¹ is not positive definite, or not finite.
+            FloatingPointError: Σ⁻¹ is not positive definite, or not finite; the message ends with the remedy.
         """
         if precision.ndim == 1:
             if not bool((precision > 0).all() & torch.isfinite(precision).all() & torch.isfinite(mean).all()):
-                raise FloatingPointError(
-                    "a precision of the posterior is not positive: lower the step or raise retraction"
-                )
+                raise FloatingPointError(f"a precision of the posterior is not positive: {remedy}")
             scale = precision.rsqrt()
         else:
             # of the reversed order, so that L is lower triangular: Σ⁻¹ = L⁻ᵀ L⁻¹
             factor, failed = torch.linalg.cholesky_ex(precision.flip(0, 1))
             if bool(failed) or not bool(torch.isfinite(factor).all() & torch.isfinite(mean).all()):
-                raise FloatingPointError(
-                    "the posterior's Σ⁻¹ is not positive definite: lower the step or raise retraction"
-                )
+                raise FloatingPointError(f"the posterior's Σ⁻¹ is not positive definite: {remedy}")
             upper = factor.flip(0, 1)  # L⁻ᵀ
             L = torch.linalg.solve_triangular(upper, torch.eye(len(mean)).to(upper), upper=True).T
             scale = L.diagonal()
@@ -192,15 +189,25 @@ class GaussianPosterior(nn.Module):
 
 
 def _density(likelihood: str | Callable[[Tensor, Tensor], Tensor], noise: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return log p(y | u)."""
+    """Return log p(y | u): a function of a module, so that a model can be pickled."""
     if not isinstance(likelihood, str):
         return likelihood
     kind = one_of("likelihood", Likelihood, likelihood)
-    if kind is Likelihood.LOGISTIC:
-        return lambda u, y: u * y - softplus(u)
-    if kind is Likelihood.POISSON:
-        return lambda u, y: u * y - u.exp() - torch.lgamma(y + 1)
-    return lambda u, y: -0.5 * ((u - y) / noise).square() - 0.5 * math.log(2 * math.pi * noise**2)
+    if kind is Likelihood.LINEAR:
+        return partial(_linear, noise=noise)
+    return _logistic if kind is Likelihood.LOGISTIC else _poisson
+
+
+def _logistic(u: Tensor, y: Tensor) -> Tensor:
+    return u * y - softplus(u)
+
+
+def _poisson(u: Tensor, y: Tensor) -> Tensor:
+    return u * y - u.exp() - torch.lgamma(y + 1)
+
+
+def _linear(u: Tensor, y: Tensor, noise: float) -> Tensor:
+    return -0.5 * ((u - y) / noise).square() - 0.5 * math.log(2 * math.pi * noise**2)
 
 
 def energy(model: GaussianPosterior, coefficients: Tensor, batch: Batch) -> Tensor:

@@ -41,13 +41,15 @@ class Autoregression(nn.Module):
     """u_i = (x_i − μ_i) e^(−α_i), μ_i and α_i of x_1 … x_(i−1) by one masked network; starts as the identity.
 
     Input i has degree i, hidden unit k degree k mod (d − 1) + 1, counted from 1 and from 0. A hidden unit sees inputs
-    of its own degree and below, an output hidden units below its own.
+    of its own degree and below, an output hidden units below its own. Fewer hidden units than d − 1 have degrees
+    ⌊k (d − 1)/h⌋ + 1, spread over all: an output then sees all inputs before it but some next to it, at most
+    ⌈(d − 1)/h⌉ − 1 of them.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        inputs = torch.arange(1, dim + 1)
-        units = torch.arange(hidden) % max(1, dim - 1) + 1
+        inputs, k, degrees = torch.arange(1, dim + 1), torch.arange(hidden), max(1, dim - 1)
+        units = (k % degrees if hidden >= degrees else k * degrees // hidden) + 1
         self.hidden = MaskedLinear(units.unsqueeze(1) >= inputs)
         self.out = MaskedLinear((inputs.unsqueeze(1) > units).repeat(2, 1))
         for parameter in self.out.parameters():

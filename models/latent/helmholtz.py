@@ -71,6 +71,8 @@ class Helmholtz(nn.Module):
         bias: float = 0.1,
     ) -> None:
         super().__init__()
+        if depth < 1:
+            raise ValueError(f"a machine needs hidden layers: depth must be at least 1, got depth={depth}")
         widths = list(hidden) if hidden is not None else [max(1, dim >> k) for k in range(1, depth + 1)]
         if len(widths) != depth or min([dim, *widths], default=0) < 1:
             raise ValueError(f"a machine of depth={depth} needs that many hidden widths of at least 1, got {widths}")

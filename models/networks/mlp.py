@@ -288,5 +288,5 @@ def check_labels(targets: Tensor, classes: int) -> None:
             f"a classifier needs int64 labels, got {targets.dtype} of shape {tuple(targets.shape)}; or "
             "chances of each class, of a Classifier, that sum to 1"
         )
-    if targets.min() < 0 or targets.max() >= classes:
+    if len(targets) and (targets.min() < 0 or targets.max() >= classes):
         raise ValueError(f"labels must lie in 0 … {classes - 1}, got {int(targets.min())} … {int(targets.max())}")

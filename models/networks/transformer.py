@@ -85,8 +85,15 @@ class Transformer(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth) if added else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """O(T (L (d² + context d) + symbols d)): logits of the symbol after each, ``[rows, context, symbols]``."""
-        x = self.embedding(tokens) + self.places.weight[: tokens.shape[1]]
+        """O(T (L (d² + context d) + symbols d)): logits of the symbol after each, ``[rows, context, symbols]``.
+
+        Raises:
+            ValueError: a row has more tokens than ``context``.
+        """
+        count, most = tokens.shape[1], self.places.num_embeddings
+        if count > most:
+            raise ValueError(f"rows of {count} tokens do not fit context={most}: set context={count}, or cut them")
+        x = self.embedding(tokens) + self.places.weight[:count]
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if self.recompute else block(x)
         return self.head(self.norm(x))

@@ -94,9 +94,9 @@ class ThermalState(nn.Module):
         # complex matrices as pairs of real ones, float64 until the model is moved to another type
         none = torch.zeros(0, dtype=torch.float64)
         self.hamiltonian: Tensor
-        self.register_buffer("hamiltonian", none)  # β H
+        self.register_buffer("hamiltonian", none, persistent=False)  # β H; of a state, β alone is saved
         self.thermal: Tensor
-        self.register_buffer("thermal", none)
+        self.register_buffer("thermal", none, persistent=False)
         self.set_beta(beta)
         self.objective = Objective("negative relative entropy", of_targets=True)
 
@@ -116,6 +116,12 @@ class ThermalState(nn.Module):
         self.hamiltonian = torch.view_as_real(H).to(self.hamiltonian)
         self.thermal = torch.view_as_real(σ.contiguous()).to(self.thermal)
         self.log_partition, self.entropy = torch.logsumexp(-levels, 0).item(), -torch.xlogy(p, p).sum().item()
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.beta, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.set_beta(state.item())
 
     def loss(self, batch: Batch) -> Tensor:
         """O(dim D³): D(ρ‖σ) = β Tr[ρH] − S(ρ) + log Z, or D(σ‖ρ) = Tr[σK] + log Σ exp(−E) − S(σ)."""

@@ -17,7 +17,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from stepscale.models import LayerIO, Part, joined
+from stepscale.models import LayerIO, Part, joined, require_rows
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -56,9 +56,12 @@ def trained(ios: list[LayerIO], needs_log_det: str | None = None, *, shared: boo
         shared: whether several rows of a sample may have one weight; those of its uses are then joined.
 
     Raises:
+        ValueError: the batch has no rows.
         TypeError: two layers share a parameter, or a layer sees several rows a sample, and they may not; or one lacks
             the log-determinant.
     """
+    if ios:
+        require_rows(len(ios[0].delta))
     there = [p for io in ios for p in (io.layer.weight, io.layer.bias) if p is not None]
     plain = all(io.copies == 1 and (io.log_det or needs_log_det is None) for io in ios)
     if plain and all(p.requires_grad for p in there) and len({id(p) for p in there}) == len(there):

@@ -4,7 +4,8 @@ The Fisher matrix of a sigmoid belief net is block-diagonal, a block a unit: of 
 
     F_j = E[q_j (1 − q_j) ā āᵀ],
 
-as the scores (h_i − q_i) ā_i and (h_j − q_j) ā_j of two units are uncorrelated: given its inputs, one has mean 0.
+as the scores (h_i − q_i) ā_i and (h_j − q_j) ā_j of two units are uncorrelated: given its inputs, one has mean 0. So
+are those of two uses of a unit, where layers are tied: F_j is the sum over its uses.
 Várady et al. 2020, "Natural reweighted wake-sleep", arXiv 2008.06687; natural bidirectional machines are the same.
 """
 
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 
 from stepscale.models import Batch, BernoulliUnits, Captures, LayerIO, one_of
 from stepscale.optimizers.core.facts import Facts
+from stepscale.optimizers.core.frames import inputs as with_ones
+from stepscale.optimizers.core.frames import write_whole
 from stepscale.optimizers.core.step import Mark, Stateless, no_mark, require
-from stepscale.optimizers.core.trained import gradient_of
+from stepscale.optimizers.core.trained import trained
 
 AT_ONCE = 2**24  # numbers of the systems that are solved side by side
 
@@ -48,12 +51,11 @@ class EstimatedGradient(Stateless):
 
     @torch.no_grad()
     def __call__(self, batch: Batch, mark: Mark = no_mark) -> None:
-        for io in self.model.capture(batch):
-            if io.log_det:
-                raise TypeError(
-                    "the estimated gradient leaves out log-determinants: use relative, inverse or layerwise"
-                )
-            write(io, gradient(io))
+        ios = self.model.capture(batch)
+        if any(io.log_det for io in ios):
+            raise TypeError("the estimated gradient leaves out log-determinants: use relative, inverse or layerwise")
+        for io in trained(ios, shared=True):
+            write_whole(io.layer, gradient(io))
         mark("gradient")
 
 
@@ -87,38 +89,20 @@ class UnitNatural(Stateless):
         mark("gradient")
         seen = self.units.capture_units(ios)
         mark("statistics")
-        for io, (a, q) in zip(ios, seen, strict=True):
-            slope = gradient(io)
-            if slope.shape[1]:
-                inputs = columns(io, a)
-                direct = self.form is Form.DIRECT or (self.form is Form.AUTO and inputs.shape[1] <= len(inputs))
-                solve = by_inputs if direct else by_rows
-                slope = solve(slope, inputs, q * (1 - q), self.damping)
-            write(io, slope)
+        # with the weight of each row in place of δ, what is frozen and what is tied is told apart as of the gradients
+        rows = [io._replace(a=a, u=q, y=q, delta=q * (1 - q), copies=1) for io, (a, q) in zip(ios, seen, strict=True)]
+        for io, unit in zip(trained(ios, shared=True), trained(rows, shared=True), strict=True):
+            inputs = with_ones(unit, False)
+            direct = self.form is Form.DIRECT or (self.form is Form.AUTO and inputs.shape[1] <= len(inputs))
+            solve = by_inputs if direct else by_rows
+            spread = unit.delta if unit.copies == 1 else unit.delta * unit.copies  # the sum over a layer's uses
+            write_whole(io.layer, solve(gradient(io), inputs, spread, self.damping))
         mark("precondition")
 
 
-def columns(io: LayerIO, a: Tensor) -> Tensor:
-    """O(rows · d): ā, as far as its weights are trained, ``[rows, dim_in (+1)]``."""
-    parts = [a] if io.layer.weight.requires_grad else []
-    if io.layer.bias is not None and io.layer.bias.requires_grad:
-        parts.append(a.new_ones(len(a), 1))
-    return torch.cat(parts, dim=1) if parts else a[:, :0]
-
-
 def gradient(io: LayerIO) -> Tensor:
-    """O(rows · d²): δᵀā/B of what is trained, ``[dim_out, dim_in (+1)]``."""
-    return io.delta.T @ columns(io, io.a) / io.samples
-
-
-def write(io: LayerIO, D: Tensor) -> None:
-    """O(d²): what belongs to the trained parts of a layer, into ``.grad``; what is frozen loses its own."""
-    width = io.layer.in_features if io.layer.weight.requires_grad else 0
-    for parameter, part in ((io.layer.weight, D[:, :width]), (io.layer.bias, D[:, width:].squeeze(1))):
-        if parameter is not None and parameter.requires_grad:
-            gradient_of(parameter).copy_(part)
-        elif parameter is not None:
-            parameter.grad = None
+    """O(rows · d²): δᵀā/B, ``[dim_out, dim_in (+1)]``."""
+    return io.delta.T @ with_ones(io, False) / io.samples
 
 
 def by_inputs(slope: Tensor, inputs: Tensor, spread: Tensor, damping: float) -> Tensor:

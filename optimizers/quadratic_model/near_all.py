@@ -41,7 +41,8 @@ class NearAll(Paired):
         direction: builds a ``KLDWRM`` of ``order="q"``.
         update: builds plain descent; η is its learning rate.
         iterations: of gradient descent.
-        rate: of it, times η.
+        rate: of it, times η; so the divergences enter an iteration by ``rate`` alone, whatever η, but at η = 0, where
+            nothing moves.
         momentum: of it.
         stored: how many iterates divergences are from.
 
@@ -91,7 +92,8 @@ class NearAll(Paired):
         self.check_once()
         self.update.step()
         mark("update")
-        self._descend(ios, g, near)
+        if self.natural.rate:  # at a rate of 0 nothing moves, as of KLDWRM
+            self._descend(ios, g, near)
         mark("divergences")
 
     def state_dict(self) -> StateDict:

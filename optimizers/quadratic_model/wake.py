@@ -144,7 +144,7 @@ class KLDWRM(KFAC):
 
     def write(self, free: list[LayerIO], renewed: bool) -> None:
         self._refuse(free)
-        rho = min(1 - 1 / (self.steps + 1), self.schedule.decay)  # as the averages have it; 0 in the first step
+        rho = min(1 - 1 / self.updates, self.schedule.decay)  # as the averages have it; 0 until their second batch
         share = rho * self.last_rate / self.rate if self.rate else 0.0  # at a rate of 0 nothing moves
         now = [Factors.of(io, self.relative) for io in free]
         whole = free

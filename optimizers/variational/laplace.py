@@ -18,7 +18,7 @@ class Laplace(Stateless):
 
     Raises:
         TypeError: the model is no ``GaussianPosterior``, or a parameter is frozen.
-        FloatingPointError: when called, and the Hessian matrix is not positive definite.
+        FloatingPointError: when called, and the Hessian matrix, or its diagonal, is not positive definite.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,5 +35,6 @@ class Laplace(Stateless):
             mark("precondition")
             H = curvature(model, batch, at)
         mark("statistics")
-        model.become(at, H.diagonal() if model.below is None else H * model.inside)
+        remedy = "it is the Hessian matrix there: begin at other means, or lower prior_variance"
+        model.become(at, H.diagonal() if model.below is None else H * model.inside, remedy=remedy)
         mark("update")

@@ -82,6 +82,10 @@ class QBVI:
             raise ValueError(
                 f"QBVI needs samples ≥ 2, lr > 0, steady ≥ 1, retraction ≥ 0, 0 ≤ momentum < 1, got {given}"
             )
+        if len(clip) != 2 or not min(first_clip, *clip) > 0:
+            raise ValueError(
+                f"clip must be two lengths above 0, and first_clip one, got clip={list(clip)}, first_clip={first_clip}"
+            )
         require_all_trained(model, "QBVI")
         self.model, self.samples, self.lr, self.steady, self.retraction = model, samples, lr, steady, retraction
         self.momentum, self.control, self.first_clip, self.clip = momentum, control, first_clip, tuple(clip)
@@ -111,7 +115,7 @@ class QBVI:
         self.taken += 1
         rate = self.lr * min(1.0, self.steady / self.taken)
         mark("gradient")
-        model.become(*natural_step(mean, S, found, rate, self.retraction))
+        model.become(*natural_step(mean, S, found, rate, self.retraction), remedy="lower lr or raise retraction")
         mark("update")
 
     def state_dict(self) -> StateDict:

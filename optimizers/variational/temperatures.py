@@ -17,6 +17,8 @@ from stepscale.optimizers.variational.mirror import thermal
 class TemperatureSequence:
     """A step of a thermal state whose target goes through inverse temperatures, some steps each, and stays at the last.
 
+    Its state is the number of steps; the temperature is the model's own state, and restored with it.
+
     Args:
         model: a ``ThermalState``.
         step: builds the step.
@@ -48,10 +50,6 @@ class TemperatureSequence:
     def load_state_dict(self, state: StateDict) -> None:
         self.step.load_state_dict(state["step"])
         self.calls = state["calls"]
-        if self.calls:
-            self.calls -= 1
-            self._meet()
-            self.calls += 1
 
     def _meet(self) -> None:
         """Give the model the target of the coming step."""

@@ -391,7 +391,18 @@ def test_parts_of_a_sweep_measured_one_by_one_make_one_run(tmp_path: Path) -> No
     assert len(list((run / "records").glob("*.json"))) == 6
 
 
-@pytest.mark.parametrize("part", ["list", "4", "²", "", "0,", "-1", "0 1"])
+def test_parts_are_listed_where_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(SWEEP_OF_PARTS)
+    done = stepscale(tmp_path, "sweep", "mine.yaml", "part=list")
+    assert (done.returncode, done.stderr) == (0, "") and not (tmp_path / "results").exists()
+    assert done.stdout.splitlines() == [
+        f"  {number}: seed {seed}, {cells}"
+        for seed in (0, 1)
+        for number, cells in ((2 * seed, "dim 4 … 6, relative: 2 cells"), (2 * seed + 1, "dim 5, layerwise: 1 cell"))
+    ]
+
+
+@pytest.mark.parametrize("part", ["4", "²", "", "0,", "-1", "0 1"])
 def test_a_part_that_is_none_is_answered_with_those_there_are(tmp_path: Path, part: str) -> None:
     (tmp_path / "mine.yaml").write_text(SWEEP_OF_PARTS)
     done = stepscale(tmp_path, "sweep", "mine.yaml", f"part={part}")

@@ -50,10 +50,14 @@ def drawn_by(ios: list[LayerIO], model: Helmholtz, S: int) -> tuple[list[Tensor]
     return awake, [*asleep, child.view(-1, last.copies, child.shape[1])[:, S:].flatten(0, 1)]
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("estimator", ["ws", "rws", "bihm"])
-def test_what_is_written_is_the_estimators_gradient(estimator: str) -> None:
+def test_what_is_written_is_the_estimators_gradient(estimator: str, tied: bool) -> None:
     """Of the surrogate whose gradient it is by definition, for the states that were drawn, by autograd."""
-    model, S = machine(estimator, hidden=(3, 2), samples=4), 1 if estimator == "ws" else 4
+    model, S = machine(estimator, hidden=(3, 3 if tied else 2), samples=4), 1 if estimator == "ws" else 4
+    if tied:
+        model.generative[1] = model.generative[0]  # type: ignore[index]
+        model.recognition[1].weight = model.recognition[0].weight
     x = (torch.rand(5, 3, dtype=torch.float64) < 0.5).double()
     torch.manual_seed(7)
     awake, asleep = drawn_by(model.capture(x), model, S)
@@ -95,6 +99,8 @@ def test_dreams_are_of_the_models_distribution() -> None:
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(ValueError, match=r"depth=2 needs that many hidden widths of at least 1, got \[6\]"):
         Helmholtz(9, 2, hidden=[6])
+    with pytest.raises(ValueError, match="depth must be at least 1, got depth=0"):
+        Helmholtz(4, 0)
     with pytest.raises(ValueError, match="samples=0"):
         Helmholtz(9, samples=0)
     with pytest.raises(ValueError, match="estimator must be one of ws, rws, bihm, got 'vae'"):

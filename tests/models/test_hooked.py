@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stepscale.models import FlowDensity, Hooked, rows_of, slopes
+from stepscale.models import FlowDensity, Hooked, each, rows_of, slopes
+from stepscale.optimizers import EKFAC, KBFGS, KFAC, TNT
 from tests.conftest import batch_of
 from tests.support.dense import NETWORKS, network
 from tests.support.hooked import Attention, Convnet, example, unrolled
@@ -159,6 +160,35 @@ def test_a_gradient_that_is_not_of_the_modules_calls_is_refused(model: Any) -> N
     with pytest.raises(TypeError, match=r"the gradient of (layer|layers.0) \(Linear\) is not of its calls alone"):
         captured(model, batch_of())
     Hooked(Elsewhere("nothing"), "KFAC").capture(batch_of())
+
+
+def single(model: Any, batch: Any, autocast: bool) -> tuple[Any, Any]:
+    """The model in float32, its loss in bfloat16 where autocast has it so."""
+    plain = model.float().loss
+
+    def loss(batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return plain(batch)
+
+    model.loss = loss
+    return model, each(batch, lambda part: part.float() if part.is_floating_point() else part)
+
+
+@pytest.mark.parametrize("direction", [KFAC, EKFAC, TNT, KBFGS])
+@pytest.mark.parametrize("name", ["attention", "convnet"])
+def test_under_autocast_a_direction_is_that_of_float32_to_the_digits_there_are(name: str, direction: Any) -> None:
+    found, options = [], {} if direction is KBFGS else {"statistics": "data"}
+    for autocast in (False, True):
+        model, batch = single(*example(name), autocast)
+        direction(model, frame="euclidean", rest="gradient", **options)(batch)
+        found.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 0.03 * one.norm()
+
+
+def test_under_autocast_a_use_elsewhere_is_refused_as_ever() -> None:
+    with pytest.raises(TypeError, match="not of its calls alone"):
+        captured(*single(Elsewhere("weight"), batch_of(), True))
 
 
 def test_rows_that_are_not_the_losss_terms_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Gaussian posteriors against conjugate regressions, quadrature and automatic differentiation, in float64."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -189,11 +190,11 @@ def test_qbvi_comes_within_a_tenth_of_a_nat_of_the_best_diagonal_posterior() -> 
     torch.manual_seed(0)
     model = GaussianPosterior(3, prior_mean=1.0, prior_variance=5.0).double()
     step = QBVI(model, control=False)
-    with pytest.raises(FloatingPointError, match="lower the step"):
+    with pytest.raises(FloatingPointError, match="lower lr or raise retraction"):
         for _ in range(500):
             step(batch)
             if not math.isfinite(model.loss(batch).item()):
-                raise FloatingPointError("lower the step")
+                raise FloatingPointError("lower lr or raise retraction")
 
 
 def test_state_restores_to_the_same_bits() -> None:
@@ -247,6 +248,9 @@ def test_tables_and_what_does_not_fit() -> None:
         GaussianPosterior(3).loss((torch.zeros(2, 3), torch.zeros(2, 1)))
     with pytest.raises(TypeError, match="QBVI is for GaussianPosterior"):
         QBVI(torch.nn.Linear(2, 2))
+    for options in ({"clip": (100.0,)}, {"clip": (100.0, 0.0)}, {"first_clip": 0.0}):
+        with pytest.raises(ValueError, match="clip must be two lengths above 0, and first_clip one, got clip="):
+            QBVI(GaussianPosterior(3), **options)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="covariance=diagonal"):
         ScoreGradient(GaussianPosterior(3, covariance="full"))
 
@@ -266,6 +270,25 @@ def test_laplace_is_the_mode_and_the_hessian_there(covariance: str) -> None:
     torch.testing.assert_close(model.precision(), wanted, rtol=1e-9, atol=1e-9)
     with pytest.raises(TypeError, match=r"Laplace is for GaussianPosterior \(model=posterior\), got Linear"):
         Laplace(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_where_the_energy_has_no_minimum_laplace_says_so(covariance: str) -> None:
+    """Of a likelihood whose logarithm is convex, of more curvature than the prior's."""
+    model = GaussianPosterior(2, lambda u, y: u.square(), covariance=covariance).double()
+    with pytest.raises(FloatingPointError, match=r"not positive.*the Hessian matrix there: begin at other means"):
+        Laplace(model)(rows())
+
+
+@pytest.mark.parametrize("likelihood", ["linear", "logistic", "poisson"])
+def test_a_posterior_is_pickled_and_built_in_any_type(likelihood: str) -> None:
+    batch, model = rows(), GaussianPosterior(2, likelihood, noise=0.5).double()
+    assert pickle.loads(pickle.dumps(model)).loss(batch) == model.loss(batch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert GaussianPosterior(2, likelihood, noise=0.5).loss(batch).item() == pytest.approx(model.loss(batch).item())
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_draws_are_of_the_posterior_itself() -> None:

@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +173,19 @@ def test_another_temperature_is_another_target_of_the_same_parameters() -> None:
         model.set_beta(0)
 
 
+@pytest.mark.parametrize("divergence", ["vqt", "qmhl"])
+def test_a_saved_state_brings_its_temperature(divergence: str, tmp_path: Path) -> None:
+    """Into a model of another, and rounded to float32 as one that was built there."""
+    model = state(beta=0.1, divergence=divergence)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    other = state(beta=2.0, divergence=divergence)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert other.beta == 0.1 and other.loss(NOTHING) == model.loss(NOTHING)
+    single = state(beta=2.0, divergence=divergence).float()
+    single.load_state_dict(model.float().state_dict())
+    assert single.beta == 0.1 and single.loss(NOTHING) == model.loss(NOTHING)
+
+
 def test_a_sequence_goes_through_its_temperatures_and_is_taken_up_again() -> None:
     def build() -> tuple[ThermalState, TemperatureSequence]:
         torch.manual_seed(0)
@@ -180,6 +194,7 @@ def test_a_sequence_goes_through_its_temperatures_and_is_taken_up_again() -> Non
         return model, step
 
     (model, step), seen = build(), []
+    begun = deepcopy((model.state_dict(), step.state_dict()))
     for _ in range(3):
         step(NOTHING)
         seen.append(model.beta)
@@ -193,5 +208,8 @@ def test_a_sequence_goes_through_its_temperatures_and_is_taken_up_again() -> Non
             seen.append(of.beta)
     assert seen[:7] == [1, 1, 2, 2, 4, 4, 4] and seen[3:7] == seen[7:]
     assert torch.equal(model.energy, other.energy)
+    model.load_state_dict(begun[0])
+    step.load_state_dict(begun[1])
+    assert model.beta == 1 and model.loss(NOTHING) == build()[0].loss(NOTHING)
     with pytest.raises(ValueError, match=r"betas must be some above 0 and interval at least 1, got \[\] and 2"):
         TemperatureSequence(model, NATURAL, betas=[], interval=2)

@@ -113,6 +113,10 @@ def test_sampled_targets_are_those_that_the_model_expects(kind: str) -> None:
     [
         (lambda: Transformer(8, 0), "got dim=8, depth=0, context=64, symbols=256"),
         (lambda: Transformer(8).loss(torch.randn(3, 8)), "use data=bytes"),
+        (
+            lambda: transformer().loss(text(context=6)),
+            "rows of 6 tokens do not fit context=5: set context=6, or cut them",
+        ),
         (lambda: ConvNet(8, pixels=60), "pixels must be a square number, got 60: set data.dim=64"),
         (lambda: ConvNet(8, classes=1), "classes=1"),
         (lambda: ConvNet(8).loss(torch.randn(3, 64)), "needs int64 labels, got torch.float32"),

@@ -139,6 +139,16 @@ def test_a_restored_step_goes_on_as_it_would_have() -> None:
     assert torch.equal(place_of(again), end)
 
 
+def test_at_a_rate_of_zero_nothing_moves() -> None:
+    model, (a, b, c, d) = network("gaussian"), batches("gaussian")
+    step = NearAll(model, WAKE, SGD, stored=STORED)
+    step(a), step(b)
+    for rate, batch in ((0.0, c), (ETA, d)):
+        step.update.param_groups[0]["lr"], before = rate, place_of(model)
+        step(batch)
+        assert torch.equal(place_of(model), before) == (rate == 0)
+
+
 def test_what_is_frozen_stays() -> None:
     model = network("gaussian")
     model.layers[0].weight.requires_grad_(False)

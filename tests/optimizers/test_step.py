@@ -6,12 +6,28 @@ import pytest
 import torch
 from torch import nn
 
-from stepscale.optimizers import KFAC, KLClipped, Layerwise, QuadraticStep, Relative, RelativeSGD, Stateless, Step, pair
+from stepscale.models import Classifier, ConvNet
+from stepscale.optimizers import (
+    KFAC,
+    KLDWRM,
+    TNT,
+    KLClipped,
+    Layerwise,
+    NearAll,
+    QuadraticStep,
+    Relative,
+    RelativeSGD,
+    Stateless,
+    Step,
+    TrustRegion,
+    pair,
+)
 from tests.conftest import batch_of, generic_flow
 from tests.support.theirs import WithScale
 from tests.support.workloads import OPTIMIZERS, workload_of
 
 pytestmark = pytest.mark.numerical
+SGD = partial(torch.optim.SGD, lr=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +72,9 @@ def test_phases_are_marked_in_order() -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda model: pair(model, Relative, partial(torch.optim.SGD, lr=1e-3)),
-        lambda model: pair(model, KFAC, partial(torch.optim.SGD, lr=1e-3)),
-        lambda model: KLClipped(model, KFAC, partial(torch.optim.SGD, lr=1e-3)),
+        lambda model: pair(model, Relative, SGD),
+        lambda model: pair(model, KFAC, SGD),
+        lambda model: KLClipped(model, KFAC, SGD),
         lambda model: QuadraticStep(model, KFAC),
         lambda model: RelativeSGD(model, lr=1e-3),
     ],
@@ -72,6 +88,23 @@ def test_a_parameter_that_would_never_be_trained_is_named(build: Callable[[nn.Mo
     before = model.layers[0].weight.detach().clone()
     build(model)(batch_of())
     assert not torch.equal(model.layers[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: pair(Classifier(4), partial(TNT, frame="euclidean"), SGD),
+        lambda: pair(ConvNet(2, pixels=4), partial(KFAC, frame="euclidean"), SGD),
+        lambda: KLClipped(Classifier(4), partial(KFAC, frame="euclidean"), SGD),
+        lambda: TrustRegion(Classifier(4), partial(TNT, frame="euclidean", momentum=0.9), SGD),
+        lambda: QuadraticStep(Classifier(4), partial(KFAC, frame="euclidean")),
+        lambda: NearAll(Classifier(4), partial(KLDWRM, order="q", frame="euclidean"), SGD),
+    ],
+    ids=["tnt", "kfac by hooks", "clipped", "trusted", "quadratic", "near all"],
+)
+def test_a_batch_without_rows_is_refused_by_what_captures(build: Callable[[], Step]) -> None:
+    with pytest.raises(ValueError, match="the batch has no rows, and a mean over them is no number: leave it out"):
+        build()((torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize("build", [QuadraticStep, partial(KLClipped, update=partial(torch.optim.SGD, lr=0.1))])

@@ -97,6 +97,41 @@ def test_a_step_uses_dreams_for_p_and_draws_of_q_for_q(estimator: str) -> None:
     torch.testing.assert_close(model.recognition[1].bias.grad, found[:, -1])
 
 
+def test_a_unit_of_two_layers_has_the_sum_over_its_uses() -> None:
+    """Of the scores of all 512 states of a 3-3-3 net by autograd; and a step's by hand, of what it has drawn."""
+    model, α, S, B = machine(hidden=(3, 3), samples=2), 0.1, 2, 4
+    tied = model.generative[1] = model.generative[0]  # type: ignore[index]
+    states = every_state(model)
+    likely, parts = log_p(model, states).detach().exp(), [tied.weight, tied.bias]
+    scores = []
+    for one in log_p(model, states):
+        W, b = torch.autograd.grad(one, parts, retain_graph=True)
+        scores.append(torch.cat([W, b.unsqueeze(1)], 1)[1])  # of the second unit
+    dense = torch.einsum("n,ni,nj->ij", likely, torch.stack(scores), torch.stack(scores))
+    torch.testing.assert_close(summed(tied, states[1:], likely), dense, rtol=1e-12, atol=1e-12)
+
+    x = (torch.rand(B, 3, dtype=torch.float64) < 0.5).double()
+    torch.manual_seed(3)
+    ios = model.capture(x)
+    seen = [a for a, _ in model.capture_units(ios)[:2]]
+    rows = [torch.cat([io.a, torch.ones_like(io.a[:, :1])], 1) for io in ios[:2]]
+    slope = sum(io.delta.T @ a for io, a in zip(ios, rows, strict=False))[1] / B
+    torch.manual_seed(3)
+    UnitNatural(model, damping=α)(x)
+    F = summed(tied, seen, torch.full((B * S,), 1 / (B * S), dtype=torch.float64))
+    expected = (1 + α) * torch.linalg.solve(F + α * torch.eye(4, dtype=torch.float64), slope)
+    torch.testing.assert_close(torch.cat([tied.weight.grad[1], tied.bias.grad[1:2]]), expected)
+
+
+def summed(layer: torch.nn.Linear, uses: list[Tensor], likely: Tensor) -> Tensor:
+    """Σ over uses of E[q (1 − q) ā āᵀ], of a layer's second unit."""
+    found = torch.zeros(4, 4, dtype=torch.float64)
+    for a in uses:
+        q, rows = torch.sigmoid(layer(a)).detach()[:, 1], torch.cat([a, torch.ones_like(a[:, :1])], 1)
+        found += (rows * (likely * q * (1 - q)).unsqueeze(1)).T @ rows
+    return found
+
+
 def test_fisher_of_p_is_of_dreams_and_that_of_q_of_its_draws() -> None:
     """Where p dreams ones and q draws zeros."""
     model = machine(samples=2)

@@ -136,8 +136,13 @@ def solved(A: Tensor, G: Tensor, S: Tensor, damping: float) -> Tensor:
     return torch.linalg.solve(dense, S.flatten()).view_as(S)
 
 
-def dense_run(model: Any, batches: list[Batch], order: str, rho: float, every: int, drawn_from: str) -> None:
-    """Train by dense matrices: ρ of the last gradient, and of F s, taken from today's; inverses every few steps."""
+def dense_run(
+    model: Any, batches: list[Batch], order: str, rho: float, every: int, drawn_from: str, seen: int = 1
+) -> None:
+    """Train by dense matrices: ρ of the last gradient, and of F s, taken from today's; inverses every few steps.
+
+    Averages are of every ``seen``-th batch.
+    """
     averages: list[Pair] = []
     kept: list[Pair] = []
     last: list[Tensor] = []
@@ -146,11 +151,12 @@ def dense_run(model: Any, batches: list[Batch], order: str, rho: float, every: i
         torch.manual_seed(k)
         found, ios = list(mean_gradients(model, batch, isinstance(model, Flow))), model.capture(batch)
         fresh = sides(model, ios if drawn_from == "data" else model.capture_samples(ios))
-        keep = min(1 - 1 / (k + 1), rho)
-        averages = [
-            (keep * A + (1 - keep) * A_now, keep * G + (1 - keep) * G_now)
-            for (A, G), (A_now, G_now) in zip(averages or fresh, fresh, strict=True)
-        ]
+        keep = min(1 - 1 / (k // seen + 1), rho)
+        if k % seen == 0:
+            averages = [
+                (keep * A + (1 - keep) * A_now, keep * G + (1 - keep) * G_now)
+                for (A, G), (A_now, G_now) in zip(averages or fresh, fresh, strict=True)
+            ]
         if k % every == 0:
             kept = [
                 (A + rate * A_now, (G + rate * G_now) / (1 + rate)) if order == "q" else (A, G)
@@ -189,6 +195,19 @@ def test_it_trains_as_by_dense_matrices(which: str, order: str, drawn_from: str,
     dense_run(other, batches, order, 0.6, 3, drawn_from)
     for (name, one), same in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10, msg=lambda said, name=name: f"{name}: {said}")
+
+
+def test_where_averages_are_of_some_batches_the_share_is_theirs() -> None:
+    """It is 0 until they are of two."""
+    (model, _), (other, _), batches = network("tanh"), network("tanh"), [network("tanh")[1] for _ in RATES]
+    other.load_state_dict(model.state_dict())
+    options = {"damping": 0.3, "frame": "euclidean", "statistics": "data", "schedule": Schedule(2, 2, 0.6)}
+    step = paced(model, partial(KLDWRM, **options))  # type: ignore[arg-type]
+    for batch in batches:
+        step(batch)
+    dense_run(other, batches, "so", 0.6, 2, "data", seen=2)
+    for one, same in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-10)
 
 
 class Tokens(nn.Module):
