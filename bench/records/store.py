@@ -114,7 +114,7 @@ def rounded(value: object) -> object:
 
 
 def save(record: Record, run: Path) -> Path:
-    """Write a record into a run's folder.
+    """Write a record into a run's folder, as ``write`` does.
 
     Raises:
         OSError: it cannot be written; records already there are whole.
@@ -125,16 +125,26 @@ def save(record: Record, run: Path) -> Path:
 
 
 def write(encoded: bytes, path: Path) -> None:
-    """Write an encoded record, whole or not at all.
+    """Write an encoded record, whole or not at all; one that is not settled never takes the place of one that is.
 
     Raises:
         OSError: it cannot be written; records already there are whole.
     """
+    if path.exists() and not decode(encoded).settled and _settled(path):
+        return
     try:
         with atomic_write(path) as file:
             file.write(encoded)
     except OSError as error:
         raise OSError(f"the record {path} cannot be written: {error}; records already there are whole") from error
+
+
+def _settled(path: Path) -> bool:
+    """Whether a file holds a whole record that is settled."""
+    try:
+        return read(path).settled
+    except BadRecordError:
+        return False
 
 
 def path_of(run: Path, identity: str) -> Path:

@@ -333,6 +333,32 @@ def test_a_refused_cell_makes_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_attempt_anew_that_comes_to_nothing_leaves_the_earlier_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "import os\nfrom stepscale.optimizers import Layerwise\nclass Mine(Layerwise):\n"
+        "    def __init__(self, *rest):\n        os.environ['FINE']\n        super().__init__(*rest)\n"
+    )
+    words = ["optimizer.direction._target_=own.Mine", "~optimizer.direction.bias", "dim=8", "into=run", *BRIEF]
+    assert stepscale(tmp_path, *words, environment={"FINE": "1"}).returncode == 0
+    [path] = (tmp_path / "run/records").iterdir()
+    before, finished = path.read_bytes(), json.loads(path.read_text())["finished"]
+    failed = stepscale(tmp_path, *words, "--anew")
+    assert failed.returncode == 1 and f"its record of {finished} stays" in failed.stdout, failed.stderr
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cell.Run, "measure", interrupted)
+    monkeypatch.setattr(cell.interrupt, "remember", lambda: None)
+    assert cell.measure_one([*words[:3], *BRIEF], tmp_path / "run", anew=True) == 130
+    assert capsys.readouterr().err == f"\ninterrupted; its record of {finished} stays\n"
+    assert path.read_bytes() == before
+
+
 def test_a_system_that_cannot_fork_is_refused_in_a_sentence() -> None:
     require_system("linux")
     require_system("darwin")

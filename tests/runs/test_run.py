@@ -59,7 +59,7 @@ def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, measured: li
     path.write_text("{")
     Run(tmp_path, None, print).measure([asked])
     assert len(measured) == 2, "a damaged record is measured anew"
-    store.save(replace(store.read(path), status=Status.FAILED, reason="a bug of the user's"), tmp_path)
+    path.write_bytes(store.encode(replace(store.read(path), status=Status.FAILED, reason="a bug of the user's")))
     Run(tmp_path, None, print).measure([asked])
     assert len(measured) == 3, "one that failed is too: the cause may be mended"
 
