@@ -11,6 +11,7 @@ from typing import NamedTuple
 from stepscale.bench import interrupt
 from stepscale.bench.config import Words, compose_cell, searchable, value_of
 from stepscale.bench.errors import UsageError
+from stepscale.bench.records import store
 from stepscale.bench.records.schema import Status
 from stepscale.bench.runs import plan as plans
 from stepscale.bench.runs.conduct import conduct, describe
@@ -41,12 +42,14 @@ def read(words: Words) -> Asked:
     """Tell apart what words say of cells, of the launcher, and of the run.
 
     Raises:
-        UsageError: a word has no say here; the message names the one that has.
+        UsageError: a word has no say here; the message names the one that has. Or records can go to no such folder.
     """
     for word in words:
         if word.lstrip("+~").startswith(NO_SAY):
             raise UsageError(f"{word} has no say here: {INTO}FOLDER names where records go, and `-m` expands a grid")
     said = {key: word.removeprefix(key) for key in (INTO, PART) for word in words if word.startswith(key)}
+    if INTO in said:
+        store.require_folder(Path(said[INTO]))
     launcher = [word for word in words if LAUNCHER.match(word)]
     cells = [word for word in words if word not in launcher and word != ANEW and not word.startswith((INTO, PART))]
     if value_of(cells, "device") in (None, "auto"):  # what is planned here is measured there, and by one plan

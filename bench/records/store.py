@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from stepscale.bench.atomic import atomic_write
-from stepscale.bench.errors import BadRecordError, OtherSchemaError
+from stepscale.bench.errors import BadRecordError, OtherSchemaError, UsageError
 from stepscale.bench.notes import one_line, printable
 from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.ranges import Size
@@ -111,6 +111,17 @@ def rounded(value: object) -> object:
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def require_folder(path: Path) -> None:
+    """See that there is a folder, or that one can be made.
+
+    Raises:
+        UsageError: a file has its place.
+    """
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{path} can be no folder, as {place} is a file: name another, or remove the file")
 
 
 def save(record: Record, run: Path) -> Path:
