@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ def run_plan(plan: Plan, asked: Asked, command: Words) -> int:
         command: the words that a part's own command begins with.
 
     Raises:
-        UsageError: the plan's first cell cannot be measured here; nothing has been written.
+        UsageError: no cell of the plan can be measured here; nothing has been written.
     """
     if asked.into is not None and asked.anew:
         raise UsageError(f"{ANEW} makes a folder of its own: leave out {INTO}, or name another")
@@ -81,7 +81,7 @@ def run_plan(plan: Plan, asked: Asked, command: Words) -> int:
 
 def here(plan: Plan, asked: Asked, path: Path, only: Sequence[int] | None) -> int:
     """Measure what is left of a plan on this machine; a report is of the whole."""
-    describe(compose_cell(plan.example(0 if only is None else only[0])), "", path)
+    require_one(plan, only, lambda words: describe(compose_cell(words), "", path))
     interrupt.remember()
     plans.save(plan, path)
     cells = plan.cells if only is None else sum(map(plan.count, only))
@@ -106,9 +106,25 @@ def here(plan: Plan, asked: Asked, path: Path, only: Sequence[int] | None) -> in
     return finish(run, faults)
 
 
+def require_one(plan: Plan, only: Sequence[int] | None, check: Callable[[Words], object]) -> None:
+    """See that some cell passes the check, wherever it stands in its grid; of the others the run will say why not.
+
+    Raises:
+        UsageError: none does; the message is the first one's.
+    """
+    refused = list[UsageError]()
+    for words in (words for number in (plan.numbers if only is None else only) for words in plan.known(number)):
+        try:
+            check(words)
+            return
+        except UsageError as error:
+            refused.append(error)
+    raise refused[0]
+
+
 def by_launcher(plan: Plan, asked: Asked, command: Words, path: Path, only: Sequence[int] | None) -> int:
     """Have a launcher measure what is left of a plan, round by round; what the folder then holds is what counts."""
-    compose_cell(plan.example(0 if only is None else only[0]))
+    require_one(plan, only, compose_cell)
     interrupt.remember()
     plans.save(plan, path)
     numbers = plan.numbers if only is None else only

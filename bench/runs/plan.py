@@ -102,10 +102,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         trained = [self.seeds + self.finalists(point) for point in self.points]
         return [*map(len, self.parts), *trained, *(0 for _ in self.further)][number]
 
-    def example(self, number: int) -> Words:
-        """Return the words of a part's first cell, as far as they are known."""
-        cells = [*self.parts, *([point.words] for point in self.points), *self.further]
-        return cells[number][0]
+    def known(self, number: int) -> list[Words]:
+        """Return the words of a part's cells, as far as they are known."""
+        return [*self.parts, *([point.words] for point in self.points), *self.further][number]
 
     @property
     def folder(self) -> str:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cli import running
+from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version
 from stepscale.bench.records import store
 from stepscale.bench.records.operations import PeriodLog, StepLog
@@ -325,6 +326,15 @@ def test_an_interrupted_run_goes_on_whatever_ran_since(
     assert typed("dim=32") == 0 and len(measured) == 5
     assert typed(*GRID) == 0 and len(measured) == 9, "what was interrupted is not begun anew"
     assert len(list((tmp_path / "results/local").glob("multirun-*"))) == 2
+
+
+@pytest.mark.parametrize("order", ["tf32,float32", "float32,tf32"])
+def test_a_cell_that_cannot_be_measured_stops_no_other_wherever_it_stands(
+    typed: Callable[..., int], measured: list[Job], order: str
+) -> None:
+    assert typed("device=cpu", f"dtype={order}") == 1 and [made.cell.dtype for made in measured] == ["float32"]
+    with pytest.raises(UsageError, match="dtype=tf32 is a mode of CUDA devices"):
+        typed("device=cpu", "dtype=tf32", "dim=8,16")
 
 
 def test_latest_leads_to_a_run_once_it_holds_a_record(
