@@ -271,6 +271,25 @@ def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
         assert said == []
 
 
+def test_all_who_measure_on_one_gpu_share_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch measures on the first of those that are visible."""
+    names = []
+
+    @contextmanager
+    def held(path: Path, *_: object) -> Iterator[None]:
+        names.append(path.name)
+        yield
+
+    monkeypatch.setattr(locks, "held", held)
+    for visible in (None, "", "0", "0,1", "1,0"):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with locks.measuring(job(tmp_path, device="cuda"), quiet):
+            pass
+    assert len(set(names[:4])) == 1 and names[4] not in names[:4]
+
+
 def test_an_empty_plan_has_no_cell() -> None:
     assert Plan(name="mine", parts=[], code="c", torch="2").cells == 0
 
