@@ -24,6 +24,7 @@ COMMANDS = {
     "list": "stepscale.bench.cli.listing",
     "gate-check": "stepscale.bench.cli.gate_check",
 }
+UNDOING = [COMMANDS[name] for name in ("report", "merge", "publish", "doctor")]  # what they have begun, if interrupted
 PIPE_CLOSED = 128 + signal.SIGPIPE  # a shell's, of what SIGPIPE ended
 CELL = "stepscale.bench.cli.cell"
 QUESTIONS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # answered without a cell
@@ -42,9 +43,9 @@ def main() -> None:
     interrupt.leave_at_once()
     for stream in (sys.stdout, sys.stderr):  # an ASCII terminal shows escapes, and loses nothing
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.path.insert(0, os.getcwd())  # where a user's own optimizer lies; the console script leaves it out
     try:
         require_system(sys.platform)
+        sys.path.insert(0, here())  # where a user's own optimizer lies; the console script leaves it out
         to = route(sys.argv[1:])
         if to.starts_server:
             from stepscale.bench.cells import fork_server
@@ -52,7 +53,11 @@ def main() -> None:
 
             interrupt.leave_at_once(fork_server.stop)
             fork_server.start(cores.guessed_threads(to.words))
-        importlib.import_module(to.module).main(to.words)
+        command = importlib.import_module(to.module)
+        if to.module in UNDOING:
+            interrupt.remember()
+            interrupt.raise_at_termination()
+        command.main(to.words)
     except BrokenPipeError:  # whoever read the output has had enough, as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
@@ -73,6 +78,18 @@ def require_system(system: str) -> None:
     """
     if system == "win32":
         raise UsageError("stepscale forks a process for each cell, which Windows cannot: run it in WSL, or on Linux")
+
+
+def here() -> str:
+    """Return the current folder.
+
+    Raises:
+        UsageError: it has been removed.
+    """
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder is not there any more: go to one that is") from error
 
 
 def route(words: list[str]) -> Route:

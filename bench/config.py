@@ -229,10 +229,13 @@ def quoted(text: str) -> str:
 
 
 def value_of(words: Words, key: str) -> str | None:
-    """Return what the words set a key to, None where they do not."""
+    """Return what the words set a key to, None where they do not; several values as they were typed."""
     chosen = [word for word in words if word.startswith(f"{key}=")]
+    if not chosen:
+        return None
     with _sentences():
-        return str(OverridesParser.create().parse_overrides(chosen[-1:])[0].value()) if chosen else None
+        [found] = OverridesParser.create().parse_overrides(chosen[-1:])
+    return chosen[-1].removeprefix(f"{key}=") if found.is_sweep_override() else str(found.value())
 
 
 def read_yaml(path: Path) -> object:

@@ -48,17 +48,22 @@ def measure_one(words: Words, path: Path, *, anew: bool) -> int:
     job = describe(compose_cell(words), typed(), path)
     interrupt.remember()
     new = [folder for folder in (path / store.RECORDS, path, *path.parents) if not folder.exists()]
-    run = Run(path, None, say)
-    there = job.identity in run.records and not anew
+    run, file = Run(path, None, say), store.path_of(path, job.identity)
+    earlier, was_there = run.records.get(job.identity), file.exists()
+    there = earlier is not None and not anew
     try:
         [record] = run.measure([job], anew=anew)
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; there is no record\n")
+        left = "there is no record" if earlier is None else f"its record of {earlier.finished} stays"
+        sys.stderr.write(f"\ninterrupted; {left}\n")
         return interrupt.STATUS
     if there and not run.measured:
         say(f"it is there, of {record.finished}; {ANEW} measures it again")
-    if record.status is Status.FAILED and record.traceback is None:  # refused, as its line says
-        store.path_of(path, job.identity).unlink(missing_ok=True)
+    if earlier is not None and earlier.settled and not record.settled:
+        say(f"its record of {earlier.finished} stays, in {path}")
+        return 1
+    if not was_there and record.status is Status.FAILED and record.traceback is None:  # refused, as its line says
+        file.unlink(missing_ok=True)
         for folder in new:
             with suppress(OSError):  # it holds something else, or is no longer there
                 folder.rmdir()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from stepscale.bench.errors import BadRecordError, UsageError
+from stepscale.bench.records import store
 from stepscale.bench.records.merging import merge
 
 ABOUT = """Put the records of several folders into one, which grows by them. No record is changed, and none is lost:
@@ -21,6 +22,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a run, with its records")
     parser.add_argument("into", type=Path, metavar="INTO", help="the folder that grows; made where there is none")
     found = parser.parse_args(words)
+    store.require_folder(found.into)
     gc.disable()  # which would go through all records again and again; nothing here is cyclic
     try:
         merged = merge(found.folders, found.into)

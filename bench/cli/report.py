@@ -33,6 +33,7 @@ def main(words: list[str]) -> None:
         raise UsageError(f"no records in {', '.join(empty)}; name folders of runs")
     together = store.LOCAL / "+".join(path.resolve().name for path in folders)
     to = found.to or (folders[0] if len(folders) == 1 else together)
+    store.require_folder(to)
     if any(source.records for source in sources):
         to.mkdir(parents=True, exist_ok=True)
     complaints = [complaint for _, told in read for complaint in told]

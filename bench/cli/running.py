@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from stepscale.bench import interrupt
 from stepscale.bench.config import Words, compose_cell, searchable, value_of
 from stepscale.bench.errors import UsageError
+from stepscale.bench.records import store
 from stepscale.bench.records.schema import Status
 from stepscale.bench.runs import plan as plans
 from stepscale.bench.runs.conduct import conduct, describe
@@ -42,12 +43,14 @@ def read(words: Words) -> Asked:
     """Tell apart what words say of cells, of the launcher, and of the run.
 
     Raises:
-        UsageError: a word has no say here; the message names the one that has.
+        UsageError: a word has no say here; the message names the one that has. Or records can go to no such folder.
     """
     for word in words:
         if word.lstrip("+~").startswith(NO_SAY):
             raise UsageError(f"{word} has no say here: {INTO}FOLDER names where records go, and `-m` expands a grid")
     said = {key: word.removeprefix(key) for key in (INTO, PART) for word in words if word.startswith(key)}
+    if INTO in said:
+        store.require_folder(Path(said[INTO]))
     launcher = [word for word in words if LAUNCHER.match(word)]
     cells = [word for word in words if word not in launcher and word != ANEW and not word.startswith((INTO, PART))]
     if value_of(cells, "device") in (None, "auto"):  # what is planned here is measured there, and by one plan
@@ -66,7 +69,7 @@ def run_plan(plan: Plan, asked: Asked, command: Words) -> int:
         command: the words that a part's own command begins with.
 
     Raises:
-        UsageError: the plan's first cell cannot be measured here; nothing has been written.
+        UsageError: no cell of the plan can be measured here; nothing has been written.
     """
     if asked.into is not None and asked.anew:
         raise UsageError(f"{ANEW} makes a folder of its own: leave out {INTO}, or name another")
@@ -84,7 +87,7 @@ def run_plan(plan: Plan, asked: Asked, command: Words) -> int:
 
 def here(plan: Plan, asked: Asked, path: Path, only: Sequence[int] | None) -> int:
     """Measure what is left of a plan on this machine; a report is of the whole."""
-    describe(compose_cell(plan.example(0 if only is None else only[0])), "", path)
+    require_one(plan, only, lambda words: describe(compose_cell(words), "", path))
     interrupt.remember()
     plans.save(plan, path)
     cells = plan.cells if only is None else sum(map(plan.count, only))
@@ -109,9 +112,25 @@ def here(plan: Plan, asked: Asked, path: Path, only: Sequence[int] | None) -> in
     return finish(run, faults)
 
 
+def require_one(plan: Plan, only: Sequence[int] | None, check: Callable[[Words], object]) -> None:
+    """See that some cell passes the check, wherever it stands in its grid; of the others the run will say why not.
+
+    Raises:
+        UsageError: none does; the message is the first one's.
+    """
+    refused = list[UsageError]()
+    for words in (words for number in (plan.numbers if only is None else only) for words in plan.known(number)):
+        try:
+            check(words)
+            return
+        except UsageError as error:
+            refused.append(error)
+    raise refused[0]
+
+
 def by_launcher(plan: Plan, asked: Asked, command: Words, path: Path, only: Sequence[int] | None) -> int:
     """Have a launcher measure what is left of a plan, round by round; what the folder then holds is what counts."""
-    compose_cell(plan.example(0 if only is None else only[0]))
+    require_one(plan, only, compose_cell)
     interrupt.remember()
     plans.save(plan, path)
     numbers = plan.numbers if only is None else only

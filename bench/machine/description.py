@@ -21,6 +21,7 @@ from stepscale.bench.machine.memory import _field
 from stepscale.bench.records.schema import Environment, Machine
 
 LIBRARIES = ("numpy", "scipy", "pandas", "hydra-core", "stepscale")
+CUDA_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the older name first, as torch reads them
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -39,7 +40,7 @@ def describe() -> Environment:
         allocator={name: os.environ.get(name) for name in ALLOCATOR},
         load_1min=os.getloadavg()[0],
         cuda=cuda,
-        cuda_allocator=os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+        cuda_allocator=next((os.environ[name] for name in CUDA_ALLOCATOR if name in os.environ), None),
         tf32=torch.backends.cuda.matmul.allow_tf32 if cuda else None,
         wait_policy=os.environ.get("OMP_WAIT_POLICY"),
         flush_denormal=flushes_denormals(),

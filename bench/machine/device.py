@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from stepscale.bench.errors import UsageError
@@ -24,6 +26,11 @@ def choose_device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return asked
+
+
+def first_gpu() -> str:
+    """Name the GPU that a cell runs on, the first of those that may be used: its number, or its UUID."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
 
 
 def require_present(device: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 
 from stepscale.bench.machine import control_group
+from stepscale.bench.machine.device import first_gpu
 from stepscale.bench.machine.other_processes import OtherCpu
 from stepscale.bench.records.contended import CONTENDED
 
@@ -202,6 +203,5 @@ def gpu(ask: Callable[[list[str]], str] | None = None) -> list[Finding]:
 def _nvidia_smi(words: list[str]) -> str:
     if shutil.which("nvidia-smi") is None:
         raise OSError("there is no nvidia-smi")
-    index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
-    command = ["nvidia-smi", f"--id={index}", *words]
+    command = ["nvidia-smi", f"--id={first_gpu()}", *words]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout

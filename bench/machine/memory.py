@@ -41,13 +41,14 @@ def limit_memory(gib: float | None, device: torch.device) -> None:
 def start_peak_memory(device: torch.device) -> Callable[[], Memory]:
     """Start watching this process's peak memory; the result, called, gives the peak since now and how it was read.
 
-    On CUDA the allocator's own peak (and what it reserved); on CPU the resident set's high-water mark less its value
-    now, which includes buffers of the libraries.
+    Either is less what is there now. On CUDA it is the allocator's own peak, beside all that it has reserved; on CPU
+    the resident set's high-water mark, which includes buffers of the libraries.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        there = torch.cuda.memory_allocated(device)
         return lambda: Memory(
-            peak_mib=torch.cuda.max_memory_allocated(device) / 2**20,
+            peak_mib=(torch.cuda.max_memory_allocated(device) - there) / 2**20,
             reserved_mib=torch.cuda.max_memory_reserved(device) / 2**20,
             read_from="allocator",
         )

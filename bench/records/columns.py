@@ -65,8 +65,8 @@ STEP = {
     "stopped_by": Column("", "what ended the timing (precision or time_limit), or the training"),
     "contended": Column(
         "",
-        "whether other processes used the machine meanwhile: in no fit and in no verdict; asked of the wall clock and"
-        " of GPUs alone, since CPU time does not suffer from it",
+        "whether other processes used the machine meanwhile: in no fit and in no verdict; asked of training, of GPUs,"
+        " and of the wall clock, since CPU time does not suffer",
     ),
     "times.contended": Column(
         "seeds", "how many were measured while other processes used the machine; left out if any is not"

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from stepscale.bench.atomic import atomic_write
-from stepscale.bench.errors import BadRecordError, OtherSchemaError
+from stepscale.bench.errors import BadRecordError, OtherSchemaError, UsageError
 from stepscale.bench.notes import one_line, printable
 from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.ranges import Size
@@ -113,8 +113,19 @@ def rounded(value: object) -> object:
     return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def require_folder(path: Path) -> None:
+    """See that there is a folder, or that one can be made.
+
+    Raises:
+        UsageError: a file has its place.
+    """
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{path} can be no folder, as {place} is a file: name another, or remove the file")
+
+
 def save(record: Record, run: Path) -> Path:
-    """Write a record into a run's folder.
+    """Write a record into a run's folder, as ``write`` does.
 
     Raises:
         OSError: it cannot be written; records already there are whole.
@@ -125,16 +136,26 @@ def save(record: Record, run: Path) -> Path:
 
 
 def write(encoded: bytes, path: Path) -> None:
-    """Write an encoded record, whole or not at all.
+    """Write an encoded record, whole or not at all; one that is not settled never takes the place of one that is.
 
     Raises:
         OSError: it cannot be written; records already there are whole.
     """
+    if path.exists() and not decode(encoded).settled and _settled(path):
+        return
     try:
         with atomic_write(path) as file:
             file.write(encoded)
     except OSError as error:
         raise OSError(f"the record {path} cannot be written: {error}; records already there are whole") from error
+
+
+def _settled(path: Path) -> bool:
+    """Whether a file holds a whole record that is settled."""
+    try:
+        return read(path).settled
+    except BadRecordError:
+        return False
 
 
 def path_of(run: Path, identity: str) -> Path:

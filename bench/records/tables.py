@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,8 @@ def cells_of(records: Iterable[Record], task: Task) -> pd.DataFrame:
 
     chosen = newest([record for record in records if record.task is task])
     figures = FIGURES if task is Task.TIME else TRAINING_FIGURES
-    rows = told_apart(chosen) if task is Task.TIME else [row(record) for record in chosen]
+    names = told_apart(chosen)
+    rows = [row(record) | {"optimizer": name} for record, name in zip(chosen, names, strict=True)]
     table = pd.DataFrame(rows, columns=[*AXES, *FACTS, *figures]).astype(figures)
     named = table["machine"][table["machine"] != UNNAMED].unique()
     if len(named) == 1:  # a cell that died has been there too
@@ -95,11 +96,11 @@ def points_of(records: Collection[Record]) -> pd.DataFrame:
     """Return every point of the training runs among the records that count, one row each."""
     import pandas as pd
 
-    tables = []
-    for record in newest(records):
+    tables, trained = [], newest([record for record in records if record.task is Task.TRAIN])
+    for record, name in zip(trained, told_apart(trained), strict=True):
         if record.training is not None:
             points = pd.DataFrame(msgspec.to_builtins(record.training.curve)).astype(float)
-            facts = pd.DataFrame([axes_of(record) | {"identity": record.identity}])
+            facts = pd.DataFrame([axes_of(record) | {"optimizer": name, "identity": record.identity}])
             tables.append(points.merge(facts, how="cross"))
     if tables:
         return pd.concat(tables, ignore_index=True)
@@ -165,26 +166,26 @@ def united(runs: Iterable[Collection[Record]]) -> list[Record]:
     return [record for same in found.values() for record in same]
 
 
-def told_apart(records: list[Record]) -> list[Row]:
-    """One row a record. Records that differ in their configuration alone are different methods, and not repeats.
+def told_apart(records: list[Record]) -> list[str]:
+    """Name each record's optimizer. Records that differ in their configuration alone are different methods, no repeats.
 
-    They share every axis and the seed; their label gets the differing settings appended.
+    They share every axis and the seed; their name gets the differing settings appended. Trials of tuning keep theirs:
+    they are told apart by what they try.
     """
     same_cell: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
-        same_cell.setdefault(tuple(axes_of(record).values()), []).append(record)
-    return [row for same in same_cell.values() for row in _told_apart(same)]
+        if not (record.task is Task.TRAIN and record.config["training"]["trial"]):
+            same_cell.setdefault(tuple(axes_of(record).values()), []).append(record)
+    endings = {id(record): ending for same in same_cell.values() for record, ending in _told_apart(same)}
+    return [clean(record.cell.optimizer + endings.get(id(record), "")) for record in records]
 
 
-def _told_apart(same: list[Record]) -> list[Row]:
-    """Rows of records of one cell, each of another configuration."""
+def _told_apart(same: list[Record]) -> Iterator[tuple[Record, str]]:
+    """Give each record of one cell the settings that differ between them: ``[lr=0.1]``, or nothing."""
     configs = list(map(_settings, same))
     keys = sorted(key for key in set().union(*configs) if len({str(config.get(key)) for config in configs}) > 1)
-    rows = []
     for record, config in zip(same, configs, strict=True):
-        name = f"[{','.join(f'{key}={config.get(key)}' for key in keys)}]" if keys else ""
-        rows.append(row(record) | {"optimizer": clean(record.cell.optimizer + name)})
-    return rows
+        yield record, f"[{','.join(f'{key}={config.get(key)}' for key in keys)}]" if keys else ""
 
 
 def _settings(record: Record) -> Row:

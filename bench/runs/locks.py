@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stepscale.bench.cells.job import Job
+from stepscale.bench.machine.device import first_gpu
 
 Tell = Callable[[str], None]
 
@@ -23,7 +24,7 @@ def measuring(job: Job, tell: Tell) -> Iterator[None]:
 
     On a GPU the lock is that GPU's. It is of one user: others' processes are seen as load, and labelled.
     """
-    device = f"-{os.environ.get('CUDA_VISIBLE_DEVICES', '0')}" if job.cell.device == "cuda" else ""
+    device = f"-{first_gpu()}" if job.cell.device == "cuda" else ""
     path = Path(tempfile.gettempdir()) / f"stepscale-{_user()}-{job.cell.device}{device}.lock"
     with held(path, f"measuring into {job.folder}", tell):
         yield

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import msgspec
 import torch
@@ -24,12 +24,41 @@ from stepscale.bench.config import CONF, Words, expand, merged, read_yaml, searc
 from stepscale.bench.errors import BadRecordError, UsageError
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.device import choose_device
+from stepscale.bench.notes import printable
 from stepscale.bench.records import merging, store
-from stepscale.bench.records.schema import Config
+from stepscale.bench.records.schema import Config, Task
 from stepscale.bench.runs import tuning
 
 SWEEPS = CONF / "sweep"
 NEEDED = ("task", "settings", "seeds", "grids")
+WANTED = {  # of a sweep's file, by key
+    "task": "time or train",
+    "settings": "a text of words for every cell, as timing=quick, or ''",
+    "seeds": "a whole number of at least 1",
+    "further": "a whole number of at least 0",
+    "grids": "a list of texts for each device, as cpu: ['dim=64,128 optimizer=adam']",
+    "tuning": "settings, a text, and factors, grids of numbers above 0, as [{lr: [0.3, 1, 3]}]",
+}
+Factor = Annotated[float, msgspec.Meta(gt=0)]
+Factors = dict[str, Annotated[list[Factor], msgspec.Meta(min_length=1)]]
+
+
+class Tuned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a sweep tunes: words for every trial, and factors to what an optimizer's file has."""
+
+    settings: str
+    factors: Annotated[list[Factors], msgspec.Meta(min_length=1)]
+
+
+class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A sweep's file."""
+
+    task: Task
+    settings: str
+    seeds: Annotated[int, msgspec.Meta(ge=1)]
+    grids: dict[str, list[str]]  # by device
+    further: Annotated[int, msgspec.Meta(ge=0)] = 0  # seeds of what is undecided
+    tuning: Tuned | msgspec.UnsetType = msgspec.UNSET
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -73,10 +102,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         trained = [self.seeds + self.finalists(point) for point in self.points]
         return [*map(len, self.parts), *trained, *(0 for _ in self.further)][number]
 
-    def example(self, number: int) -> Words:
-        """Return the words of a part's first cell, as far as they are known."""
-        cells = [*self.parts, *([point.words] for point in self.points), *self.further]
-        return cells[number][0]
+    def known(self, number: int) -> list[Words]:
+        """Return the words of a part's cells, as far as they are known."""
+        return [*self.parts, *([point.words] for point in self.points), *self.further][number]
 
     @property
     def folder(self) -> str:
@@ -102,12 +130,13 @@ def plan_sweep(name: str, words: Words) -> Plan:
     """
     asked = searchable(words)
     device = device_of(asked)
-    config = read_sweep(name, device)
-    settings = [f"task={config['task']}", *shlex.split(config["settings"])]
-    grids = [merged(merged(settings, shlex.split(grid)), asked) for grid in config["grids"][device]]
-    if "tuning" in config:
-        return _training_plan(Path(name).stem, grids, config)
-    seeds, further = config["seeds"], config.get("further", 0)
+    sweep = read_sweep(name, device)
+    settings = [f"task={sweep.task}", *_split(sweep.settings, name)]
+    grids = [merged(merged(settings, _split(grid, name)), asked) for grid in sweep.grids[device]]
+    if sweep.tuning:
+        trial = _split(sweep.tuning.settings, name)
+        return _training_plan(_plan(Path(name).stem, [], seeds=sweep.seeds), grids, trial, sweep.tuning.factors)
+    seeds, further = sweep.seeds, sweep.further
     seeded = _distinct(merged([f"seed={seed}"], grid) for seed in range(seeds) for grid in grids)
     parts = [in_turns(expand(part)) for part in seeded]
     added = [_distinct(merged([f"seed={seed}"], grid) for grid in grids) for seed in range(seeds, seeds + further)]
@@ -142,11 +171,11 @@ def device_of(words: Words) -> str:
     return choose_device(value_of(words, "device") or "auto")
 
 
-def read_sweep(name: str, device: str) -> Config:
+def read_sweep(name: str, device: str) -> Sweep:
     """Read a sweep's file, ours by its name or a user's by its path.
 
     Raises:
-        UsageError: it is not there, or no sweep, or has no grids of the device.
+        UsageError: it is not there, or no sweep, or has no grids of the device; or a value is none of its key.
     """
     path = Path(name) if name.endswith(".yaml") else SWEEPS / f"{name}.yaml"
     if not path.is_file():
@@ -155,11 +184,27 @@ def read_sweep(name: str, device: str) -> Config:
     found = cast(Config, content if isinstance(content, dict) else {})
     if lacking := [key for key in NEEDED if key not in found]:
         raise UsageError(f"{path} is no sweep, it lacks {', '.join(lacking)}; {SWEEPS / 'quick.yaml'} is one")
-    if device not in found["grids"]:
-        raise UsageError(f"{path} has no grids.{device}, only {', '.join(found['grids'])}; add them, or set device")
-    if not found["grids"][device]:
+    try:
+        sweep = msgspec.convert(found, Sweep)
+    except msgspec.ValidationError as error:
+        key = re.search(r"\$\.(\w+)", str(error))
+        if key is None:
+            raise UsageError(f"{path} is no sweep: {error}; {SWEEPS / 'quick.yaml'} is one") from error
+        value = printable(repr(found[key[1]]))
+        raise UsageError(f"{path}: {key[1]} must be {WANTED[key[1]]}, got {value}") from error
+    if device not in sweep.grids:
+        raise UsageError(f"{path} has no grids.{device}, only {', '.join(sweep.grids)}; add them, or set device")
+    if not sweep.grids[device]:
         raise UsageError(f"{path} has an empty list of grids.{device}: there is nothing to measure")
-    return found
+    return sweep
+
+
+def _split(text: str, name: str) -> Words:
+    """Split a text of a sweep's file into words, as a shell does."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {text!r} cannot be read as words: {error}") from error
 
 
 def save(plan: Plan, path: Path, identities: Iterable[str] | None = None) -> None:
@@ -182,20 +227,19 @@ def save(plan: Plan, path: Path, identities: Iterable[str] | None = None) -> Non
         file.write(merging.joined([facts, *others]))
 
 
-def _plan(name: str, parts: list[list[Words]], points: Iterable[Point] = (), seeds: int = 0) -> Plan:
+def _plan(name: str, parts: list[list[Words]], seeds: int = 0) -> Plan:
     code, version = code_version.code_hash(), str(torch.__version__)
-    return Plan(name=name, parts=parts, points=list(points), seeds=seeds, code=code, torch=version)
+    return Plan(name=name, parts=parts, seeds=seeds, code=code, torch=version)
 
 
-def _training_plan(name: str, grids: list[Words], config: Config) -> Plan:
+def _training_plan(bare: Plan, grids: list[Words], trial: Words, factors: list[Factors]) -> Plan:
     """Plan the trials of each point of the grids, and name the points whose best settings are to be trained."""
     points = _distinct(point for grid in grids for point in expand(grid))
-    settings = shlex.split(config["tuning"]["settings"])
     parts, planned, faults = list[list[Words]](), list[Point](), list[str]()
     for point in points:
         try:
-            trials = tuning.trials(merged(point, settings), config["tuning"]["factors"])
-            cells = None if trials is None else [cell for trial in trials for cell in expand(trial)]
+            trials = tuning.trials(merged(point, trial), factors)
+            cells = None if trials is None else [cell for words in trials for cell in expand(words)]
         except UsageError as error:  # of a pair that does not go together; the others do
             faults.append(f"{' '.join(point)}: {error}")
             continue
@@ -203,7 +247,7 @@ def _training_plan(name: str, grids: list[Words], config: Config) -> Plan:
         parts += [] if cells is None else [cells]
     if not planned:
         raise UsageError("; ".join(dict.fromkeys(faults)))
-    return msgspec.structs.replace(_plan(name, parts, planned, config["seeds"]), faults=faults)
+    return msgspec.structs.replace(bare, parts=parts, points=planned, faults=faults)
 
 
 def _distinct(lists: Iterable[Words]) -> list[Words]:

@@ -70,6 +70,7 @@ def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: 
     if not batches:
         raise ValueError("batches must hold at least one batch, got none")
     workload = Workload(model, step, list(batches), settings.compile)
+    gradients = [None if own.grad is None else own.grad.clone() for own in model.parameters()]
     before, device = workload.snapshot(), workload.device
     notes = Notes()
     clock, peak_memory = clock_of(device, torch.get_num_threads()), start_peak_memory(device)
@@ -83,6 +84,8 @@ def time_step(model: nn.Module, step: Step, batches: Sequence[Batch], settings: 
     finally:
         workload.compiled = None  # whose state is never put back, as it is compiled for its own tensors
         workload.restore(before)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
 
 
 def _figures(found: Measured) -> StepTime:

@@ -22,6 +22,8 @@ from stepscale.optimizers import Iterative, StateDict, Step, Tracked
 
 GROWTH, LONGEST = 1.2, 2_000  # evaluations: each this factor of steps after the last, and no more steps apart
 CHUNK, CHUNK_S = 64, 0.1  # steps run between two looks at the clock, and for how long
+COUNTS = dict.fromkeys(("max_steps", "rows", "evaluation_rows", "patience", "full_batch_at"), 1)  # least of each
+COUNTS |= dict.fromkeys(("pictures", "curvature"), 0)
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,17 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_steps is self.time_limit_s is self.patience is None:
             raise ValueError("training.max_steps, time_limit_s and patience are all null: training would never end")
-        limits = {"max_steps": self.max_steps, "time_limit_s": self.time_limit_s, "rows": self.rows}
-        limits |= {"evaluation_rows": self.evaluation_rows, "patience": self.patience}
-        limits |= {"full_batch_at": self.full_batch_at}
-        for name, value in (limits | {"checkpoint_s": self.checkpoint_s}).items():
+        for name in ("time_limit_s", "checkpoint_s"):
+            value = vars(self)[name]
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
                 raise ValueError(f"training.{name} must be a positive number, got {value!r}")
+        for name, least in COUNTS.items():
+            count = vars(self)[name]
+            unlimited = count is None and least == 1
+            if not unlimited and (isinstance(count, bool) or not isinstance(count, int) or count < least):
+                raise ValueError(f"training.{name} must be a whole number of at least {least}, got {count!r}")
         if not isinstance(self.trial, bool):
             raise ValueError(f"training.trial must be true or false, got {self.trial!r}")
-        for name, count in {"pictures": self.pictures, "curvature": self.curvature}.items():
-            if not isinstance(count, int) or count < 0:
-                raise ValueError(f"training.{name} must be a whole number of at least 0, got {count!r}")
 
 
 class Progress(msgspec.Struct, kw_only=True):

@@ -70,6 +70,7 @@ def test_a_users_own_optimizer_model_and_file(tmp_path: Path) -> None:
         (["optimizer=adam", "optimizer.update._target_=torch.optim.NAdam"], "by ~optimizer.update.fused"),
         (["timing.block_s=0"], "timing.block_s must be a positive number, got 0"),
         (["timing.precision=high"], "timing.precision must be a positive number, got 'high'"),
+        (["sweep", "quick", "device=cpu,cuda"], "device must be one of auto, cpu, cuda, got 'cpu,cuda'"),
         (["seed=-1"], "seed must be a whole number of at least 0, got -1"),
         (["memory_gib=much"], "memory_gib must be null or a positive number, got 'much'"),
         (["timeout_s=-1"], "timeout_s must be null or a positive number, got -1"),
@@ -209,6 +210,26 @@ def test_an_interrupt_while_torch_loads_ends_the_command_at_once(words: list[str
     assert done.stdout.split("\n") == ["loads", *["stops the server"] * (words[0] != "regress"), ""]
 
 
+BEGUN = """
+import os, signal, sys, tempfile, time, types
+from stepscale.bench import __main__
+def begin(words):
+    with tempfile.TemporaryDirectory(dir="."):
+        os.kill(os.getpid(), int(words[0]))
+        time.sleep(60)
+__main__.importlib.import_module = lambda name: types.SimpleNamespace(main=begin)
+sys.argv = ["stepscale", *sys.argv[1:]]
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["report", "merge", "publish", "doctor"])
+def test_an_interrupted_command_leaves_no_folder(tmp_path: Path, command: str, number: int) -> None:
+    done = subprocess.run([sys.executable, "-c", BEGUN, command, str(int(number))], cwd=tmp_path)
+    assert done.returncode == 128 + number and list(tmp_path.iterdir()) == []
+
+
 def test_a_second_interrupt_while_the_command_ends_is_not_heard() -> None:
     code = (
         "import atexit, os, signal, sys\nfrom stepscale.bench import __main__\n"
@@ -320,17 +341,55 @@ def test_a_command_typed_again_says_how_old_its_records_are(tmp_path: Path) -> N
     )
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [["dim=8", "into=file/below"], ["-m", "dim=8", "into=file"], ["merge", "other", "file"], ["report", "file"]],
+    ids=" ".join,
+)
+def test_a_file_where_a_folder_is_to_be_is_named(forking: Forking, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "file").write_text("")
-    done = stepscale(tmp_path, "dim=8", *BRIEF, "into=file/below")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "file/below" in done.stderr
+    status, said = forking(tmp_path, *words)
+    place = words[-1].removeprefix("into=")
+    assert (status, said) == (1, f"{place} can be no folder, as file is a file: name another, or remove the file\n")
+
+
+def test_a_current_folder_that_was_removed_is_named(tmp_path: Path) -> None:
+    code = f"import os\nos.rmdir({str(tmp_path)!r})\nfrom stepscale.bench import __main__\n__main__.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "the current folder is not there any more: go to one that is\n"
 
 
 def test_a_refused_cell_makes_no_folder(tmp_path: Path) -> None:
     for words in (["dim=none"], ["-m", "dim=none"], ["sweep", "quick", "dtype=half"]):
         assert stepscale(tmp_path, *words).returncode == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attempt_anew_that_comes_to_nothing_leaves_the_earlier_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "import os\nfrom stepscale.optimizers import Layerwise\nclass Mine(Layerwise):\n"
+        "    def __init__(self, *rest):\n        os.environ['FINE']\n        super().__init__(*rest)\n"
+    )
+    words = ["optimizer.direction._target_=own.Mine", "~optimizer.direction.bias", "dim=8", "into=run", *BRIEF]
+    assert stepscale(tmp_path, *words, environment={"FINE": "1"}).returncode == 0
+    [path] = (tmp_path / "run/records").iterdir()
+    before, finished = path.read_bytes(), json.loads(path.read_text())["finished"]
+    failed = stepscale(tmp_path, *words, "--anew")
+    assert failed.returncode == 1 and f"its record of {finished} stays" in failed.stdout, failed.stderr
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cell.Run, "measure", interrupted)
+    monkeypatch.setattr(cell.interrupt, "remember", lambda: None)
+    assert cell.measure_one([*words[:3], *BRIEF], tmp_path / "run", anew=True) == 130
+    assert capsys.readouterr().err == f"\ninterrupted; its record of {finished} stays\n"
+    assert path.read_bytes() == before
 
 
 def test_a_system_that_cannot_fork_is_refused_in_a_sentence() -> None:

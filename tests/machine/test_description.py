@@ -20,6 +20,12 @@ def test_environment_says_what_numbers_depend_on() -> None:
     assert machine.name == f"{machine.cpu}, {os.cpu_count()} cores" and machine.host and machine.usable_cores
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_the_allocators_settings_are_recorded_by_either_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "expandable_segments:True")
+    assert description.describe().cuda_allocator == "expandable_segments:True"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_peak_memory_is_the_growth_of_this_process() -> None:
     """In a process of its own; 200 MiB that were freed before must not hide 100 MiB taken after."""

@@ -30,6 +30,25 @@ def test_a_record_survives_saving_and_loading(tmp_path: Path) -> None:
     assert list((tmp_path / "records").iterdir()) == [path], "no partial file stays"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        ({}, {"status": Status.FAILED}, "before"),
+        ({}, {"status": Status.KILLED, "signal": 9}, "before"),
+        ({}, {"status": Status.DIVERGED}, "after"),
+        ({"status": Status.FAILED}, {"status": Status.FAILED}, "after"),
+        ({"status": Status.FAILED}, {}, "after"),
+    ],
+    ids=str,
+)
+def test_what_failed_takes_no_settled_records_place(
+    tmp_path: Path, before: dict[str, object], after: dict[str, object], kept: str
+) -> None:
+    for name, told in (("before", before), ("after", after)):
+        path = store.save(replace(record("relative", 64, 0, 1e-3), command=name, **told), tmp_path)
+    assert store.read(path).command == kept
+
+
 def test_an_unknown_status_is_refused(tmp_path: Path) -> None:
     path = store.save(record("naive", 64, 0, 1e-3), tmp_path)
     path.write_text(path.read_text().replace('"status":"ok"', '"status":"tired"'))
@@ -46,7 +65,7 @@ def test_no_record_holds_what_json_does_not(tmp_path: Path) -> None:
     kept = store.read(path)
     assert kept.direction is not None and kept.direction.cosine is None and kept.timing is not None
     made.timing.blocks.step_s[3] = math.inf
-    lost = store.read(store.save(made, tmp_path))
+    lost = store.read(store.save(replace(made, identity="lost"), tmp_path))
     assert (lost.status, lost.timing) == (Status.FAILED, None)
     assert "a figure is no finite number" in lost.reason and "step_s" in lost.reason
 
@@ -97,7 +116,7 @@ def test_numbers_of_numpy_and_notes_of_any_kind_lose_no_measurement(tmp_path: Pa
     kept = store.read(store.save(made, tmp_path))
     assert kept.status is Status.OK and (kept.counts.flops, kept.data_note) == (5.0, "a/file")
     made.data_note = 5  # type: ignore[assignment]
-    lost = store.read(store.save(made, tmp_path))
+    lost = store.read(store.save(replace(made, identity="lost"), tmp_path))
     assert lost.status is Status.FAILED and "data_note" in lost.reason
 
 

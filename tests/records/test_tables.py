@@ -1,5 +1,6 @@
 """Records as tables."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from stepscale.bench.records import store, tables, work
-from stepscale.bench.records.schema import AXES, UNMARKED, Counts, Record, StepClass, Task
+from stepscale.bench.records.schema import AXES, UNMARKED, Counts, Record, Status, StepClass, Task
 from stepscale.bench.report.write import write
 from tests.support.synthetic import TIMED, failed, record, run_of
 from tests.support.training import train_record as training_record
@@ -89,6 +90,23 @@ def test_a_training_run_of_an_edited_optimizer_is_no_other_seed(tmp_path: Path) 
         store.save(made, tmp_path)
     with pytest.warns(UserWarning, match="Left out: 1 record of cells"):
         assert tables.load(tmp_path, "train")["identity"].to_list() == ["0"]
+
+
+def test_training_runs_of_two_budgets_are_no_seeds_of_one_method(tmp_path: Path) -> None:
+    """Nor in their curves, of which one run has none; a trial's name is its optimizer's, whatever it tries."""
+    for steps, seed, trial in itertools.product((20, 400), (1, 2), (False, True)):
+        made = training_record("relative", seed, trial=trial)
+        made.config["training"]["max_steps"], made.identity = steps, f"{steps}-{seed}-{trial}"
+        made.training = None if (steps, seed, trial) == (20, 1, False) else made.training
+        made.status = made.status if made.training else Status.KILLED
+        store.save(made, tmp_path)
+    runs, curves = tables.load(tmp_path, "train"), tables.curves(tmp_path)
+    apart = {f"relative[training.max_steps={steps}]": 2 for steps in (20, 400)}
+    assert runs["optimizer"].value_counts().to_dict() == apart | {"relative": 4}
+    assert curves.groupby("optimizer")["identity"].nunique().to_dict() == {
+        "relative": 4, "relative[training.max_steps=20]": 1, "relative[training.max_steps=400]": 2
+    }  # fmt: skip
+    assert set(runs[runs["trial"]]["optimizer"]) == {"relative"}
 
 
 def test_flags_and_figures_have_whole_types_though_cells_fail(tmp_path: Path) -> None:

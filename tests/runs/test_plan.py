@@ -93,6 +93,32 @@ def test_a_file_that_is_no_sweep_says_what_it_lacks(text: str, message: str, tmp
         plan_sweep(str(tmp_path / "mine.yaml"), [])
 
 
+SLIPS = {
+    "settings:": "settings must be a text of words for every cell, as timing=quick, or '', got None",
+    "seeds: two": "seeds must be a whole number of at least 1, got 'two'",
+    "further: -1": "further must be a whole number of at least 0, got -1",
+    "task: tim": "task must be time or train, got 'tim'",
+    "grids:": "grids must be a list of texts for each device, as cpu: ['dim=64,128 optimizer=adam'], got None",
+    "grids: {cpu: dim=4}": "grids must be a list of texts for each device, as cpu: [",
+    "grids: {cpu: [{dim: 4}]}": "got {'cpu': [{'dim': 4}]}",
+    'grids: {cpu: ["data.path=\'a"]}': '"data.path=\'a" cannot be read as words: No closing quotation',
+    "tuning:": "factors, grids of numbers above 0, as [{lr: [0.3, 1, 3]}], got None",
+    "tuning: {settings: seed=0}": "tuning must be settings, a text, and factors",
+    "tuning: {settings: seed=0, factors: [{lr: 3}]}": "got {'settings': 'seed=0', 'factors': [{'lr': 3}]}",
+    "tunning: 3": "Object contains unknown field `tunning`",
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_in_a_users_sweep_is_named(slip: str, tmp_path: Path) -> None:
+    path, key = tmp_path / "mine.yaml", slip.split(":")[0]
+    whole = {"task": "task: time", "settings": "settings: ''", "seeds": "seeds: 2", "grids": "grids: {cpu: [dim=8]}"}
+    path.write_text("\n".join((whole | {key: slip}).values()))
+    with pytest.raises(UsageError, match=re.escape(SLIPS[slip])) as found:
+        plan_sweep(str(path), [])
+    assert str(found.value).startswith(str(path))
+
+
 def test_overrides_that_make_two_grids_the_same_count_once() -> None:
     planned = plan_sweep("quick", ["optimizer=relative,layerwise", "dim=32,64"])
     assert planned.cells == 8, "2 optimizers, 2 dims, 2 seeds"

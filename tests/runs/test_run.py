@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cli import running
+from stepscale.bench.errors import UsageError
 from stepscale.bench.machine import code_version
 from stepscale.bench.records import store
 from stepscale.bench.records.operations import PeriodLog, StepLog
@@ -59,7 +60,7 @@ def test_a_cell_that_is_there_is_not_measured_again(tmp_path: Path, measured: li
     path.write_text("{")
     Run(tmp_path, None, print).measure([asked])
     assert len(measured) == 2, "a damaged record is measured anew"
-    store.save(replace(store.read(path), status=Status.FAILED, reason="a bug of the user's"), tmp_path)
+    path.write_bytes(store.encode(replace(store.read(path), status=Status.FAILED, reason="a bug of the user's")))
     Run(tmp_path, None, print).measure([asked])
     assert len(measured) == 3, "one that failed is too: the cause may be mended"
 
@@ -270,6 +271,25 @@ def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
         assert said == []
 
 
+def test_all_who_measure_on_one_gpu_share_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch measures on the first of those that are visible."""
+    names = []
+
+    @contextmanager
+    def held(path: Path, *_: object) -> Iterator[None]:
+        names.append(path.name)
+        yield
+
+    monkeypatch.setattr(locks, "held", held)
+    for visible in (None, "", "0", "0,1", "1,0"):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with locks.measuring(job(tmp_path, device="cuda"), quiet):
+            pass
+    assert len(set(names[:4])) == 1 and names[4] not in names[:4]
+
+
 def test_an_empty_plan_has_no_cell() -> None:
     assert Plan(name="mine", parts=[], code="c", torch="2").cells == 0
 
@@ -325,6 +345,15 @@ def test_an_interrupted_run_goes_on_whatever_ran_since(
     assert typed("dim=32") == 0 and len(measured) == 5
     assert typed(*GRID) == 0 and len(measured) == 9, "what was interrupted is not begun anew"
     assert len(list((tmp_path / "results/local").glob("multirun-*"))) == 2
+
+
+@pytest.mark.parametrize("order", ["tf32,float32", "float32,tf32"])
+def test_a_cell_that_cannot_be_measured_stops_no_other_wherever_it_stands(
+    typed: Callable[..., int], measured: list[Job], order: str
+) -> None:
+    assert typed("device=cpu", f"dtype={order}") == 1 and [made.cell.dtype for made in measured] == ["float32"]
+    with pytest.raises(UsageError, match="dtype=tf32 is a mode of CUDA devices"):
+        typed("device=cpu", "dtype=tf32", "dim=8,16")
 
 
 def test_latest_leads_to_a_run_once_it_holds_a_record(

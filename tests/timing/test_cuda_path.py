@@ -61,14 +61,32 @@ def test_a_memory_limit_is_a_share_of_the_device(monkeypatch: pytest.MonkeyPatch
     assert asked == [(0.25, 3), (1.0, 3)]
 
 
-def test_peak_memory_is_the_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
-    reset = []
+def test_peak_memory_is_the_allocators_above_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset, there = [], [2 * 2**20]
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: there[0])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7 * 2**20)
     peak = memory.start_peak_memory(CUDA)
+    there[0] = 4 * 2**20  # a model that was made since
     assert reset == [CUDA]
-    assert peak() == Memory(peak_mib=5.0, reserved_mib=7.0, read_from="allocator")
+    assert peak() == Memory(peak_mib=3.0, reserved_mib=7.0, read_from="allocator")
+
+
+def test_a_step_is_not_charged_with_what_the_device_had_yet_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, queued = [0.0], [5.0]  # seconds of the model's initialisation
+
+    def run(steps: int) -> None:
+        queued[0] += 2.0 * steps
+
+    def synchronize() -> None:
+        now[0] += queued[0]
+        queued[0] = 0.0
+
+    monkeypatch.setattr(time_step.time, "perf_counter", lambda: now[0])
+    clock: Any = SimpleNamespace(synchronize=synchronize)
+    workload: Any = SimpleNamespace(run=run)
+    assert time_step._wall_seconds(clock, workload, 3) == 6.0
 
 
 @pytest.mark.parametrize(

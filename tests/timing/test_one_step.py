@@ -47,6 +47,10 @@ STEPS: dict[str, Callable[[Flow], Step]] = {
 }
 
 
+def gradients(flow: Flow) -> list[Tensor]:
+    return [parameter.grad.clone() for parameter in flow.parameters() if parameter.grad is not None]
+
+
 @pytest.mark.parametrize("kind", STEPS)
 def test_model_and_step_are_left_as_they_were(kind: str) -> None:
     """A step timed in between changes nothing of what training comes to."""
@@ -60,7 +64,9 @@ def test_model_and_step_are_left_as_they_were(kind: str) -> None:
         torch.manual_seed(1)
         for number in range(3):
             if timed and number < 2:
+                before = gradients(flow)
                 time_step(flow, step, x, BRIEF)
+                assert all(map(torch.equal, before, gradients(flow))) and len(before) == len(gradients(flow))
             step(x[0])
         ends.append([parameter.clone() for parameter in flow.parameters()])
     for plain, interrupted in zip(*ends, strict=True):

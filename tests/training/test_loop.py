@@ -93,7 +93,7 @@ def test_a_cell_s_batches_grow_where_it_says_so(tmp_path: Path) -> None:
         assert found.training is not None and found.training.final is not None, found.reason
         ends.append(found.training.final.validation_nats)
     assert ends[0] != ends[1]
-    with pytest.raises(ValueError, match=r"training\.full_batch_at must be a positive number, got 0"):
+    with pytest.raises(ValueError, match=r"training\.full_batch_at must be a whole number of at least 1, got 0"):
         training_of(ADAM, full_batch_at=0)
 
 
@@ -154,6 +154,9 @@ def test_bits_of_photos_are_of_8_bit_pixels() -> None:
     [
         (["training.max_steps=null"], "all null: training would never end"),
         (["training.checkpoint_s=0"], "training.checkpoint_s must be a positive number, got 0"),
+        (["training.max_steps=1e3"], "training.max_steps must be a whole number of at least 1, got 1000.0"),
+        (["training.evaluation_rows=0.5"], "training.evaluation_rows must be a whole number of at least 1, got 0.5"),
+        (["training.patience=true"], "training.patience must be a whole number of at least 1, got True"),
         (["batch=2000"], "the data have 1000 train rows, a batch has 2000: lower batch"),
     ],
 )
