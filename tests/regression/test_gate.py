@@ -268,6 +268,18 @@ def test_the_checks_table_marks_what_is_missed() -> None:
         assert self_check.summary(pd.concat([good, worse])).count(self_check.MISSED) == 1
 
 
+def status_of_check() -> int:
+    try:
+        gate_check.main([])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def died(base: Arm, head: Arm, case: self_check.Case) -> pd.DataFrame:
+    raise SessionError("session B1 ended with status -9")
+
+
 def test_the_check_goes_on_where_it_was_stopped(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,11 +296,16 @@ def test_the_check_goes_on_where_it_was_stopped(
         return comparisons(case, 1.3 if case.percent else 1.0).drop(columns=["commit", *case._fields])
 
     monkeypatch.setattr(self_check, "compare", compare)
-    gate_check.main([])
-    assert "goes on from here" in capsys.readouterr().err
-    gate_check.main([])
+    written = checkout / self_check.OUT / "README.md"
+    assert status_of_check() == 130
+    assert "goes on from here" in capsys.readouterr().err and "commit" in written.read_text()
+    written.write_text("the earlier page")
+    with monkeypatch.context() as broken:
+        broken.setattr(self_check, "compare", died)
+        assert status_of_check() == 2 and written.read_text() == "the earlier page", "nothing new was measured"
+    assert status_of_check() == 0
     assert sorted(made[:2] + made[3:]) == sorted(self_check.cases()), "each once, but for the interrupted one"
-    assert "commit" in (checkout / self_check.OUT / "README.md").read_text()
+    assert "commit" in written.read_text()
     (checkout / "optimizers" / "core" / "step.py").write_text("")
     with pytest.raises(UsageError, match="remove it"):
         gate_check.main([])
@@ -299,6 +316,22 @@ def test_a_commit_that_reads_as_a_number_is_found_again(commit: str, tmp_path: P
     path = tmp_path / "comparisons.csv"
     comparisons(self_check.Case(False, 0, "update", 0), 1.0).assign(commit=commit).to_csv(path, index=False)
     assert set(self_check.read(path)["commit"]) == {commit}
+
+
+def test_a_comparison_without_a_ratio_is_undecided_on_the_page(tmp_path: Path) -> None:
+    without = comparisons(self_check.Case(False, 0, "", 0), 1.0, math.nan)
+    without.assign(se=without["se"].where(without["ratio"].notna())).to_csv(tmp_path / "comparisons.csv", index=False)
+    judged = verdicts.judge(self_check.read(tmp_path / "comparisons.csv"))
+    assert list(judged["verdict"]) == ["unchanged", "undecided"]
+    assert self_check.summary(judged).count("none (A/A)") == 1
+
+
+def test_a_benchmark_that_fails_ends_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failed = gate.NOTHING._replace(failed={"B1": {"relative-96": "ValueError: no"}})
+    monkeypatch.setattr(gate, "measure", lambda *asked: failed)
+    arm = Arm("c", tmp_path, tmp_path, tmp_path)
+    with pytest.raises(SessionError, match=r"relative-96 failed in session B1: ValueError: no"):
+        self_check.compare(arm, arm, self_check.Case(False, 0, "", 0))
 
 
 @pytest.mark.slow
@@ -319,6 +352,6 @@ def test_a_slow_down_that_the_check_asks_for_is_found(
 def test_the_checks_cases_are_enough() -> None:
     cases = self_check.cases()
     assert len(set(cases)) == len(cases)
-    sixteen = pd.DataFrame(cases).groupby(["neighbour", "percent", "place"]).size() * 16
-    assert (sixteen >= 40).all()
-    assert sixteen[False, 0, ""] >= 100 and sixteen[True, 0, ""] >= 100
+    made = pd.DataFrame(cases).groupby(["neighbour", "percent", "place"]).size() * 2 * len(gate.USUAL)
+    assert (made >= 40).all()
+    assert made[False, 0, ""] >= 100 and made[True, 0, ""] >= 100
