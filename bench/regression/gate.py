@@ -56,7 +56,7 @@ class Measured(NamedTuple):
 
     rounds: pd.DataFrame  # what verdicts.compare takes
     failed: dict[str, dict[str, str]]  # session -> test -> reason
-    code: dict[str, str]  # session -> hash of the package it imported
+    code: dict[str, str]  # session -> hash of the package it imported, and of its configurations
     waited_s: float  # for other processes to leave the machine
     interrupted: bool
 

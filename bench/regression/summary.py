@@ -32,7 +32,7 @@ class Facts:
     threads: int
     waited_s: float  # for other processes to leave the machine
     failed: dict[str, dict[str, str]]  # session -> test -> reason
-    code: dict[str, str]  # session -> hash of the package it imported
+    code: dict[str, str]  # session -> hash of the package it imported, and of its configurations
     optimizers: list[str]  # that either version knows
     interrupted: bool
 

@@ -173,6 +173,7 @@ def test_a_benchmark_that_fails_on_head_is_an_error(checkout: Path, capsys: pyte
     assert regress("HEAD", "--optimizers=relative", "--dims=8") == 2
     said = capsys.readouterr().out
     assert "1 failed: relative-8" in said and "plainest" in said
+    assert "hold the same code" not in said, "a configuration is what is measured, too"
 
 
 def test_interrupted_it_keeps_what_all_sessions_have_finished() -> None:
