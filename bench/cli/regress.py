@@ -1,6 +1,6 @@
 """``stepscale regress [BASE]``: is a step slower than at a base?
 
-Exit status: 0 fine or undecided, 1 regressed, 2 error, 3 nothing was measured.
+Exit status: 0 fine or undecided, 1 regressed, whatever else failed, 2 error, 3 nothing was measured.
 """
 
 from __future__ import annotations

@@ -139,11 +139,13 @@ def test_two_versions_are_run_in_turns_and_judged(
     assert "1 regressed: relative-8. 1 new: newest-8." in capsys.readouterr().out
 
 
-def test_an_empty_selection_measures_nothing_and_a_misspelt_name_is_an_error(
+def test_an_empty_selection_or_one_that_does_not_apply_measures_nothing_and_a_misspelt_name_is_an_error(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert regress("HEAD", "--optimizers=unheard_of", "--dims=8") == 3
     assert "Nothing was measured. Optimizers there are: adam, ekfac" in capsys.readouterr().out
+    assert regress("HEAD", "model=classifier", "--optimizers=naive", "--dims=8") == 3
+    assert "- not applicable: naive-8: TypeError: the jacobian direction needs" in capsys.readouterr().out
     assert regress("HEAD", "--optimizers=relative, unheard_of") == 2
     assert "no optimizer unheard_of; there are adam, ekfac" in capsys.readouterr().err
     assert "unheard_of" in json.loads((checkout / gate.Options.out / "regress.json").read_text())["reason"]
@@ -174,6 +176,29 @@ def test_a_benchmark_that_fails_on_head_is_an_error(checkout: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "1 failed: relative-8" in said and "plainest" in said
     assert "hold the same code" not in said, "a configuration is what is measured, too"
+
+
+REFUSED = "TypeError: the jacobian direction needs base_log_prob()"
+
+
+@pytest.mark.parametrize(
+    ("failed", "inapplicable", "statuses"),  # where another benchmark regressed, and where none did
+    [
+        (dict.fromkeys(["A1", "A2", "B1", "B2"], REFUSED), ["naive-8"], (1, 0)),
+        (dict.fromkeys(["B1", "B2"], REFUSED), [], (1, 2)),
+        (dict.fromkeys(["A1", "A2", "B1", "B2"], "ValueError: no such file"), [], (1, 2)),
+        (dict.fromkeys(["A1", "A2"], REFUSED), [], (1, 0)),
+    ],
+)
+def test_what_neither_version_applies_to_is_no_failure_and_none_hides_a_regression(
+    failed: dict[str, str], inapplicable: list[str], statuses: tuple[int, int]
+) -> None:
+    told = {name: {"naive-8": failed[name]} if name in failed else {} for name in (*verdicts.BASE, *verdicts.HEAD)}
+    rest, found = gate.told_apart(told)
+    assert list(found) == inapplicable and list(rest) == ([] if inapplicable else list(failed))
+    tables = [comparisons(self_check.Case(False, 0, "", 0), 1.0, other) for other in (1.3, 1.0)]
+    measured = gate.NOTHING._replace(failed=rest, inapplicable=found)
+    assert tuple(gate.exit_status(table, measured) for table in tables) == statuses
 
 
 def test_interrupted_it_keeps_what_all_sessions_have_finished() -> None:
