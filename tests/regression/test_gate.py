@@ -10,13 +10,15 @@ from typing import ClassVar
 
 import pandas as pd
 import pytest
+import torch
 
 from stepscale.bench.cli import gate_check
-from stepscale.bench.cli.regress import main
+from stepscale.bench.cli.regress import main, parse
 from stepscale.bench.config import CONF
 from stepscale.bench.errors import UsageError
 from stepscale.bench.regression import builds, gate, self_check, sessions, verdicts
 from stepscale.bench.regression.benchmarks.messages import Timings
+from stepscale.bench.regression.benchmarks.test_steps import workload_of
 from stepscale.bench.regression.builds import Arm, BuildError
 from stepscale.bench.regression.sessions import SessionError
 
@@ -277,6 +279,47 @@ def test_a_session_with_another_versions_files_is_an_error(tmp_path: Path) -> No
 def test_wrong_words_are_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert regress(*words) == 2
     assert words[0].split("=")[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("optimizer=kfac", "--optimizers"),
+        ("dim=16", "--dims"),
+        ("threads=2", "--threads"),
+        ("device=cpu", "CUDA_VISIBLE_DEVICES"),
+        ("timing=quick", "timing.compile"),
+        ("timing.precision=0.1", "timing.compile"),
+        ("training.max_steps=3", "stepscale key=value"),
+        ("task=train", "stepscale key=value"),
+    ],
+)
+def test_a_setting_that_no_benchmark_reads_is_refused(
+    word: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert regress(word) == 2
+    said = capsys.readouterr().err
+    assert f"{word} has no say here" in said and remedy in said
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_benchmark_is_of_the_numbers_and_the_compilation_that_words_ask_for(
+    flush: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = list[str]()
+    monkeypatch.setattr(torch, "compile", lambda step, mode: modes.append(mode) or step)
+    monkeypatch.setattr("stepscale.bench.timing.workload._quieten", lambda: None)
+    words = ("dtype=bfloat16", "timing.compile=max-autotune", f"flush_denormal={flush}", "model=classifier")
+    asked = parse([*words]).words
+    try:
+        workload = workload_of(["optimizer=layerwise", "dim=8", "batch=4", *asked], lambda step: step)
+        assert (torch.tensor(1e-40) * 1 == 0) == flush
+    finally:
+        torch.set_flush_denormal(False)
+    assert modes == ["max-autotune"]
+    rows, labels = workload.batches[0]
+    assert {rows.dtype, *(weight.dtype for weight in workload.model.parameters())} == {torch.bfloat16}
+    assert labels.dtype == torch.int64
 
 
 def comparisons(case: self_check.Case, *ratios: float) -> pd.DataFrame:
