@@ -18,7 +18,9 @@ import pandas as pd
 
 from stepscale.bench import interrupt
 from stepscale.bench.errors import SessionError
+from stepscale.bench.locks import measuring
 from stepscale.bench.machine import cores
+from stepscale.bench.machine.device import choose_device
 from stepscale.bench.progress import bar
 from stepscale.bench.records import store
 from stepscale.bench.regression import builds, summary, verdicts
@@ -82,9 +84,7 @@ def run(options: Options, say: Callable[[str], None]) -> tuple[str, int]:
         unknown = sorted({*options.optimizers} - known)
         if unknown and {*options.optimizers} & known:
             raise ValueError(f"no optimizer {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-        with bar("benchmarks") as show:
-            tell = lambda done, of: show(done / of, f"{done}/{of}")  # noqa: E731
-            measured = NOTHING if unknown else measure(base, head, options, tell)
+        measured = NOTHING if unknown else measure_alone(base, head, options, say)
     table = verdicts.compare(measured.rounds)
     for test in {test for tests in measured.failed.values() for test in tests}:
         table.loc[table["optimizer"] + "-" + table["dim"].astype(str) == test, "verdict"] = "failed"
@@ -125,6 +125,12 @@ def exit_status(table: pd.DataFrame, measured: Measured) -> int:
     status = verdicts.exit_status(table)
     failed = any(name in measured.failed for name in verdicts.HEAD)
     return ERROR if failed and status != verdicts.REGRESSED else status
+
+
+def measure_alone(base: Arm, head: Arm, options: Options, say: Callable[[str], None]) -> Measured:
+    """Measure with a bar of progress, once nobody else measures on this machine."""
+    with measuring(choose_device("auto"), f"comparing {head.label} with {base.label}", say), bar("benchmarks") as show:
+        return measure(base, head, options, lambda done, of: show(done / of, f"{done}/{of}"))
 
 
 def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], None]) -> Measured:

@@ -19,7 +19,9 @@ from typing import NamedTuple, cast
 import pandas as pd
 
 from stepscale.bench.errors import SessionError, UsageError
+from stepscale.bench.locks import measuring
 from stepscale.bench.machine import description
+from stepscale.bench.machine.device import choose_device
 from stepscale.bench.regression import builds, gate, verdicts
 from stepscale.bench.regression.builds import Arm
 from stepscale.bench.regression.scratch import scratch
@@ -102,7 +104,8 @@ def check(out: Path, say: Callable[[str], None]) -> None:
         for number, case in enumerate(cases(), 1):
             if case in done:
                 continue
-            table = compare(base, slowed(head, case), case)
+            with measuring(choose_device("auto"), "checking the regression gate", say):
+                table = compare(base, slowed(head, case), case)
             (out / "environment.json").write_text(json.dumps(where, indent=1) + "\n")
             table.assign(commit=commit, **case._asdict()).to_csv(path, mode="a", header=not path.exists(), index=False)
             verdicts = ", ".join(f"{n} {v}" for v, n in table["verdict"].value_counts().items())

@@ -5,12 +5,14 @@ import math
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from stepscale.bench.cli import gate_check
 from stepscale.bench.cli.regress import main, parse
@@ -201,6 +203,26 @@ def test_what_neither_version_applies_to_is_no_failure_and_none_hides_a_regressi
     tables = [comparisons(self_check.Case(False, 0, "", 0), 1.0, other) for other in (1.3, 1.0)]
     measured = gate.NOTHING._replace(failed=rest, inapplicable=found)
     assert tuple(gate.exit_status(table, measured) for table in tables) == statuses
+
+
+def test_the_machine_is_held_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list[str]()
+
+    def measure(*asked: object) -> gate.Measured:
+        (lock,) = tmp_path.glob("stepscale-*.lock")
+        with pytest.raises(Timeout):
+            FileLock(lock, timeout=0).acquire()
+        found.append(lock.with_suffix(".owner").read_text())
+        return gate.NOTHING
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(gate, "measure", measure)
+    monkeypatch.setattr(self_check, "cases", lambda: [self_check.Case(False, 0, "", 0)])
+    arms = [Arm(name, tmp_path, tmp_path, tmp_path) for name in ("older", "newer")]
+    monkeypatch.setattr(builds, "build", lambda ref, into: arms[into.name == "head"])
+    gate.measure_alone(arms[0], arms[1], gate.Options(), print)
+    self_check.check(tmp_path / "out", print)
+    assert found[0].endswith("comparing newer with older") and found[1].endswith("checking the regression gate")
 
 
 def test_interrupted_it_keeps_what_all_sessions_have_finished() -> None:
