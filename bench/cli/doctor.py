@@ -17,7 +17,9 @@ from scipy.stats import t
 
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
+from stepscale.bench.cli.running import say
 from stepscale.bench.config import compose_cell
+from stepscale.bench.locks import measuring
 from stepscale.bench.machine import description, disturbances
 from stepscale.bench.machine.device import choose_device
 from stepscale.bench.records.headline import estimate
@@ -41,10 +43,11 @@ def main(words: list[str]) -> None:
     device = choose_device("auto")
     where = description.machine(device)
     print(f"{where.gpu or where.cpu}, {where.cores} cores, torch {torch.__version__}: one minute", flush=True)
-    before = disturbances.throttled()
-    findings = [disturbances.load(), disturbances.steadiness(), *disturbances.settings()]
-    findings += disturbances.gpu() if device == "cuda" else []
-    spreads = [spread(dim, cells, device) for dim in DIMS[device]]
+    with measuring(device, "looking how far processes differ", say):
+        before = disturbances.throttled()
+        findings = [disturbances.load(), disturbances.steadiness(), *disturbances.settings()]
+        findings += disturbances.gpu() if device == "cuda" else []
+        spreads = [spread(dim, cells, device) for dim in DIMS[device]]
     findings += disturbances.throttling(before, disturbances.throttled())
     for finding in findings:
         print(f"{finding.mark()}  {finding.what:<13} {finding.found}")

@@ -1,6 +1,6 @@
 """``stepscale regress [BASE]``: is a step slower than at a base?
 
-Exit status: 0 fine or undecided, 1 regressed, 2 error, 3 nothing was measured.
+Exit status: 0 fine or undecided, 1 regressed, whatever else failed, 2 error, 3 nothing was measured.
 """
 
 from __future__ import annotations
@@ -15,6 +15,16 @@ from stepscale.bench.cli.running import say
 from stepscale.bench.errors import BuildError, SessionError
 from stepscale.bench.regression import summary
 from stepscale.bench.regression.gate import ERROR, Options, run
+
+# settings of a cell that no benchmark reads -> what does so in their place
+ELSEWHERE = {
+    "optimizer": "--optimizers names those to compare",
+    "dim": "--dims names those to compare at",
+    "threads": "--threads sets those of each session",
+    "device": "CUDA_VISIBLE_DEVICES= hides a GPU, which else is used",
+    "timing": "of it only timing.compile is for benchmarks, whose rounds are of a fixed length",
+}
+CELLS_ALONE = ("task", "training", "memory_gib", "timeout_s", "world", "label", "hydra.job")
 
 
 def main(words: list[str]) -> None:
@@ -58,4 +68,17 @@ def parse(words: list[str]) -> Options:
     if len(refs) > 1:
         parser.error(f"one base is compared with, got {', '.join(refs)}")
     settings = tuple(word for word in found.words if "=" in word)
+    for word in settings:
+        if remedy := no_say(word):
+            parser.error(f"{word} has no say here: {remedy}")
     return Options(refs[0] if refs else None, found.config_dir, settings, optimizers, dims, found.threads, found.out)
+
+
+def no_say(word: str) -> str | None:
+    """Say why a word of Hydra's has no say in the benchmarks; None where it has one."""
+    key = word.lstrip("+~").split("=")[0]
+    if key in ELSEWHERE or (key.startswith("timing.") and key != "timing.compile"):
+        return ELSEWHERE[key.split(".")[0]]
+    if any(f"{key}.".startswith(f"{name}.") for name in CELLS_ALONE):
+        return "it is of single cells and sweeps, as `stepscale key=value` measures them"
+    return None

@@ -1,7 +1,7 @@
 """The regression gate: is a step slower than at a base? ``stepscale regress [BASE]``, or ``make regress BASE=…``.
 
 Runs its own ``benchmarks`` against both versions of the package, in turns. Exit status: 0 fine or undecided, 1
-regressed, 2 error, 3 nothing was measured.
+regressed, whatever else failed, 2 error, 3 nothing was measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import pandas as pd
 
 from stepscale.bench import interrupt
 from stepscale.bench.errors import SessionError
+from stepscale.bench.locks import measuring
 from stepscale.bench.machine import cores
+from stepscale.bench.machine.device import choose_device
 from stepscale.bench.progress import bar
 from stepscale.bench.records import store
 from stepscale.bench.regression import builds, summary, verdicts
@@ -55,8 +57,9 @@ class Measured(NamedTuple):
     """What the sessions of one comparison told."""
 
     rounds: pd.DataFrame  # what verdicts.compare takes
-    failed: dict[str, dict[str, str]]  # session -> test -> reason
-    code: dict[str, str]  # session -> hash of the package it imported
+    failed: dict[str, dict[str, str]]  # session -> test -> reason, but for those inapplicable
+    inapplicable: dict[str, str]  # test -> why its optimizer does not apply to the model, in either version
+    code: dict[str, str]  # session -> hash of the package it imported, and of its configurations
     waited_s: float  # for other processes to leave the machine
     interrupted: bool
 
@@ -81,16 +84,15 @@ def run(options: Options, say: Callable[[str], None]) -> tuple[str, int]:
         unknown = sorted({*options.optimizers} - known)
         if unknown and {*options.optimizers} & known:
             raise ValueError(f"no optimizer {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-        with bar("benchmarks") as show:
-            tell = lambda done, of: show(done / of, f"{done}/{of}")  # noqa: E731
-            measured = NOTHING if unknown else measure(base, head, options, tell)
+        measured = NOTHING if unknown else measure_alone(base, head, options, say)
     table = verdicts.compare(measured.rounds)
     for test in {test for tests in measured.failed.values() for test in tests}:
         table.loc[table["optimizer"] + "-" + table["dim"].astype(str) == test, "verdict"] = "failed"
     facts = Facts(
         base=base.label, head=head.label, status=exit_status(table, measured),
         seconds=round(time.perf_counter() - began), threads=options.threads, waited_s=measured.waited_s,
-        failed=measured.failed, code=measured.code, optimizers=sorted(known), interrupted=measured.interrupted,
+        failed=measured.failed, inapplicable=measured.inapplicable, code=measured.code, optimizers=sorted(known),
+        interrupted=measured.interrupted,
     )  # fmt: skip
     text = summary.report(table, facts)
     summary.save(options.out, table, facts, text, measured.rounds)
@@ -117,12 +119,18 @@ def require_pytest() -> None:
 
 
 def exit_status(table: pd.DataFrame, measured: Measured) -> int:
-    """Return the verdict's status, or that of what kept it from being reached."""
+    """Return the verdict's status, or that of what kept it from being reached; what regressed is told first."""
     if measured.interrupted:
         return interrupt.STATUS
-    if any(name in measured.failed for name in verdicts.HEAD):
-        return ERROR
-    return verdicts.exit_status(table)
+    status = verdicts.exit_status(table)
+    failed = any(name in measured.failed for name in verdicts.HEAD)
+    return ERROR if failed and status != verdicts.REGRESSED else status
+
+
+def measure_alone(base: Arm, head: Arm, options: Options, say: Callable[[str], None]) -> Measured:
+    """Measure with a bar of progress, once nobody else measures on this machine."""
+    with measuring(choose_device("auto"), f"comparing {head.label} with {base.label}", say), bar("benchmarks") as show:
+        return measure(base, head, options, lambda done, of: show(done / of, f"{done}/{of}"))
 
 
 def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], None]) -> Measured:
@@ -150,12 +158,24 @@ def measure(base: Arm, head: Arm, options: Options, tell: Callable[[int, int], N
             interrupted = True
         require_own_files(sessions, base, head)
         rounds = rows_of(sessions, watch, whole_only=interrupted)
-        failed = {session.name: session.failed for session in sessions if session.failed}
+        failed, inapplicable = told_apart({session.name: session.failed for session in sessions})
         code = {session.name: session.code for session in sessions}
-        return Measured(pd.DataFrame(rounds), failed, code, watch.waited_s, interrupted)
+        return Measured(pd.DataFrame(rounds), failed, inapplicable, code, watch.waited_s, interrupted)
 
 
-NOTHING = Measured(pd.DataFrame(), {}, {}, 0.0, False)
+NOTHING = Measured(pd.DataFrame(), {}, {}, {}, 0.0, False)
+
+
+def told_apart(failed: dict[str, dict[str, str]]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Tell failures (session -> test -> reason) from optimizers that do not apply to the model (test -> reason).
+
+    Those are refused with a ``TypeError``, by every session.
+    """
+    refused = [{test for test, why in tests.items() if why.startswith("TypeError:")} for tests in failed.values()]
+    everywhere = set.intersection(*refused)
+    rest = {name: {test: tests[test] for test in tests if test not in everywhere} for name, tests in failed.items()}
+    inapplicable = {test: tests[test] for tests in failed.values() for test in sorted(everywhere)}
+    return {name: tests for name, tests in rest.items() if tests}, inapplicable
 
 
 def require_own_files(sessions: list[Session], base: Arm, head: Arm) -> None:

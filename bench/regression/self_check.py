@@ -3,7 +3,7 @@
 ``stepscale gate-check`` compares the checkout with itself, as it is (A/A) and with its
 benchmarks told to slow every step down (``--slow``), on a quiet machine and beside a neighbour that loads one core now
 and then. Every comparison goes through the code of ``stepscale regress``. It takes about 70 minutes on 2 cores, goes on
-where it was stopped, and exits with 1 where the gate misses what is asked of it.
+where it was stopped, and exits with 1 where the gate misses what is asked of it, 2 where it could not be measured.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from typing import NamedTuple, cast
 
 import pandas as pd
 
-from stepscale.bench.errors import UsageError
+from stepscale.bench.errors import SessionError, UsageError
+from stepscale.bench.locks import measuring
 from stepscale.bench.machine import description
+from stepscale.bench.machine.device import choose_device
 from stepscale.bench.regression import builds, gate, verdicts
 from stepscale.bench.regression.builds import Arm
 from stepscale.bench.regression.scratch import scratch
 
 OUT = Path("results/gate")
+COMPARISONS = "comparisons.csv"
 RUNS = {0: 7, 5: 3, 10: 3, 20: 3}  # of two dims of each of ``gate.USUAL``, by the slow-down's size in per cent
 REQUIRED = {5: 50, 10: 95, 20: 100}  # per cent found
 ALLOWED = {False: 1, True: 0}  # per cent of A/A regressed, on a quiet machine and with a neighbour
@@ -59,7 +62,7 @@ def cases() -> list[Case]:
 
 def page(out: Path) -> str:
     """Return the gate's quality as a page of Markdown, from the comparisons in a folder."""
-    comparisons = read(out / "comparisons.csv")
+    comparisons = read(out / COMPARISONS)
     where = json.loads((out / "environment.json").read_text(encoding="utf-8"))
     same = int(((comparisons["percent"] == 0) & ~comparisons["neighbour"].astype(bool)).sum())
     machine = f"{where['cpu']}, {where['cores']} cores, torch {where['torch']}, Python {where['python']}"
@@ -83,9 +86,10 @@ def check(out: Path, say: Callable[[str], None]) -> None:
 
     Raises:
         UsageError: those in the folder are of another commit.
+        BuildError, SessionError: one cannot be made.
     """
     out.mkdir(parents=True, exist_ok=True)
-    path, commit = out / "comparisons.csv", builds.describe(None)
+    path, commit = out / COMPARISONS, builds.describe(None)
     done = set()
     if path.exists():
         there = read(path)
@@ -94,14 +98,15 @@ def check(out: Path, say: Callable[[str], None]) -> None:
             raise UsageError(f"{path} is of {commits}, this is {commit}; remove it, or give --out")
         done = {Case(*row) for row in there[["neighbour", "percent", "place", "run"]].itertuples(index=False)}
     where = description.both("cpu") | {"threads": 1, "command": "make gate-check"}
-    (out / "environment.json").write_text(json.dumps(where, indent=1) + "\n")
     with scratch() as folder:
         # built twice, for the gate refuses two versions that are the same files
         base, head = (builds.build(None, folder / name) for name in ("base", "head"))
         for number, case in enumerate(cases(), 1):
             if case in done:
                 continue
-            table = compare(base, slowed(head, case), case)
+            with measuring(choose_device("auto"), "checking the regression gate", say):
+                table = compare(base, slowed(head, case), case)
+            (out / "environment.json").write_text(json.dumps(where, indent=1) + "\n")
             table.assign(commit=commit, **case._asdict()).to_csv(path, mode="a", header=not path.exists(), index=False)
             verdicts = ", ".join(f"{n} {v}" for v, n in table["verdict"].value_counts().items())
             say(f"[{number}/{len(cases())}] {case}: {verdicts}")
@@ -109,15 +114,22 @@ def check(out: Path, say: Callable[[str], None]) -> None:
 
 def read(path: Path) -> pd.DataFrame:
     """Return the comparisons of a file; a commit stays text, though its digits may read as a number (12e456789012)."""
-    return pd.read_csv(path, keep_default_na=False, dtype={"commit": str})
+    return pd.read_csv(path, dtype={"commit": str, "place": str}).fillna({"place": ""})
 
 
 def compare(base: Arm, head: Arm, case: Case) -> pd.DataFrame:
-    """Compare once, beside a neighbour where the case has one."""
+    """Compare once, beside a neighbour where the case has one.
+
+    Raises:
+        SessionError: a session died or hangs, or a benchmark failed.
+    """
     with neighbour() if case.neighbour else nullcontext():
         measured = gate.measure(base, head, gate.Options(optimizers=gate.USUAL), lambda done, of: None)
     if measured.interrupted:
         raise KeyboardInterrupt
+    for session, tests in measured.failed.items():
+        test, reason = next(iter(tests.items()))
+        raise SessionError(f"{test} failed in session {session}: {reason}")
     return verdicts.compare(measured.rounds).assign(waited_s=measured.waited_s)
 
 

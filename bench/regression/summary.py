@@ -32,7 +32,8 @@ class Facts:
     threads: int
     waited_s: float  # for other processes to leave the machine
     failed: dict[str, dict[str, str]]  # session -> test -> reason
-    code: dict[str, str]  # session -> hash of the package it imported
+    inapplicable: dict[str, str]  # test -> why its optimizer does not apply to the model, in either version
+    code: dict[str, str]  # session -> hash of the package it imported, and of its configurations
     optimizers: list[str]  # that either version knows
     interrupted: bool
 
@@ -44,6 +45,9 @@ def report(table: pd.DataFrame, facts: Facts) -> str:
         lines += [pretty(table).to_markdown(index=False, disable_numparse=True), "", EXPLAINED]
     if table["ratio"].notna().any():
         lines[-1] += f" The same code, started twice, came out up to {100 * table['floor'].iloc[0]:.1f} % apart."
+    for reason in dict.fromkeys(facts.inapplicable.values()):
+        alike = [test for test, why in facts.inapplicable.items() if why == reason]
+        lines += ["", f"- not applicable: {', '.join(alike)}: {reason}"]
     for session, tests in facts.failed.items():
         lines += ["", *(f"- {session}: {test} failed: {reason}" for test, reason in tests.items())]
     return "\n".join(lines)
@@ -64,7 +68,10 @@ def headline(table: pd.DataFrame, facts: Facts) -> str:
     said = [] if table["ratio"].notna().any() else ["Nothing could be compared."]
     said += [f"{len(names[v])} {v}: {', '.join(names[v])}." for v in NAMED if v in names]
     said += [f"{len(names['unchanged'])} unchanged."] if "unchanged" in names else []
-    if left := len({*facts.optimizers} - {*table["optimizer"]}):
+    tried = {*table["optimizer"]} | {test.rpartition("-")[0] for test in facts.inapplicable}
+    if facts.inapplicable:
+        said.append(f"{len(facts.inapplicable)} do not apply to the model: {', '.join(facts.inapplicable)}.")
+    if left := len({*facts.optimizers} - tried):
         said.append(f"{left} other optimizers were not compared: `--optimizers=all` compares every one.")
     if len(set(facts.code.values())) == 1:
         said.append("Both versions hold the same code.")

@@ -16,11 +16,11 @@ from stepscale.bench.cells.job import DTYPES, TF32, Job
 from stepscale.bench.config import CellConfig, Words, compose_cell
 from stepscale.bench.counting.growth import second_dims
 from stepscale.bench.errors import UsageError
+from stepscale.bench.locks import measuring_part
 from stepscale.bench.machine import code_version, cores, description
 from stepscale.bench.machine.device import require_present
 from stepscale.bench.records.schema import Config, Record, Task, Tuning
 from stepscale.bench.runs import tuning
-from stepscale.bench.runs.locks import measuring_part
 from stepscale.bench.runs.plan import Plan
 from stepscale.bench.runs.recorded import Recorded, placed, wanted
 from stepscale.bench.runs.run import Run

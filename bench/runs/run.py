@@ -18,11 +18,11 @@ from stepscale.bench import interrupt
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
 from stepscale.bench.errors import BadRecordError
+from stepscale.bench.locks import measuring
 from stepscale.bench.machine import description
 from stepscale.bench.records import store
 from stepscale.bench.records.operations import StepLog
 from stepscale.bench.records.schema import Record, Status, Task
-from stepscale.bench.runs.locks import measuring
 from stepscale.bench.runs.prediction import predict_too_slow
 from stepscale.bench.runs.progress import outcome
 
@@ -75,7 +75,7 @@ class Run:
             else:
                 self._note(record)
         if missing:
-            with measuring(missing[0], self.tell):
+            with measuring(missing[0].cell.device, f"measuring into {missing[0].folder}", self.tell):
                 self.counted_s = time.perf_counter()  # without what was waited for the machine
                 self._measure(missing)
                 self._count_time()

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock, Timeout
 from scipy import stats
 
 from stepscale.bench.cli import doctor
@@ -153,9 +155,28 @@ def test_resolution_is_that_of_a_t_interval_on_two_means() -> None:
     assert stats.t.ppf(0.975, 7) * 0.02 < doctor.resolution(0.02, 8, 2) < 0.05
 
 
-def test_the_doctor_says_what_it_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def is_held(path: Path) -> bool:
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def test_the_doctor_says_what_it_found(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(doctor, "DIMS", {"cpu": (8,), "cuda": (8,)})
+    held, spread = list[bool](), doctor.spread
+
+    def watched(dim: int, cells: int, device: str) -> str:
+        held.append(any(map(is_held, Path(tempfile.gettempdir()).glob(f"stepscale-*-{device}*.lock"))))
+        return spread(dim, cells, device)
+
+    monkeypatch.setattr(doctor, "spread", watched)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     doctor.main(["--cells", "3"])
+    assert held == [True], "the machine, against others that measure"
     said = capsys.readouterr().out
     for what in ("load", "cores", "governor", "throttling", "relative step at dim 8", "it can resolve"):
         assert what in said

@@ -5,18 +5,22 @@ import math
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 import pytest
+import torch
+from filelock import FileLock, Timeout
 
 from stepscale.bench.cli import gate_check
-from stepscale.bench.cli.regress import main
+from stepscale.bench.cli.regress import main, parse
 from stepscale.bench.config import CONF
 from stepscale.bench.errors import UsageError
 from stepscale.bench.regression import builds, gate, self_check, sessions, verdicts
 from stepscale.bench.regression.benchmarks.messages import Timings
+from stepscale.bench.regression.benchmarks.test_steps import workload_of
 from stepscale.bench.regression.builds import Arm, BuildError
 from stepscale.bench.regression.sessions import SessionError
 
@@ -139,11 +143,13 @@ def test_two_versions_are_run_in_turns_and_judged(
     assert "1 regressed: relative-8. 1 new: newest-8." in capsys.readouterr().out
 
 
-def test_an_empty_selection_measures_nothing_and_a_misspelt_name_is_an_error(
+def test_an_empty_selection_or_one_that_does_not_apply_measures_nothing_and_a_misspelt_name_is_an_error(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert regress("HEAD", "--optimizers=unheard_of", "--dims=8") == 3
     assert "Nothing was measured. Optimizers there are: adam, ekfac" in capsys.readouterr().out
+    assert regress("HEAD", "model=classifier", "--optimizers=naive", "--dims=8") == 3
+    assert "- not applicable: naive-8: TypeError: the jacobian direction needs" in capsys.readouterr().out
     assert regress("HEAD", "--optimizers=relative, unheard_of") == 2
     assert "no optimizer unheard_of; there are adam, ekfac" in capsys.readouterr().err
     assert "unheard_of" in json.loads((checkout / gate.Options.out / "regress.json").read_text())["reason"]
@@ -173,6 +179,50 @@ def test_a_benchmark_that_fails_on_head_is_an_error(checkout: Path, capsys: pyte
     assert regress("HEAD", "--optimizers=relative", "--dims=8") == 2
     said = capsys.readouterr().out
     assert "1 failed: relative-8" in said and "plainest" in said
+    assert "hold the same code" not in said, "a configuration is what is measured, too"
+
+
+REFUSED = "TypeError: the jacobian direction needs base_log_prob()"
+
+
+@pytest.mark.parametrize(
+    ("failed", "inapplicable", "statuses"),  # where another benchmark regressed, and where none did
+    [
+        (dict.fromkeys(["A1", "A2", "B1", "B2"], REFUSED), ["naive-8"], (1, 0)),
+        (dict.fromkeys(["B1", "B2"], REFUSED), [], (1, 2)),
+        (dict.fromkeys(["A1", "A2", "B1", "B2"], "ValueError: no such file"), [], (1, 2)),
+        (dict.fromkeys(["A1", "A2"], REFUSED), [], (1, 0)),
+    ],
+)
+def test_what_neither_version_applies_to_is_no_failure_and_none_hides_a_regression(
+    failed: dict[str, str], inapplicable: list[str], statuses: tuple[int, int]
+) -> None:
+    told = {name: {"naive-8": failed[name]} if name in failed else {} for name in (*verdicts.BASE, *verdicts.HEAD)}
+    rest, found = gate.told_apart(told)
+    assert list(found) == inapplicable and list(rest) == ([] if inapplicable else list(failed))
+    tables = [comparisons(self_check.Case(False, 0, "", 0), 1.0, other) for other in (1.3, 1.0)]
+    measured = gate.NOTHING._replace(failed=rest, inapplicable=found)
+    assert tuple(gate.exit_status(table, measured) for table in tables) == statuses
+
+
+def test_the_machine_is_held_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list[str]()
+
+    def measure(*asked: object) -> gate.Measured:
+        (lock,) = tmp_path.glob("stepscale-*.lock")
+        with pytest.raises(Timeout):
+            FileLock(lock, timeout=0).acquire()
+        found.append(lock.with_suffix(".owner").read_text())
+        return gate.NOTHING
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(gate, "measure", measure)
+    monkeypatch.setattr(self_check, "cases", lambda: [self_check.Case(False, 0, "", 0)])
+    arms = [Arm(name, tmp_path, tmp_path, tmp_path) for name in ("older", "newer")]
+    monkeypatch.setattr(builds, "build", lambda ref, into: arms[into.name == "head"])
+    gate.measure_alone(arms[0], arms[1], gate.Options(), print)
+    self_check.check(tmp_path / "out", print)
+    assert found[0].endswith("comparing newer with older") and found[1].endswith("checking the regression gate")
 
 
 def test_interrupted_it_keeps_what_all_sessions_have_finished() -> None:
@@ -253,6 +303,47 @@ def test_wrong_words_are_named(words: list[str], capsys: pytest.CaptureFixture[s
     assert words[0].split("=")[1] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("optimizer=kfac", "--optimizers"),
+        ("dim=16", "--dims"),
+        ("threads=2", "--threads"),
+        ("device=cpu", "CUDA_VISIBLE_DEVICES"),
+        ("timing=quick", "timing.compile"),
+        ("timing.precision=0.1", "timing.compile"),
+        ("training.max_steps=3", "stepscale key=value"),
+        ("task=train", "stepscale key=value"),
+    ],
+)
+def test_a_setting_that_no_benchmark_reads_is_refused(
+    word: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert regress(word) == 2
+    said = capsys.readouterr().err
+    assert f"{word} has no say here" in said and remedy in said
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_benchmark_is_of_the_numbers_and_the_compilation_that_words_ask_for(
+    flush: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = list[str]()
+    monkeypatch.setattr(torch, "compile", lambda step, mode: modes.append(mode) or step)
+    monkeypatch.setattr("stepscale.bench.timing.workload._quieten", lambda: None)
+    words = ("dtype=bfloat16", "timing.compile=max-autotune", f"flush_denormal={flush}", "model=classifier")
+    asked = parse([*words]).words
+    try:
+        workload = workload_of(["optimizer=layerwise", "dim=8", "batch=4", *asked], lambda step: step)
+        assert (torch.tensor(1e-40) * 1 == 0) == flush
+    finally:
+        torch.set_flush_denormal(False)
+    assert modes == ["max-autotune"]
+    rows, labels = workload.batches[0]
+    assert {rows.dtype, *(weight.dtype for weight in workload.model.parameters())} == {torch.bfloat16}
+    assert labels.dtype == torch.int64
+
+
 def comparisons(case: self_check.Case, *ratios: float) -> pd.DataFrame:
     measured = {"base_ms": 1.0, "head_ms": 1.0, "se": 0.01, "floor": 0.01, "rounds": 50, "contended": 3}
     rows = [measured | {"ratio": ratio, "waited_s": 2.0, "commit": "c"} for ratio in ratios]
@@ -266,6 +357,18 @@ def test_the_checks_table_marks_what_is_missed() -> None:
     assert self_check.MISSED not in self_check.summary(good)
     for worse in (comparisons(beside, 1.2), comparisons(quiet, 1.2, 1.2), comparisons(found, 1.0, 1.0)):
         assert self_check.summary(pd.concat([good, worse])).count(self_check.MISSED) == 1
+
+
+def status_of_check() -> int:
+    try:
+        gate_check.main([])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def died(base: Arm, head: Arm, case: self_check.Case) -> pd.DataFrame:
+    raise SessionError("session B1 ended with status -9")
 
 
 def test_the_check_goes_on_where_it_was_stopped(
@@ -284,11 +387,16 @@ def test_the_check_goes_on_where_it_was_stopped(
         return comparisons(case, 1.3 if case.percent else 1.0).drop(columns=["commit", *case._fields])
 
     monkeypatch.setattr(self_check, "compare", compare)
-    gate_check.main([])
-    assert "goes on from here" in capsys.readouterr().err
-    gate_check.main([])
+    written = checkout / self_check.OUT / "README.md"
+    assert status_of_check() == 130
+    assert "goes on from here" in capsys.readouterr().err and "commit" in written.read_text()
+    written.write_text("the earlier page")
+    with monkeypatch.context() as broken:
+        broken.setattr(self_check, "compare", died)
+        assert status_of_check() == 2 and written.read_text() == "the earlier page", "nothing new was measured"
+    assert status_of_check() == 0
     assert sorted(made[:2] + made[3:]) == sorted(self_check.cases()), "each once, but for the interrupted one"
-    assert "commit" in (checkout / self_check.OUT / "README.md").read_text()
+    assert "commit" in written.read_text()
     (checkout / "optimizers" / "core" / "step.py").write_text("")
     with pytest.raises(UsageError, match="remove it"):
         gate_check.main([])
@@ -299,6 +407,22 @@ def test_a_commit_that_reads_as_a_number_is_found_again(commit: str, tmp_path: P
     path = tmp_path / "comparisons.csv"
     comparisons(self_check.Case(False, 0, "update", 0), 1.0).assign(commit=commit).to_csv(path, index=False)
     assert set(self_check.read(path)["commit"]) == {commit}
+
+
+def test_a_comparison_without_a_ratio_is_undecided_on_the_page(tmp_path: Path) -> None:
+    without = comparisons(self_check.Case(False, 0, "", 0), 1.0, math.nan)
+    without.assign(se=without["se"].where(without["ratio"].notna())).to_csv(tmp_path / "comparisons.csv", index=False)
+    judged = verdicts.judge(self_check.read(tmp_path / "comparisons.csv"))
+    assert list(judged["verdict"]) == ["unchanged", "undecided"]
+    assert self_check.summary(judged).count("none (A/A)") == 1
+
+
+def test_a_benchmark_that_fails_ends_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failed = gate.NOTHING._replace(failed={"B1": {"relative-96": "ValueError: no"}})
+    monkeypatch.setattr(gate, "measure", lambda *asked: failed)
+    arm = Arm("c", tmp_path, tmp_path, tmp_path)
+    with pytest.raises(SessionError, match=r"relative-96 failed in session B1: ValueError: no"):
+        self_check.compare(arm, arm, self_check.Case(False, 0, "", 0))
 
 
 @pytest.mark.slow
@@ -319,6 +443,6 @@ def test_a_slow_down_that_the_check_asks_for_is_found(
 def test_the_checks_cases_are_enough() -> None:
     cases = self_check.cases()
     assert len(set(cases)) == len(cases)
-    sixteen = pd.DataFrame(cases).groupby(["neighbour", "percent", "place"]).size() * 16
-    assert (sixteen >= 40).all()
-    assert sixteen[False, 0, ""] >= 100 and sixteen[True, 0, ""] >= 100
+    made = pd.DataFrame(cases).groupby(["neighbour", "percent", "place"]).size() * 2 * len(gate.USUAL)
+    assert (made >= 40).all()
+    assert made[False, 0, ""] >= 100 and made[True, 0, ""] >= 100

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from msgspec.structs import replace
 
+from stepscale.bench import locks
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
 from stepscale.bench.cli import running
@@ -19,7 +20,6 @@ from stepscale.bench.machine import code_version
 from stepscale.bench.records import store
 from stepscale.bench.records.operations import PeriodLog, StepLog
 from stepscale.bench.records.schema import GROUP, Record, Status
-from stepscale.bench.runs import locks
 from stepscale.bench.runs.conduct import conduct
 from stepscale.bench.runs.plan import Plan, plan_multirun
 from stepscale.bench.runs.prediction import predict_too_slow
@@ -262,7 +262,7 @@ def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import os, sys; from pathlib import Path; from stepscale.bench.runs.locks import held\n"
+        "import os, sys; from pathlib import Path; from stepscale.bench.locks import held\n"
         "with held(Path(sys.argv[1]), 'x', print): os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "one.lock")])

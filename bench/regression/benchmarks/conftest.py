@@ -94,14 +94,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     functions = [item for item in session.items if isinstance(item, pytest.Function)]
     tests = [item.callspec.id for item in functions if isinstance(item.callspec.params["dim"], int)]
     folder = session.config.getoption("--config-dir")
+    parts = [path.read_bytes() for path in sorted(Path(folder or CONF).rglob("*.yaml"))]
     if folder:
         files = imported_by(Path(folder))
-        parts = [path.read_bytes() for path in sorted(Path(folder).rglob("*.yaml"))]
         parts += [source for file in files for source in sources(file)]
-        code = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     else:
         ours = (stepscale.bench.config, stepscale.models, stepscale.optimizers)
-        files, code = [Path(str(package.__file__)) for package in ours], code_version.code_hash()
+        files = [Path(str(package.__file__)) for package in ours]
+        parts.append(code_version.code_hash().encode())
+    code = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     TURNS.say(Collected(tests, [str(file) for file in files], code))
 
 

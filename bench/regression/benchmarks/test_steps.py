@@ -19,13 +19,15 @@ import torch
 from hydra.utils import instantiate
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from stepscale.bench.cells.build import number_type
+from stepscale.bench.cells.job import TF32
 from stepscale.bench.config import compose_cell
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.clock import Clock, clock_of, timed
 from stepscale.bench.timing.limit import Limit, limit_of
 from stepscale.bench.timing.workload import Workload
 from stepscale.models import rows_of
-from stepscale.optimizers import Step
+from stepscale.optimizers import Step, no_mark
 
 from .conftest import Turn
 from .messages import Plan
@@ -38,18 +40,26 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def workload_of(words: list[str], slow: Callable[[Step], Step]) -> Workload:
-    """Three batches of a cell's data, in turns."""
+    """Three batches of a cell's data, in turns; numbers and compilation are as its configuration says."""
     config = compose_cell(words).config
+    if config["dtype"] == TF32 and DEVICE.type != "cuda":
+        raise ValueError(f"dtype={TF32} is a mode of CUDA devices; use dtype=float32")
+    dtype, compile_mode = number_type(config["dtype"]), config["timing"].get("compile")
+    torch.set_flush_denormal(config.get("flush_denormal", True))  # an earlier version has no such key
     torch.manual_seed(0)
     size, dim = config["batch"], config["data"].get("dim", config["dim"])  # an earlier version has no data.dim
     rows = instantiate(config["data"])(dim=dim, rows=3 * size, seed=config["seed"]).train
     parts = [rows] if isinstance(rows, torch.Tensor) else rows
     if len(parts) > 1 and not parts[1].is_floating_point():
         size //= parts[1][0].numel()  # of a text a batch counts tokens
-    batches = list(zip(*(part[: 3 * size].to(DEVICE).split(size) for part in parts), strict=True))
-    model = instantiate(config["model"]).to(DEVICE)
+    parts = [part[: 3 * size].to(DEVICE, dtype if part.is_floating_point() else part.dtype) for part in parts]
+    batches = list(zip(*(part.split(size) for part in parts), strict=True))
+    model = instantiate(config["model"]).to(device=DEVICE, dtype=dtype)
     step = slow(instantiate(config["optimizer"])(model))
-    return Workload(model, step, [batch[0] if len(batch) == 1 else batch for batch in batches])
+    workload = Workload(model, step, [batch[0] if len(batch) == 1 else batch for batch in batches], compile_mode)
+    if compile_mode:  # one period as written makes .grad and state: torch would compile anew for them
+        workload.run(workload.period, no_mark)
+    return workload
 
 
 def calibrate(workload: Workload, limit: Limit | None, clock: Clock) -> Plan:

@@ -12,21 +12,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stepscale.bench.cells.job import Job
 from stepscale.bench.machine.device import first_gpu
 
 Tell = Callable[[str], None]
 
 
 @contextmanager
-def measuring(job: Job, tell: Tell) -> Iterator[None]:
-    """Hold the machine while a cell is measured on it: two at once would disturb each other.
+def measuring(device: str, purpose: str, tell: Tell) -> Iterator[None]:
+    """Hold the machine while something is measured on its CPU or GPU: two at once would disturb each other.
 
     On a GPU the lock is that GPU's. It is of one user: others' processes are seen as load, and labelled.
     """
-    device = f"-{first_gpu()}" if job.cell.device == "cuda" else ""
-    path = Path(tempfile.gettempdir()) / f"stepscale-{_user()}-{job.cell.device}{device}.lock"
-    with held(path, f"measuring into {job.folder}", tell):
+    number = f"-{first_gpu()}" if device == "cuda" else ""
+    with held(Path(tempfile.gettempdir()) / f"stepscale-{_user()}-{device}{number}.lock", purpose, tell):
         yield
 
 
