@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from stepscale.bench.cells import process
 from stepscale.bench.cells.job import Job
@@ -78,7 +78,7 @@ def spread(dim: int, cells: int, device: str) -> str:
 
 def resolution(sd: float, measured: int, seeds: int) -> float:
     """Return the relative difference of two means of ``seeds`` cells that a 95 % interval just tells from none."""
-    return math.expm1(float(t.ppf(0.975, measured - 1)) * sd * math.sqrt(2 / seeds))
+    return math.expm1(float(stdtrit(measured - 1, 0.975)) * sd * math.sqrt(2 / seeds))
 
 
 def job(dim: int, seed: int, device: str, folder: Path) -> Job:

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from stepscale.bench.records.headline import MIN_BLOCKS
 
@@ -46,13 +46,13 @@ def compare(rounds: pd.DataFrame) -> pd.DataFrame:
     same = table[["base_spread", "head_spread"]].to_numpy(dtype=float).ravel()
     same = same[~np.isnan(same)]
     sessions = math.sqrt(np.mean(same**2) / 2) if len(same) else math.nan
-    table["floor"] = math.expm1(sessions * t.ppf(1 - 0.025 / len(table), max(1, len(same))))
+    table["floor"] = math.expm1(sessions * stdtrit(max(1, len(same)), 1 - 0.025 / len(table)))
     return judge(table)[COLUMNS]
 
 
 def judge(table: pd.DataFrame) -> pd.DataFrame:
     """Set ``low``, ``high``, ``resolution`` and ``verdict`` from what was measured: ``ratio``, ``se``, ``floor``."""
-    half = table["se"] * t.ppf(0.995, table["rounds"].clip(lower=2) - 1)
+    half = table["se"] * stdtrit(table["rounds"].clip(lower=2) - 1, 0.995)
     table["low"], table["high"] = table["ratio"] * np.exp(-half), table["ratio"] * np.exp(half)
     table["resolution"] = np.maximum(table["floor"].clip(lower=THRESHOLD), np.expm1(half))
     table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
@@ -108,5 +108,5 @@ def _verdict(row: Mapping[Hashable, float]) -> str:
     if difference > math.log1p(row["resolution"]):
         return "regressed" if row["ratio"] > 1 else "improved"
     # two one-sided tests of equivalence, at 5 % over rounds; a floor above what matters could hide a difference
-    largest = difference + row["se"] * t.ppf(0.95, row["rounds"] - 1)
+    largest = difference + row["se"] * stdtrit(row["rounds"] - 1, 0.95)
     return "unchanged" if max(largest, math.log1p(row["floor"])) < practical else "undecided"

@@ -19,8 +19,6 @@ import torch
 from hydra.utils import instantiate
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from stepscale.bench.cells.build import number_type
-from stepscale.bench.cells.job import TF32
 from stepscale.bench.config import compose_cell
 from stepscale.bench.machine import code_version
 from stepscale.bench.machine.clock import Clock, clock_of, timed
@@ -36,15 +34,18 @@ ROUND_S = 0.008  # of steps
 STEPS_S = 0.5  # in all rounds
 LEAST_ROUNDS, WARM_UP = 12, 2
 LIMIT_EVERY = 4  # rounds
+NUMBERS = {"float32": torch.float32, "tf32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def workload_of(words: list[str], slow: Callable[[Step], Step]) -> Workload:
     """Three batches of a cell's data, in turns; numbers and compilation are as its configuration says."""
     config = compose_cell(words).config
-    if config["dtype"] == TF32 and DEVICE.type != "cuda":
-        raise ValueError(f"dtype={TF32} is a mode of CUDA devices; use dtype=float32")
-    dtype, compile_mode = number_type(config["dtype"]), config["timing"].get("compile")
+    tf32 = config["dtype"] == "tf32"
+    if tf32 and DEVICE.type != "cuda":
+        raise ValueError("dtype=tf32 is a mode of CUDA devices; use dtype=float32")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    dtype, compile_mode = NUMBERS[config["dtype"]], config["timing"].get("compile")
     torch.set_flush_denormal(config.get("flush_denormal", True))  # an earlier version has no such key
     torch.manual_seed(0)
     size, dim = config["batch"], config["data"].get("dim", config["dim"])  # an earlier version has no data.dim
