@@ -182,6 +182,9 @@ def told_apart(records: list[Record]) -> list[str]:
 
 def _told_apart(same: list[Record]) -> Iterator[tuple[Record, str]]:
     """Give each record of one cell the settings that differ between them: ``[lr=0.1]``, or nothing."""
+    if len(same) == 1:  # as nearly always, and to compare settings takes its time
+        yield same[0], ""
+        return
     configs = list(map(_settings, same))
     keys = sorted(key for key in set().union(*configs) if len({str(config.get(key)) for config in configs}) > 1)
     for record, config in zip(same, configs, strict=True):
