@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import textwrap
+import re
 
 import matplotlib as mpl
 import numpy as np
@@ -34,7 +34,7 @@ LACKING = {
     UNTIMED: "its operations were\nnot timed one by one",
 }
 CUBIC, NOT_CUBIC = "#b03a06", "#1b5583"  # of titles
-ACROSS, NARROW = 4, 26.0  # panels in a row; points between the labels of two dims
+ACROSS, TITLE, NARROW = 4, 36, 26.0  # panels in a row; characters of a title; points between the labels of two dims
 
 
 def orders_figure(shares: pd.DataFrame, growth: pd.DataFrame, times: pd.DataFrame, title: str) -> Figure:
@@ -74,12 +74,19 @@ def by_share(times: pd.DataFrame, growth: pd.DataFrame) -> list[str]:
     return sorted(times["optimizer"].unique(), key=lambda name: (-share.get(name, -1.0), name))
 
 
+def title_of(name: str) -> str:
+    """Shorten a name that is wider than its panel: its settings to their last key, and what is still too long."""
+    if len(name) > TITLE:
+        name = re.sub(r"[\w.]+\.(\w+=)", r"\1", name)
+    return name if len(name) <= TITLE else f"{name[: TITLE - 1]}…"
+
+
 def draw_panel(ax: Axes, name: str, growth: TableRow, shares: pd.DataFrame, times: pd.DataFrame) -> None:
     """Stack the shares of one optimizer by order, the fastest growing on top; say why where there are none."""
     verdict = by_clock(growth)
     cubic = verdict.key > 0
     ax.set_title(
-        "\n".join([textwrap.shorten(name, 36, placeholder="…"), verdict.text]), loc="left", fontsize=8.5,
+        "\n".join([title_of(name), verdict.text]), loc="left", fontsize=8.5,
         color=CUBIC if cubic else NOT_CUBIC if verdict.key == 0 else "0.3", fontweight="bold" if cubic else "normal",
     )  # fmt: skip
     ax.set(ylim=(0, 1), yticks=[0, 0.25, 0.5, 0.75, 1], yticklabels=["0", "25", "50", "75", "100 %"])
