@@ -75,10 +75,9 @@ def by_share(times: pd.DataFrame, growth: pd.DataFrame) -> list[str]:
 
 
 def title_of(name: str) -> str:
-    """Shorten a name that is wider than its panel: its settings to their last key, and what is still too long."""
-    if len(name) > TITLE:
-        name = re.sub(r"[\w.]+\.(\w+=)", r"\1", name)
-    return name if len(name) <= TITLE else f"{name[: TITLE - 1]}…"
+    """Shorten a name to the width of a panel: its settings to their last key, and what is still too long."""
+    short = re.sub(r"[\w.]+\.(\w+=)", r"\1", name)
+    return short if len(short) <= TITLE else f"{short[: TITLE - 1]}…"
 
 
 def draw_panel(ax: Axes, name: str, growth: TableRow, shares: pd.DataFrame, times: pd.DataFrame) -> None:
