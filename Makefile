@@ -11,7 +11,7 @@ WORKERS      = -n auto --maxprocesses 4 --dist worksteal
 READY        = $(if $(filter .venv/bin/python,$(PY)),.venv/ready)  # another Python is taken as it is
 
 .DEFAULT_GOAL := help
-.PHONY: setup bench bench-quick bench-speed bench-gpu wheels train report publish peers peers-relative peers-growth peers-timer reliability regress doctor counts counts-update gate-check test test-slurm test-all lint clean help
+.PHONY: setup bench bench-quick bench-speed bench-gpu wheels train report publish peers peers-relative peers-growth peers-timer reliability harness regress doctor counts counts-update gate-check test test-slurm test-all lint clean help
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv $(VENVFLAGS) .venv
@@ -69,6 +69,9 @@ reliability: $(READY)  ## Kill sweeps and trainings, damage files, misbehave, in
 	for script in killed_sweeps killed_trainings misbehaving early_interrupt fuzzed_records wrong_inputs; do \
 	  $(PY) -m tests.reliability.$$script --to $(or $(TARGET),results/local/reliability)/$$script.csv || exit 1; \
 	done
+
+harness: $(READY)  ## What the harness itself costs: first figures, reports of many records; 2 minutes (TARGET=results/harness/harness.csv)
+	$(PY) -m tests.harness --to $(or $(TARGET),results/local/harness/harness.csv)
 
 report: $(READY)  ## Write the report of a run anew from its records (RUN=results/NAME)
 	$(PY) -m stepscale.bench report $(RUN)

@@ -320,6 +320,7 @@ def test_hydra_answers(forking: Forking, tmp_path: Path, words: list[str], answe
     assert status == 0 and answer in said
 
 
+@pytest.mark.slow
 def test_a_command_typed_again_says_how_old_its_records_are(tmp_path: Path) -> None:
     """In a folder whose name is for trouble, on an ASCII terminal."""
     folder = tmp_path / ODD

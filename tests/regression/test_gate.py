@@ -165,6 +165,7 @@ def test_what_is_compared_where_nobody_says() -> None:
     assert set(gate.USUAL) <= {path.stem for path in (CONF / "optimizer").glob("*.yaml")}
 
 
+@pytest.mark.slow
 def test_a_head_that_cannot_be_imported_is_an_error(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = checkout / "optimizers" / "relative" / "relative.py"
     broken.write_text("from stepscale.optimizers.core.step import nothing\n")

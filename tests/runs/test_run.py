@@ -271,7 +271,7 @@ def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
         assert said == []
 
 
-def test_all_who_measure_on_one_gpu_share_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_who_measure_on_one_gpu_share_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch measures on the first of those that are visible."""
     names = []
 
@@ -285,7 +285,7 @@ def test_all_who_measure_on_one_gpu_share_its_lock(tmp_path: Path, monkeypatch: 
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        with locks.measuring(job(tmp_path, device="cuda"), quiet):
+        with locks.measuring("cuda", "measuring", quiet):
             pass
     assert len(set(names[:4])) == 1 and names[4] not in names[:4]
 
