@@ -169,15 +169,13 @@ class Hooked:
                     gradient = (io.delta.T @ a / io.samples).view_as(parameter)
                     found[id(parameter)] = found.get(id(parameter), 0) + gradient
                     bounds[id(parameter)] = bounds.get(id(parameter), 0) + io.delta.norm() * a.norm() / io.samples
-        tolerance = (
-            max((torch.finfo(use.y.dtype).eps for use in uses), default=0.0) ** 0.5
-        )  # 9 % of autocast's bfloat16
+        coarsest = max((torch.finfo(use.y.dtype).eps for use in uses), default=0.0)  # as autocast's
         for use in uses:
             for parameter in use.module.parameters():
                 if (true := exact.get(id(parameter))) is None:
                     continue
                 off = (found[id(parameter)] - true).norm()
-                if off > tolerance * bounds[id(parameter)]:
+                if off > coarsest**0.5 * bounds[id(parameter)]:
                     raise TypeError(
                         f"the gradient of {name_of(self.model, use.module)} is not of its calls alone: a parameter of "
                         "it is used elsewhere, too; freeze it, or use the layerwise direction"

@@ -50,7 +50,7 @@ def of_inputs(there: Moments | None, io: LayerIO, relative: bool, keep: float) -
 def averaged(moments: Tensor | None, left: Tensor, right: Tensor, keep: float, weight: float) -> Tensor:
     """O(B d²): keep · moments + weight · leftᵀ right of rows ``[batch, dim]``, in one pass over the moments, in place.
 
-    Without any a new matrix.
+    Where there are none yet, it is a new matrix.
     """
     if moments is None:
         return aligned(left.T @ right).mul_(weight)
@@ -67,7 +67,7 @@ def of_squares(
     both: bool = True,
     dense: bool = False,
 ) -> Moments:
-    """Take SᵀS and S Sᵀ of the mean gradient S = gᵀx̄/B − [N, 0], or SᵀS alone, times ``weight``; else as ``averaged``.
+    """Take SᵀS and S Sᵀ of the mean gradient S = gᵀx̄/B − [N, 0], or SᵀS alone, times ``weight``, into averages.
 
     Of n rows fewer than about 0.6 d it is O(n² d + n d²), by Gram matrices of rows; else, or where it is to be
     ``dense``, S is formed, O(d³). The Euclidean frame's N is O(d³) in either case.
