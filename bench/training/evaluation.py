@@ -23,9 +23,8 @@ def judged(model: nn.Module, step: Step) -> nn.Module:
 
     The model itself is left as it was, bit for bit; an update's own way back may round.
     """
-    moving = [
-        part for part in averaged(update_of(step)) if _has_stepped(part)
-    ]  # before, the average is where it begins
+    # before its first step an average is where it begins
+    moving = [part for part in averaged(update_of(step)) if _has_stepped(part)]
     if not moving:
         return copied(model).eval()
     trained = [parameter.detach().clone() for parameter in model.parameters()]
